@@ -1,0 +1,104 @@
+"""When is the next pass, and what of the last one is worth a line in the log."""
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from loguru import logger
+
+from sidecar.errors import NodeError, Stopped
+from sidecar.model import Report
+from sidecar.reconcile import Reconciler
+from sidecar.wakeup import Wakeup
+
+#: Seconds until the first retry, and until the first look after a change.
+SOON: Final = 1.0
+
+
+def run(reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journal") -> Report | None:
+    """Make passes until a signal says stop, and return None.
+
+    Or return the report of the very first pass, if it shows that this node cannot do what is asked of it: to go
+    on would hide that. Later on the same failure may pass, as when a package is being upgraded: it is retried.
+    """
+    schedule = Schedule(interval)
+    first = closely = True
+    try:
+        while not wakeup.stopping:
+            report = reconciler.reconcile(count=closely)
+            journal.record(report)
+            if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
+                return report
+            first = False
+            delay = schedule.next(report)
+            by_signal = wakeup.wait(delay)
+            closely = by_signal or schedule.is_early
+    except Stopped:
+        pass
+    return None
+
+
+def _jitter() -> float:
+    return random.uniform(0.75, 1.0)  # noqa: S311 - nothing secret about it
+
+
+class Schedule:
+    """Seconds from one pass to the next.
+
+    After a change or a first failure 1 s, then doubled from pass to pass up to the interval. A failing pass gets
+    jitter, so that a thousand nodes in the same trouble do not move in step.
+    """
+
+    def __init__(self, interval: float, jitter: Callable[[], float] = _jitter) -> None:
+        self._interval = interval
+        self._jitter = jitter
+        self._delay = interval
+        self._failing = False
+
+    @property
+    def is_early(self) -> bool:
+        """Whether the pass that comes is not a mere periodic one: then it counts copies, too."""
+        return self._delay < self._interval
+
+    def next(self, report: Report) -> float:
+        """Return the seconds to wait after a pass with this report."""
+        failed = not report.in_sync
+        starts_over = report.changed or (failed and not self._failing)
+        self._delay = min(SOON if starts_over else self._delay * 2, self._interval)
+        self._failing = failed
+        return self._delay * self._jitter() if failed else self._delay
+
+
+class Journal:
+    """Writes the log of passes: a failure when it is new, success when it is news, and nothing otherwise."""
+
+    def __init__(self, goal: str) -> None:
+        """`goal` is what "in sync" means, in words."""
+        self._goal = goal
+        self._known: set[str] = set()
+        self._failed_passes = 0
+        self._was_in_sync = False
+
+    def record(self, report: Report) -> None:
+        """Log what is new about this report."""
+        if not report.in_sync:
+            self._failed_passes += 1
+            self._was_in_sync = False
+            self._log_new(report)
+            return
+        if not self._was_in_sync:
+            after = f" after {self._failed_passes} failed passes" if self._failed_passes else ""
+            logger.info(f"in sync{after}: {self._goal}")
+        self._known.clear()
+        self._failed_passes = 0
+        self._was_in_sync = True
+
+    def _log_new(self, report: Report) -> None:
+        lines = {f"{failure.attempt} {type(failure.error).__name__}": str(failure) for failure in report.failures}
+        if not lines:
+            # Everything that was tried succeeded, and yet it is not so: somebody else changes it at the same time.
+            lines = {action.todo: f"others keep changing it; still to do: {action.todo}" for action in report.remaining}
+        for key, line in lines.items():
+            if key not in self._known:
+                logger.error(line)
+        self._known |= lines.keys()

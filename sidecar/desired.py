@@ -1,0 +1,36 @@
+"""What should be on the node, from plain values. The five rules stand here, and nowhere else."""
+
+from collections.abc import Sequence
+
+from sidecar.model import Address, Desired, IPAddress, Rule
+
+#: They let traffic to the address in, and keep it out of connection tracking: the address is local to the machine.
+#: The spelling is that of `iptables -S`, so that a listing can be compared with it, letter by letter.
+RULES = (
+    "-t raw    -A PREROUTING -d {address} -p tcp -m tcp --dport {port} -j NOTRACK",
+    "-t raw    -A OUTPUT     -d {address} -p tcp -m tcp --dport {port} -j NOTRACK",
+    "-t raw    -A OUTPUT     -s {address} -p tcp -m tcp --sport {port} -j NOTRACK",
+    "-t filter -A INPUT      -d {address} -p tcp -m tcp --dport {port} -j ACCEPT",
+    "-t filter -A OUTPUT     -s {address} -p tcp -m tcp --sport {port} -j ACCEPT",
+)
+
+
+def desired(  # noqa: PLR0913 - one for each thing an operator can wish for, all by keyword
+    ips: Sequence[IPAddress],
+    *,
+    interface: str,
+    port: int,
+    scope: str = "host",
+    setup_iptables: bool = False,
+    insert: bool = False,
+) -> Desired:
+    """Return what should be there: every IP address once, as /32 or /128, and with `setup_iptables` its rules."""
+    addresses = tuple(Address(ip, ip.max_prefixlen, interface) for ip in dict.fromkeys(ips))
+    rules = tuple(rule for address in addresses for rule in rules_for(address, port)) if setup_iptables else ()
+    return Desired(interface, addresses, scope, rules, insert)
+
+
+def rules_for(address: Address, port: int) -> tuple[Rule, ...]:
+    """Return the five rules of one address."""
+    filled = (rule.format(address=address.cidr, port=port).split() for rule in RULES)
+    return tuple(Rule(address.ip.version, table, chain, tuple(match)) for _, table, _, chain, *match in filled)

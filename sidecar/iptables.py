@@ -1,0 +1,179 @@
+"""Rules, by `iptables` and `ip6tables`.
+
+What was measured about them and matters here (1.8.9, both backends):
+
+- `iptables-restore --noflush` takes `-C` and `-S` lines as well. One process answers for any number of rules in
+  any number of tables, and changes nothing. With `-C` it stops at the first rule that is missing.
+- What stands between `*table` and `COMMIT` is one transaction: if a line fails, none has an effect. The nft
+  backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
+- `iptables-save` has no place here: on the nft backend it reads every table, seconds on a node with many rules.
+
+Exit status, not wording, decides.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final, NoReturn, TypeAlias
+
+from loguru import logger
+
+from sidecar import parse, privileges
+from sidecar.command import Result, Run
+from sidecar.errors import CommandError, LockHeld, NotSupported, OutputUnreadable, PermissionMissing
+from sidecar.model import AddRule, Family, RemoveRule, RemoveSurplus, Rule, RuleAction
+
+#: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
+_SUFFIX: Final = {"nft": "-nft", "legacy": "-legacy", "system": ""}
+_PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
+
+#: Exit statuses (iptables' include/xtables.h, enum xtables_exittype). -C and -D say 1 for: no such rule.
+_YES_OR_NO: Final = (0, 1)
+_NOT_SUPPORTED: Final = 3
+_TRY_AGAIN: Final = 4
+
+#: A table, and the words of one line for it.
+_Line: TypeAlias = tuple[str, tuple[str, ...]]
+
+
+class Iptables:
+    """Observes and changes the rules of one address family through one backend."""
+
+    def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:
+        """`backend` is nft, legacy or system; `wait` the seconds to wait for the xtables lock."""
+        self._run = run
+        self._backend = backend
+        self.command = _PREFIX[family] + _SUFFIX[backend]
+        # iptables takes whole seconds, and with 0 it would not wait at all.
+        self._wait = ("-w", str(max(1, math.ceil(wait))))
+        self._said_that_it_cannot_count = False
+
+    @property
+    def commands(self) -> tuple[str, str]:
+        """The programs that have to be installed."""
+        return self.command, f"{self.command}-restore"
+
+    def observe(self, rules: Sequence[Rule], *, count: bool) -> dict[Rule, int]:
+        """Return how many copies of each rule there are; without `count`, 1 stands for one or more.
+
+        One process when all are there. Raises a SidecarError if it could not look.
+        """
+        if not count and self._all_present(rules):
+            return dict.fromkeys(rules, 1)
+        try:
+            copies = self._count(rules)
+        except CommandError as error:
+            # A chain that holds rules which only nft can express cannot be listed; -C still finds ours in it.
+            if error.transient or not self._all_present(rules):
+                raise
+            self._say_that_it_cannot_count(error)
+            return dict.fromkeys(rules, 1)
+        unlisted = [rule for rule, number in copies.items() if not number]
+        if unlisted and self._all_present(unlisted):
+            # -C has the last word: another release may list a rule in another spelling.
+            copies |= dict.fromkeys(unlisted, 1)
+        return copies
+
+    def apply(self, action: RuleAction) -> bool:
+        """Carry out one action; return whether it changed anything. Raises a SidecarError if iptables refuses.
+
+        Others change rules too, between our look and our act. So each action looks once more as it acts: what
+        another program added meanwhile is not added again, and a surplus copy is never the last one.
+        """
+        match action:
+            case AddRule(rule, insert):
+                if self._ask(rule, "-C"):
+                    return False
+                self._ask(rule, "-I" if insert else "-A", answers=(0,))
+                return True
+            case RemoveSurplus(rule, surplus):
+                # One transaction: it comes to nothing unless a copy is still there once the surplus is gone. So two
+                # sidecars that both count two copies, and both remove one, leave one and not none.
+                verbs = ["-D"] * surplus + ["-C"]
+                return self._batch([_line(rule, verb) for verb in verbs]).exit == 0
+            case RemoveRule(rule, copies):
+                removed = [self._ask(rule, "-D") for _ in range(copies)]
+                return any(removed)
+
+    def _all_present(self, rules: Iterable[Rule]) -> bool:
+        return self._batch([_line(rule, "-C") for rule in rules]).exit == 0
+
+    def _count(self, rules: Iterable[Rule]) -> dict[Rule, int]:
+        chains = sorted({(rule.table, rule.chain) for rule in rules})
+        lines = [(table, ("-S", chain)) for table, chain in chains]
+        result = self._batch(lines, answers=(0,))
+        try:
+            return parse.rule_copies(result.stdout, chains, rules)
+        except ValueError as error:
+            raise OutputUnreadable(*self._restore(lines), str(error)) from error
+
+    def _ask(self, rule: Rule, verb: str, *, answers: Sequence[int] = _YES_OR_NO) -> bool:
+        """Run iptables with one verb on one rule: True for exit status 0, False for another of `answers`."""
+        table, words = _line(rule, verb)
+        argv = self._argv(table, words)
+        result = self._run(*argv)
+        if result.exit not in answers:
+            self._fail(argv, "", result)
+        return result.exit == 0
+
+    def _batch(self, lines: Sequence[_Line], *, answers: Sequence[int] = _YES_OR_NO) -> Result:
+        """Run all lines in one process; raise unless its exit status is one of `answers`."""
+        argv, stdin = self._restore(lines)
+        result = self._run(*argv, stdin=stdin)
+        if result.exit not in answers:
+            if result.exit != _TRY_AGAIN:
+                self._fail_of_one(lines)
+            self._fail(argv, stdin, result)
+        return result
+
+    def _restore(self, lines: Sequence[_Line]) -> tuple[tuple[str, ...], str]:
+        """Return the command and the standard input that run these lines, table by table."""
+        tables: dict[str, list[str]] = {}
+        for table, words in lines:
+            tables.setdefault(table, []).append(" ".join(words))
+        stdin = "".join("\n".join((f"*{table}", *rows, "COMMIT", "")) for table, rows in tables.items())
+        return (f"{self.command}-restore", "--noflush", *self._wait), stdin
+
+    def _argv(self, table: str, words: Sequence[str]) -> tuple[str, ...]:
+        return (self.command, *self._wait, "-t", table, *words)
+
+    def _fail_of_one(self, lines: Sequence[_Line]) -> None:
+        """Look for the chain that a batch failed of, and raise for it.
+
+        A batch answers 2 for a table that the kernel does not have, and says little; a single look answers 3 for
+        it, and why.
+        """
+        for table, chain in dict.fromkeys((table, words[1]) for table, words in lines):
+            argv = self._argv(table, ("-S", chain))
+            result = self._run(*argv)
+            if result.exit:
+                self._fail(argv, "", result)
+
+    def _fail(self, argv: tuple[str, ...], stdin: str, result: Result) -> NoReturn:
+        """Raise what the exit status means.
+
+        A missing privilege shows as 1, 3 or 4, by backend and verb: what tells it is what this process may do.
+        """
+        failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
+        needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self._is_legacy() else ("CAP_NET_ADMIN",)
+        if lacking := privileges.missing(*needed):
+            raise PermissionMissing(lacking, str(failure))
+        if result.exit == _NOT_SUPPORTED:
+            raise NotSupported(str(failure))
+        if result.exit == _TRY_AGAIN:
+            raise LockHeld(argv, stdin, "exited with 4 (it is locked or just changed: try again)", result.stderr)
+        raise failure
+
+    def _is_legacy(self) -> bool:
+        """Legacy works through a raw socket, and so needs CAP_NET_RAW as well."""
+        return self._backend == "legacy" or (
+            self._backend == "system" and "(legacy)" in self._run(self.command, "--version").stdout
+        )
+
+    def _say_that_it_cannot_count(self, reason: CommandError) -> None:
+        if not self._said_that_it_cannot_count:
+            self._said_that_it_cannot_count = True
+            logger.warning(f"the rules are there, but a second copy of one would go unnoticed: {reason}")
+
+
+def _line(rule: Rule, verb: str) -> _Line:
+    return rule.table, (verb, rule.chain, *rule.match)

@@ -1,0 +1,51 @@
+"""What `ip` and `iptables` print, turned into values. Pure; each raises ValueError on anything unexpected."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+
+from sidecar.model import Address, Rule
+
+#: A table and one of its chains.
+Chain = tuple[str, str]
+
+
+def links_and_addresses(text: str) -> tuple[frozenset[str], frozenset[Address]]:
+    """Read `ip -json address show`: the names of all links, and every address on them.
+
+    Only the fields that decide something are read, by name; iproute2 adds others from release to release.
+    Some releases print an empty object for a link that a filter left out: it is passed over.
+    """
+    links: set[str] = set()
+    addresses: set[Address] = set()
+    try:
+        for link in filter(None, json.loads(text)):
+            name = link["ifname"]
+            links.add(name)
+            for info in link["addr_info"]:
+                addresses.add(Address(ip_address(info["local"]), int(info["prefixlen"]), name))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"not the output of `ip -json address show` ({type(error).__name__}: {error})") from error
+    return frozenset(links), frozenset(addresses)
+
+
+def rule_copies(text: str, chains: Sequence[Chain], rules: Iterable[Rule]) -> dict[Rule, int]:
+    """Count each rule in the listings (`-S`) of `chains`, which were asked for in this order.
+
+    A listing begins with the chain's policy (`-P INPUT ACCEPT`; `-N NAME` for a chain without one), which is
+    what tells the OUTPUT chain of one table from that of the next: the lines do not name the table.
+    """
+    sections: list[list[str]] = []
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith(("-P ", "-N ")):
+            sections.append([line])
+        elif line.startswith("-A ") and sections:
+            sections[-1].append(line)
+        elif line and not line.startswith("#"):
+            raise ValueError(f"not the output of `iptables -S`: {line[:80]!r}")
+    listed = [section[0].split()[1] for section in sections]
+    if listed != [chain for _, chain in chains]:
+        raise ValueError(f"asked for the chains {[chain for _, chain in chains]}, got {listed}")
+    counts = {chain: Counter(section) for chain, section in zip(chains, sections, strict=True)}
+    return {rule: counts[rule.table, rule.chain][rule.line] for rule in rules}

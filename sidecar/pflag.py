@@ -1,0 +1,61 @@
+"""The grammar of Go's pflag (https://pkg.go.dev/github.com/spf13/pflag): a command line → words and values.
+
+`--name=value` and `--name value`; a boolean is `--name` or `--name=value`, never two words; `-v2`, `-v 2`, `-v=2`
+for a flag of one letter; `--` ends the flags. Flags and words may be mixed. What the values mean is not known here.
+"""
+
+import difflib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class CommandLine:
+    """What was found; `values` holds each flag's values in the order in which they were given."""
+
+    words: list[str] = field(default_factory=list)
+    values: dict[str, list[str]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[str]) -> CommandLine:
+    """Read a command line; `flags` are all known names, `booleans` those among them that need no value."""
+    line = CommandLine()
+    rest = iter(argv)
+    for argument in rest:
+        if argument == "--":
+            line.words += rest
+        elif not argument.startswith("-") or argument == "-":
+            line.words.append(argument)
+        else:
+            _flag(argument, rest, line, flags, booleans)
+    return line
+
+
+def _flag(
+    argument: str, rest: Iterator[str], line: CommandLine, flags: Collection[str], booleans: Collection[str]
+) -> None:
+    if argument.startswith("--"):
+        name, equals, value = argument[2:].partition("=")
+        given = value if equals else None
+    else:
+        name = argument[1]
+        given = argument[2:].removeprefix("=") if argument[2:] else None
+    spelled = f"--{name}" if argument.startswith("--") else f"-{name}"
+    if name not in flags:
+        line.faults.append(f"unknown flag {spelled}{nearest(name, flags, '--')}")
+        return
+    if given is None and name in booleans:
+        given = "true"
+    elif given is None:
+        given = next(rest, None)
+        if given is None:
+            line.faults.append(f"{spelled}: needs a value")
+            return
+    line.values.setdefault(name, []).append(given)
+
+
+def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
+    """Return `; did you mean --x?` for the known name that looks most like this one, or nothing."""
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{match[0]}?" if match else ""

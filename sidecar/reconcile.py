@@ -1,0 +1,156 @@
+"""One pass, and the cleanup: observe, plan, apply, and observe again to see whether it is so."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from loguru import logger
+
+from sidecar.errors import CommandTimeout, InterfaceMissing, Interrupted, NodeError, SidecarError
+from sidecar.iproute import IpRoute
+from sidecar.iptables import Iptables
+from sidecar.model import (
+    Action,
+    AddAddress,
+    Address,
+    Desired,
+    Failure,
+    Family,
+    Observed,
+    RemoveAddress,
+    Report,
+    Rule,
+)
+from sidecar.plan import plan, teardown
+
+#: How often one pass acts before it gives up. More than once is for what others did at the same moment.
+ROUNDS: Final = 3
+
+#: Seconds between two rounds of a cleanup that has to wait for something, the xtables lock for example.
+PAUSE: Final = 0.2
+
+
+class Reconciler:
+    """Leads the node to the desired state, and back. Nothing is remembered from one call to the next."""
+
+    def __init__(
+        self,
+        desired: Desired,
+        iproute: IpRoute,
+        iptables: Mapping[Family, Iptables],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`iptables` holds one entry for each family that has desired rules."""
+        self._desired = desired
+        self._iproute = iproute
+        self._iptables = iptables
+        self._clock = clock
+        self._sleep = sleep
+
+    def reconcile(self, *, count: bool) -> Report:
+        """Make one pass. `count`: see to it that no rule is there twice, which costs a little more.
+
+        Raises Stopped if a signal ended it; every other failure is in the report.
+        """
+        changed: list[Action] = []
+        failed: list[Failure] = []
+        for acts_left in reversed(range(ROUNDS + 1)):
+            observed, unseen = self._observe(count=count or bool(changed))
+            actions = plan(self._desired, observed)
+            if not actions or not acts_left or not all(failure.error.transient for failure in failed):
+                break
+            done, failed = self._apply(actions)
+            changed += done
+        if actions or unseen:
+            return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *failed))
+        for failure in failed:
+            logger.warning(f"{failure}; yet it is as it should be")
+        return Report(tuple(changed), (), self._interface_missing(observed))
+
+    def cleanup(self, deadline: float) -> Report:
+        """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
+
+        What only needs another try gets one. A failure never keeps the rest from being removed. If a second signal
+        ends it, what may be left is logged.
+        """
+        changed: list[Action] = []
+        failed: list[Failure] = []
+        actions = self._everything()
+        try:
+            for attempt in itertools.count():
+                observed, unseen = self._observe(count=True)
+                actions = teardown(self._desired, observed)
+                failures = (*unseen, *failed) if actions or unseen else ()
+                again = any(failure.error.transient for failure in failures) or (not failures and attempt < ROUNDS)
+                if not (actions or unseen) or (attempt and not again) or self._clock() >= deadline:
+                    return Report(tuple(changed), actions, failures)
+                done, failed = self._apply(actions)
+                changed += done
+                if not done:
+                    self._sleep(PAUSE)
+        except Interrupted:
+            for action in actions:
+                logger.error(f"cleanup was cut short, perhaps left to do: {action.todo}")
+            raise
+        raise AssertionError("unreachable")  # itertools.count does not end
+
+    def _everything(self) -> tuple[Action, ...]:
+        """Return what there is to remove as long as nothing was looked at."""
+        copies = dict.fromkeys(self._desired.rules, 1)
+        return teardown(self._desired, Observed(None, frozenset(self._desired.addresses), copies))
+
+    def _observe(self, *, count: bool) -> tuple[Observed, tuple[Failure, ...]]:
+        """Return what is there, and for what could not be seen, why."""
+        failures: list[Failure] = []
+        links: frozenset[str] | None = None
+        addresses: frozenset[Address] | None = None
+        try:
+            links, addresses = self._iproute.observe()
+        except SidecarError as error:
+            failures.append(Failure("look at the addresses", error))
+        copies: dict[Rule, int] = {}
+        for family, iptables in self._iptables.items():
+            rules = tuple(rule for rule in self._desired.rules if rule.family == family)
+            try:
+                copies |= iptables.observe(rules, count=count)
+            except SidecarError as error:
+                failures.append(Failure(f"look at the IPv{family} rules", error))
+        return Observed(links, addresses, copies), tuple(failures)
+
+    def _apply(self, actions: tuple[Action, ...]) -> tuple[list[Action], list[Failure]]:
+        """Carry out the actions in order; return those that changed something, and the failures.
+
+        It goes on after a failure. But a tool that hung, or may not do what is asked, is not asked again and again.
+        """
+        done: list[Action] = []
+        failed: list[Failure] = []
+        given_up: set[Family | None] = set()
+        for action in actions:
+            tool = None if isinstance(action, AddAddress | RemoveAddress) else action.rule.family
+            if tool in given_up:
+                continue
+            try:
+                if self._apply_one(action):
+                    logger.info(action.done)
+                    done.append(action)
+            except SidecarError as error:
+                failed.append(Failure(action.todo, error))
+                if isinstance(error, CommandTimeout | NodeError):
+                    given_up.add(tool)
+        return done, failed
+
+    def _apply_one(self, action: Action) -> bool:
+        if isinstance(action, AddAddress | RemoveAddress):
+            self._iproute.apply(action)
+            return True
+        return self._iptables[action.rule.family].apply(action)
+
+    def _interface_missing(self, observed: Observed) -> tuple[Failure, ...]:
+        interface = self._desired.interface
+        if observed.links is None or interface in observed.links:
+            return ()
+        addresses = ", ".join(address.cidr for address in self._desired.addresses)
+        return (Failure(f"add {addresses}", InterfaceMissing(interface)),)

@@ -1,0 +1,257 @@
+"""Flags, environment and env file → Settings: the one file that imports pydantic.
+
+Order: flags, then `SIDECAR_*` variables, then the env file, then defaults; that is pydantic-settings' own order,
+with the flags handed in as initial values. The flags' grammar is Go's (pflag.py), which no argparse speaks.
+Nothing on the node is touched here, and every fault of a configuration is reported at once.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import Field, PlainValidator, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from sidecar import durations, pflag
+from sidecar.errors import ConfigError
+from sidecar.model import IPAddress
+
+PREFIX: Final = "SIDECAR_"
+
+#: The words of Go's strconv.ParseBool.
+_BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "FALSE", "false", "False"), False
+)
+
+#: How many characters of a wrong value are shown.
+_SHOWN: Final = 60
+
+_HIGHEST_PORT: Final = 65535
+
+#: The kernel's IFNAMSIZ, without the NUL at the end (linux/if.h).
+_LONGEST_INTERFACE: Final = 15
+
+#: No command and no cleanup takes an hour; a longer time is a slip of the unit.
+_LONGEST_TIMEOUT: Final = 3600.0
+
+
+def _boolean(text: str) -> bool:
+    if text not in _BOOLEANS:
+        raise ValueError("not a boolean: write true or false")
+    return _BOOLEANS[text]
+
+
+def _port(text: str) -> int:
+    if text.startswith("tcp://"):
+        raise ValueError(
+            "set by Kubernetes for a Service named `sidecar`, not by you: "
+            "set enableServiceLinks: false in the pod, or give --port"
+        )
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _HIGHEST_PORT):
+        raise ValueError("not a port: write a number from 1 to 65535")
+    return int(text)
+
+
+def _interface(text: str) -> str:
+    """Accept what the kernel accepts as a name (net/core/dev.c, dev_valid_name)."""
+    if not 1 <= len(os.fsencode(text)) <= _LONGEST_INTERFACE:
+        raise ValueError("not an interface name: it has 1 to 15 bytes")
+    if text in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
+        raise ValueError("not an interface name: no slash, colon, space or control character in it")
+    return text
+
+
+def _addresses(texts: str | Sequence[str]) -> tuple[IPAddress, ...]:
+    given = [texts] if isinstance(texts, str) else texts
+    return tuple(_address(text.strip()) for item in given for text in item.split(","))
+
+
+def _address(text: str) -> IPAddress:
+    if "/" in text:
+        raise ValueError(f"{_quoted(text)} has a prefix length: leave it out, it is always /32 or /128")
+    if "%" in text:
+        raise ValueError(f"{_quoted(text)} has a zone: leave it out, the interface is --interface")
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{_quoted(text)} is not an IP address: write it like 10.96.0.2 or fd00:10:96::2") from None
+    for kind in ("loopback", "unspecified", "multicast"):
+        if getattr(ip, f"is_{kind}"):
+            raise ValueError(f"{ip} is a {kind} address: choose one that no other host uses, like 10.96.0.2")
+    if ip == ip_address("255.255.255.255"):
+        raise ValueError(f"{ip} is the broadcast address: choose one that no other host uses, like 10.96.0.2")
+    if isinstance(ip, IPv6Address) and int(ip) >> 32 in (0, 0xFFFF):
+        raise ValueError(f"{ip} is an IPv4 address in IPv6 notation: write it as IPv4")
+    return ip
+
+
+def _duration(longest: float = float("inf")) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        seconds = durations.parse(text)
+        if not 0 < seconds <= longest:
+            limit = f" and at most {durations.render(longest)}" if longest < float("inf") else ""
+            raise ValueError(f"out of range: must be more than 0{limit}")
+        return seconds
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"unknown: write one of {', '.join(words)}{pflag.nearest(text, words)}")
+        return text
+
+    return parse
+
+
+_Boolean = Annotated[bool, PlainValidator(_boolean)]
+_Timeout = Annotated[float, PlainValidator(_duration(_LONGEST_TIMEOUT))]
+
+
+class Settings(BaseSettings):
+    """What the operator wants; each field is a flag and a variable. Durations are seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=False
+    )
+
+    ip_address: Annotated[tuple[IPAddress, ...], NoDecode, PlainValidator(_addresses)] = Field(
+        description="address(es) on which the proxy listens: repeat it or separate by commas; IPv4 and IPv6",
+    )
+    interface: Annotated[str, PlainValidator(_interface)] = Field("lo", description="interface to add the address to")
+    port: Annotated[int, PlainValidator(_port)] = Field(443, description="port on which the proxy listens")
+    setup_iptables: _Boolean = Field(False, description="set up iptables rules that let the traffic in, untracked")
+    cleanup: _Boolean = Field(False, description="on exit, remove what was set up")
+    daemon: _Boolean = Field(True, description="keep running; false: one pass, then exit")
+    sync_interval: Annotated[float, PlainValidator(_duration())] = Field(
+        60.0, description="time between two looks at the node"
+    )
+    address_scope: Annotated[str, PlainValidator(_one_of("host", "global"))] = Field(
+        "host", description="host or global: scope of an IPv4 address"
+    )
+    iptables_backend: Annotated[str, PlainValidator(_one_of("auto", "nft", "legacy", "system"))] = Field(
+        "auto", description="auto, nft, legacy, or system: whatever `iptables` is"
+    )
+    iptables_wait: _Timeout = Field(5.0, description="how long to wait for the xtables lock")
+    rule_position: Annotated[str, PlainValidator(_one_of("append", "insert"))] = Field(
+        "append", description="append, or insert: in front of rules that would drop the traffic"
+    )
+    command_timeout: _Timeout = Field(10.0, description="no command may run longer")
+    cleanup_timeout: _Timeout = Field(20.0, description="the cleanup ends by then, done or not")
+    env_file: str | None = Field(None, description="read variables from this file")
+
+
+_FIELDS: Final = Settings.model_fields
+_FLAGS: Final = {name.replace("_", "-"): name for name in _FIELDS}
+_BOOLEAN_FLAGS: Final = [flag for flag, name in _FLAGS.items() if _FIELDS[name].annotation is bool]
+_VARIABLES: Final = {PREFIX + name.upper(): name for name in _FIELDS}
+
+
+def load(argv: Sequence[str]) -> Settings:
+    """Return the settings that flags, environment and env file add up to; raise ConfigError for all their faults."""
+    line = pflag.parse(argv, flags=_FLAGS, booleans=_BOOLEAN_FLAGS)
+    faults = [*line.faults, *_words(line.words)]
+    # A list keeps all its values, of anything else the last one counts.
+    flags: dict[str, Any] = {
+        _FLAGS[flag]: values if flag == "ip-address" else values[-1] for flag, values in line.values.items()
+    }
+    env_file = flags.get("env_file") or os.environ.get(f"{PREFIX}ENV_FILE") or None
+    try:
+        if env_file:
+            Path(env_file).read_text(encoding="utf-8")  # pydantic-settings takes a missing file for an empty one
+        settings = Settings(_env_file=env_file, **flags)
+    except ValidationError as error:
+        raise ConfigError([*faults, *_faults(error, flags, env_file)]) from None
+    except (OSError, UnicodeDecodeError, SettingsError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError([*faults, f"--env-file={_quoted(env_file)}: {reason}"]) from None
+    faults += _contradictions(settings)
+    if faults:
+        raise ConfigError(faults)
+    return settings
+
+
+def unknown_variables() -> list[str]:
+    """Return a line for each `SIDECAR_*` variable that means nothing: a typo, or set by Kubernetes for a Service."""
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in _VARIABLES)
+    return [f"variable {_quoted(name)} is not known and ignored{pflag.nearest(name, _VARIABLES)}" for name in unknown]
+
+
+def usage() -> str:
+    """Return the text of --help: every flag with its meaning, its variable and its default."""
+    rows = []
+    for flag, name in _FLAGS.items():
+        field = _FIELDS[name]
+        rows += [f"  --{flag:<17} {field.description}", f"  {'':19} {PREFIX}{name.upper()}, {_default(field.default)}"]
+    return "\n".join(
+        (
+            "Usage: apiserver-proxy-sidecar --ip-address=ADDRESS[,ADDRESS…] [flags]",
+            "",
+            "Holds IP addresses on an interface, and the iptables rules that go with them, for an apiserver-proxy.",
+            "",
+            *rows,
+            "",
+            "Each flag can also be set by the variable below it; flags win over variables, variables over --env-file.",
+            "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node can't do it.",
+        )
+    )
+
+
+def _default(value: object) -> str:
+    match value:
+        case bool():
+            return f"default {str(value).lower()}"
+        case float():
+            return f"default {durations.render(value)}"
+        case str() | int():
+            return f"default {value}"
+        case None:
+            return "default none"
+        case _:
+            return "required"
+
+
+def _words(words: Sequence[str]) -> Iterator[str]:
+    for word in words:
+        hint = "; a boolean takes its value with =, like --cleanup=false" if word in _BOOLEANS else ""
+        yield f"unexpected word {_quoted(word)}{hint}"
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    if settings.iptables_wait >= settings.command_timeout:
+        yield (
+            f"--iptables-wait={durations.render(settings.iptables_wait)}: must be shorter than --command-timeout="
+            f"{durations.render(settings.command_timeout)}, or a command is killed while it waits for the lock"
+        )
+
+
+def _faults(error: ValidationError, flags: dict[str, Any], env_file: str | None) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        name = str(fault["loc"][0])
+        if fault["type"] == "missing":
+            variable = PREFIX + name.upper()
+            yield f"--{name.replace('_', '-')} or {variable} is required: {_FIELDS[name].description}"
+            continue
+        value = fault["input"]
+        shown = ",".join(value) if isinstance(value, list) else str(value)
+        reason = fault.get("ctx", {}).get("error", fault["msg"])
+        yield f"{_origin(name, flags, env_file)}={_quoted(shown)}: {reason}"
+
+
+def _origin(name: str, flags: dict[str, Any], env_file: str | None) -> str:
+    """Return where a setting's value came from, in the operator's words."""
+    variable = PREFIX + name.upper()
+    if name in flags:
+        return f"--{name.replace('_', '-')}"
+    if os.environ.get(variable):
+        return variable
+    return f"{env_file}: {variable}"
+
+
+def _quoted(text: str | None) -> str:
+    """Return the text in one line of bounded length, with control characters made visible."""
+    visible = (text or "").encode("unicode_escape").decode() if text and not text.isprintable() else text or ""
+    return visible if len(visible) <= _SHOWN else f"{visible[: _SHOWN - 1]}…"

@@ -1,0 +1,56 @@
+"""What ends the daemon's sleep: the clock, or a signal."""
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+from sidecar.errors import Interrupted
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+class Wakeup:
+    """Takes over SIGTERM, SIGINT and SIGHUP for as long as its `with` block lasts. Sleeps without waking up.
+
+    The first SIGTERM or SIGINT sets `stopping`, calls `on_stop` and ends the sleep; the second raises Interrupted,
+    wherever the program is. SIGHUP ends the sleep.
+    """
+
+    def __init__(self, on_stop: Callable[[], None]) -> None:
+        self.stopping = False
+        self._on_stop = on_stop
+
+    def __enter__(self) -> Self:
+        # The interpreter writes each signal's number to the pipe, so that a signal which comes just before the
+        # sleep begins ends it too.
+        self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, self._handle) for number in (*_STOP, signal.SIGHUP)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until a signal comes (True), or came since the last sleep, or until the time is up (False)."""
+        if not select.select([self._read_end], [], [], seconds)[0]:
+            return False
+        os.read(self._read_end, 1024)
+        return True
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number not in _STOP:
+            return
+        if self.stopping:
+            raise Interrupted
+        self.stopping = True
+        self._on_stop()
