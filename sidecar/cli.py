@@ -84,7 +84,7 @@ def _work(given: Settings, reconciler: Reconciler, wakeup: Wakeup, goal: str) ->
         logger.info(f"{PROGRAM} {__version__} holds {goal}; checks every {every}")
         return daemon.run(reconciler, wakeup, given.sync_interval, journal)
     try:
-        report = reconciler.reconcile(count=True)
+        report = reconciler.reconcile()
     except Stopped:
         # Not in order, unlike a daemon that is stopped: whoever waits for this one pass must not take it for done.
         return Report((), (), (Failure("finish the pass", SidecarError("stopped by a signal")),))

@@ -22,17 +22,15 @@ def run(reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journ
     on would hide that. Later on the same failure may pass, as when a package is being upgraded: it is retried.
     """
     schedule = Schedule(interval)
-    first = closely = True
+    first = True
     try:
         while not wakeup.stopping:
-            report = reconciler.reconcile(count=closely)
+            report = reconciler.reconcile()
             journal.record(report)
             if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
                 return report
             first = False
-            delay = schedule.next(report)
-            by_signal = wakeup.wait(delay)
-            closely = by_signal or schedule.is_early
+            wakeup.wait(schedule.next(report))
     except Stopped:
         pass
     return None
@@ -54,11 +52,6 @@ class Schedule:
         self._jitter = jitter
         self._delay = interval
         self._failing = False
-
-    @property
-    def is_early(self) -> bool:
-        """Whether the pass that comes is not a mere periodic one: then it counts copies, too."""
-        return self._delay < self._interval
 
     def next(self, report: Report) -> float:
         """Return the seconds to wait after a pass with this report."""

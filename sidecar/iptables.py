@@ -1,14 +1,17 @@
 """Rules, by `iptables` and `ip6tables`.
 
-What was measured about them and matters here (1.8.9, both backends):
+What was measured about them and matters here (1.8.9 and 1.8.11, both backends):
 
-- `iptables-restore --noflush` takes `-C` and `-S` lines as well. One process answers for any number of rules in
-  any number of tables, and changes nothing. With `-C` it stops at the first rule that is missing.
+- `iptables-restore --noflush` takes `-S` and `-C` lines as well. One process looks at any number of chains in any
+  number of tables, for the price of one `-C`, and changes nothing.
+- A listing can be trusted: these rules have been printed in this spelling by every release since 2013. A `-C` that
+  says yes can not: `ip6tables-legacy` 1.8.9 and 1.8.10 find a rule that has another port (fixed in 1.8.11).
+  `-D` compares rightly in all of them. So listings decide what is there, and count it on the way.
 - What stands between `*table` and `COMMIT` is one transaction: if a line fails, none has an effect. The nft
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
 - `iptables-save` has no place here: on the nft backend it reads every table, seconds on a node with many rules.
 
-Exit status, not wording, decides.
+Exit status, not wording, decides what a command's failure means.
 """
 
 import math
@@ -19,7 +22,7 @@ from loguru import logger
 
 from sidecar import parse, privileges
 from sidecar.command import Result, Run
-from sidecar.errors import CommandError, LockHeld, NotSupported, OutputUnreadable, PermissionMissing
+from sidecar.errors import CommandError, LockHeld, NotSupported, OutputUnreadable, PermissionMissing, SidecarError
 from sidecar.model import AddRule, Family, RemoveRule, RemoveSurplus, Rule, RuleAction
 
 #: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
@@ -52,26 +55,18 @@ class Iptables:
         """The programs that have to be installed."""
         return self.command, f"{self.command}-restore"
 
-    def observe(self, rules: Sequence[Rule], *, count: bool) -> dict[Rule, int]:
-        """Return how many copies of each rule there are; without `count`, 1 stands for one or more.
-
-        One process when all are there. Raises a SidecarError if it could not look.
-        """
-        if not count and self._all_present(rules):
-            return dict.fromkeys(rules, 1)
+    def observe(self, rules: Sequence[Rule]) -> dict[Rule, int]:
+        """Return how many copies of each rule there are. One process. Raises a SidecarError if it could not look."""
         try:
-            copies = self._count(rules)
-        except CommandError as error:
-            # A chain that holds rules which only nft can express cannot be listed; -C still finds ours in it.
-            if error.transient or not self._all_present(rules):
+            return self._count(rules)
+        except (CommandError, NotSupported) as error:
+            if error.transient or self._is_legacy():
+                raise
+            copies = self._check(rules)
+            if copies is None:
                 raise
             self._say_that_it_cannot_count(error)
-            return dict.fromkeys(rules, 1)
-        unlisted = [rule for rule, number in copies.items() if not number]
-        if unlisted and self._all_present(unlisted):
-            # -C has the last word: another release may list a rule in another spelling.
-            copies |= dict.fromkeys(unlisted, 1)
-        return copies
+            return copies
 
     def apply(self, action: RuleAction) -> bool:
         """Carry out one action; return whether it changed anything. Raises a SidecarError if iptables refuses.
@@ -81,21 +76,18 @@ class Iptables:
         """
         match action:
             case AddRule(rule, insert):
-                if self._ask(rule, "-C"):
+                if self._ask(rule, "-C") and self.observe([rule])[rule]:
                     return False
-                self._ask(rule, "-I" if insert else "-A", answers=(0,))
+                self._ask(rule, _add(insert=insert), answers=(0,))
                 return True
-            case RemoveSurplus(rule, surplus):
-                # One transaction: it comes to nothing unless a copy is still there once the surplus is gone. So two
-                # sidecars that both count two copies, and both remove one, leave one and not none.
-                verbs = ["-D"] * surplus + ["-C"]
+            case RemoveSurplus(rule, surplus, insert):
+                # One transaction: unless all copies that were counted are still there, it comes to nothing. So of two
+                # sidecars that both count two and take one away, one fails, and a copy remains at every moment.
+                verbs = ["-D"] * (surplus + 1) + [_add(insert=insert)]
                 return self._batch([_line(rule, verb) for verb in verbs]).exit == 0
             case RemoveRule(rule, copies):
                 removed = [self._ask(rule, "-D") for _ in range(copies)]
                 return any(removed)
-
-    def _all_present(self, rules: Iterable[Rule]) -> bool:
-        return self._batch([_line(rule, "-C") for rule in rules]).exit == 0
 
     def _count(self, rules: Iterable[Rule]) -> dict[Rule, int]:
         chains = sorted({(rule.table, rule.chain) for rule in rules})
@@ -106,10 +98,22 @@ class Iptables:
         except ValueError as error:
             raise OutputUnreadable(*self._restore(lines), str(error)) from error
 
+    def _check(self, rules: Sequence[Rule]) -> dict[Rule, int] | None:
+        """Return 1 for each rule that is there and 0 for the others, by -C alone; None if that does not tell either.
+
+        For a chain with a rule that only nft can express: it is not listed, but often -C can tell. Some rules keep
+        it from telling that one is missing; then it exits with 3.
+        """
+        if self._run_restore([_line(rule, "-C") for rule in rules]).exit == 0:
+            return dict.fromkeys(rules, 1)
+        answers = {rule: self._run(*self._argv(*_line(rule, "-C"))).exit for rule in rules}
+        if set(answers.values()) - set(_YES_OR_NO):
+            return None
+        return {rule: 1 - answer for rule, answer in answers.items()}
+
     def _ask(self, rule: Rule, verb: str, *, answers: Sequence[int] = _YES_OR_NO) -> bool:
         """Run iptables with one verb on one rule: True for exit status 0, False for another of `answers`."""
-        table, words = _line(rule, verb)
-        argv = self._argv(table, words)
+        argv = self._argv(*_line(rule, verb))
         result = self._run(*argv)
         if result.exit not in answers:
             self._fail(argv, "", result)
@@ -117,13 +121,16 @@ class Iptables:
 
     def _batch(self, lines: Sequence[_Line], *, answers: Sequence[int] = _YES_OR_NO) -> Result:
         """Run all lines in one process; raise unless its exit status is one of `answers`."""
-        argv, stdin = self._restore(lines)
-        result = self._run(*argv, stdin=stdin)
+        result = self._run_restore(lines)
         if result.exit not in answers:
             if result.exit != _TRY_AGAIN:
                 self._fail_of_one(lines)
-            self._fail(argv, stdin, result)
+            self._fail(*self._restore(lines), result)
         return result
+
+    def _run_restore(self, lines: Sequence[_Line]) -> Result:
+        argv, stdin = self._restore(lines)
+        return self._run(*argv, stdin=stdin)
 
     def _restore(self, lines: Sequence[_Line]) -> tuple[tuple[str, ...], str]:
         """Return the command and the standard input that run these lines, table by table."""
@@ -169,11 +176,15 @@ class Iptables:
             self._backend == "system" and "(legacy)" in self._run(self.command, "--version").stdout
         )
 
-    def _say_that_it_cannot_count(self, reason: CommandError) -> None:
+    def _say_that_it_cannot_count(self, reason: SidecarError) -> None:
         if not self._said_that_it_cannot_count:
             self._said_that_it_cannot_count = True
-            logger.warning(f"the rules are there, but a second copy of one would go unnoticed: {reason}")
+            logger.warning(f"rules are looked for one by one, and a second copy of one would go unnoticed: {reason}")
 
 
 def _line(rule: Rule, verb: str) -> _Line:
     return rule.table, (verb, rule.chain, *rule.match)
+
+
+def _add(*, insert: bool) -> str:
+    return "-I" if insert else "-A"

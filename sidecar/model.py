@@ -68,8 +68,7 @@ class Observed:
     """Every address on every interface; None: could not look."""
 
     copies: Mapping[Rule, int]
-    """How many copies of each of our rules there are. A rule that is not in here could not be looked for.
-    A look that did not count says 1 for one or more."""
+    """How many copies of each of our rules there are; a rule that is not in here could not be looked for."""
 
 
 # What can be done to a node. `todo` and `done` are the words for it in the log.
@@ -119,10 +118,11 @@ class AddRule:
 
 @dataclass(frozen=True, slots=True)
 class RemoveSurplus:
-    """Remove copies of a rule, never the last one."""
+    """Remove copies of a rule, but one."""
 
     rule: Rule
     surplus: int
+    insert: bool
 
     @property
     def todo(self) -> str:

@@ -1,6 +1,5 @@
 """One pass, and the cleanup: observe, plan, apply, and observe again to see whether it is so."""
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -50,20 +49,16 @@ class Reconciler:
         self._clock = clock
         self._sleep = sleep
 
-    def reconcile(self, *, count: bool) -> Report:
-        """Make one pass. `count`: see to it that no rule is there twice, which costs a little more.
-
-        Raises Stopped if a signal ended it; every other failure is in the report.
-        """
+    def reconcile(self) -> Report:
+        """Make one pass. Raises Stopped if a signal ended it; every other failure is in the report."""
         changed: list[Action] = []
         failed: list[Failure] = []
         for acts_left in reversed(range(ROUNDS + 1)):
-            observed, unseen = self._observe(count=count or bool(changed))
+            observed, unseen = self._observe()
             actions = plan(self._desired, observed)
             if not actions or not acts_left or not all(failure.error.transient for failure in failed):
                 break
-            done, failed = self._apply(actions)
-            changed += done
+            failed = self._apply(actions, changed)
         if actions or unseen:
             return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *failed))
         for failure in failed:
@@ -73,36 +68,37 @@ class Reconciler:
     def cleanup(self, deadline: float) -> Report:
         """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
 
-        What only needs another try gets one. A failure never keeps the rest from being removed. If a second signal
-        ends it, what may be left is logged.
+        A failure never keeps the rest from being removed, and is tried again: a few times, or where only somebody
+        else has to let go, until the deadline. If a second signal ends it, what may be left is logged.
         """
         changed: list[Action] = []
         failed: list[Failure] = []
         actions = self._everything()
+        rounds = 0
         try:
-            for attempt in itertools.count():
-                observed, unseen = self._observe(count=True)
+            while True:
+                observed, unseen = self._observe()
                 actions = teardown(self._desired, observed)
                 failures = (*unseen, *failed) if actions or unseen else ()
-                again = any(failure.error.transient for failure in failures) or (not failures and attempt < ROUNDS)
-                if not (actions or unseen) or (attempt and not again) or self._clock() >= deadline:
+                again = rounds < ROUNDS or any(failure.error.transient for failure in failures)
+                if not (actions or unseen) or not again or self._clock() >= deadline:
                     return Report(tuple(changed), actions, failures)
-                done, failed = self._apply(actions)
-                changed += done
-                if not done:
+                rounds += 1
+                failed = self._apply(actions, changed)
+                if failed or unseen:
                     self._sleep(PAUSE)
         except Interrupted:
             for action in actions:
-                logger.error(f"cleanup was cut short, perhaps left to do: {action.todo}")
+                if action not in changed:
+                    logger.error(f"cleanup was cut short, perhaps left to do: {action.todo}")
             raise
-        raise AssertionError("unreachable")  # itertools.count does not end
 
     def _everything(self) -> tuple[Action, ...]:
         """Return what there is to remove as long as nothing was looked at."""
         copies = dict.fromkeys(self._desired.rules, 1)
         return teardown(self._desired, Observed(None, frozenset(self._desired.addresses), copies))
 
-    def _observe(self, *, count: bool) -> tuple[Observed, tuple[Failure, ...]]:
+    def _observe(self) -> tuple[Observed, tuple[Failure, ...]]:
         """Return what is there, and for what could not be seen, why."""
         failures: list[Failure] = []
         links: frozenset[str] | None = None
@@ -115,17 +111,16 @@ class Reconciler:
         for family, iptables in self._iptables.items():
             rules = tuple(rule for rule in self._desired.rules if rule.family == family)
             try:
-                copies |= iptables.observe(rules, count=count)
+                copies |= iptables.observe(rules)
             except SidecarError as error:
                 failures.append(Failure(f"look at the IPv{family} rules", error))
         return Observed(links, addresses, copies), tuple(failures)
 
-    def _apply(self, actions: tuple[Action, ...]) -> tuple[list[Action], list[Failure]]:
-        """Carry out the actions in order; return those that changed something, and the failures.
+    def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> list[Failure]:
+        """Carry out the actions in order, add to `changed` those that changed something, return what failed.
 
         It goes on after a failure. But a tool that hung, or may not do what is asked, is not asked again and again.
         """
-        done: list[Action] = []
         failed: list[Failure] = []
         given_up: set[Family | None] = set()
         for action in actions:
@@ -134,13 +129,13 @@ class Reconciler:
                 continue
             try:
                 if self._apply_one(action):
+                    changed.append(action)
                     logger.info(action.done)
-                    done.append(action)
             except SidecarError as error:
                 failed.append(Failure(action.todo, error))
                 if isinstance(error, CommandTimeout | NodeError):
                     given_up.add(tool)
-        return done, failed
+        return failed
 
     def _apply_one(self, action: Action) -> bool:
         if isinstance(action, AddAddress | RemoveAddress):

@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     )
 
     ip_address: Annotated[tuple[IPAddress, ...], NoDecode, PlainValidator(_addresses)] = Field(
-        description="address(es) on which the proxy listens: repeat it or separate by commas; IPv4 and IPv6",
+        description="address on which the proxy listens; repeat it, or separate several by commas",
     )
     interface: Annotated[str, PlainValidator(_interface)] = Field("lo", description="interface to add the address to")
     port: Annotated[int, PlainValidator(_port)] = Field(443, description="port on which the proxy listens")
@@ -190,12 +190,15 @@ def usage() -> str:
         (
             "Usage: apiserver-proxy-sidecar --ip-address=ADDRESS[,ADDRESS…] [flags]",
             "",
-            "Holds IP addresses on an interface, and the iptables rules that go with them, for an apiserver-proxy.",
+            "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
             "",
             *rows,
             "",
-            "Each flag can also be set by the variable below it; flags win over variables, variables over --env-file.",
-            "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node can't do it.",
+            "Each flag can also be set by the variable below it. Flags win over variables, variables over the",
+            "--env-file. A boolean is --cleanup or --cleanup=false; a duration is Go's: 90s, 1m30s, 500ms.",
+            "",
+            "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node lacks",
+            "something: a command, a capability, kernel support.",
         )
     )
 

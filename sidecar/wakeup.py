@@ -40,12 +40,10 @@ class Wakeup:
         os.close(self._read_end)
         os.close(self._write_end)
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep until a signal comes (True), or came since the last sleep, or until the time is up (False)."""
-        if not select.select([self._read_end], [], [], seconds)[0]:
-            return False
-        os.read(self._read_end, 1024)
-        return True
+    def wait(self, seconds: float) -> None:
+        """Sleep until the time is up, or a signal comes or came since the last sleep."""
+        if select.select([self._read_end], [], [], seconds)[0]:
+            os.read(self._read_end, 1024)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number not in _STOP:

@@ -1,0 +1,51 @@
+"""The fake kernel of the unit tests, held to the real one: the same commands, the same answers and state."""
+
+import random
+
+import pytest
+
+from sidecar import parse
+from sidecar.desired import desired
+from sidecar.iptables import _line
+from support.fake_kernel import FakeKernel
+from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
+
+GOAL = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
+
+
+def commands(backend: str, random_: random.Random) -> list[tuple[tuple[str, ...], str]]:
+    """Return what the program may run, in any order: (argv, standard input) pairs."""
+    address = random_.choice(GOAL.addresses)
+    rule = random_.choice(GOAL.rules)
+    program = f"{'iptables' if rule.family == 4 else 'ip6tables'}-{backend}"
+    restore = (f"{program}-restore", "--noflush", "-w", "5")
+    table, check = _line(rule, "-C")
+    delete = _line(rule, "-D")[1]
+    batch = "\n".join((f"*{table}", " ".join(delete), " ".join(check), "COMMIT", ""))
+    listing = "*filter\n-S INPUT\n-S OUTPUT\nCOMMIT\n*raw\n-S OUTPUT\n-S PREROUTING\nCOMMIT\n"
+    ours = [(table, " ".join(_line(each, "-C")[1])) for each in GOAL.rules if each.family == rule.family]
+    return [
+        (("ip", "address", "add", address.cidr, "dev", "lo", "nodad"), ""),
+        (("ip", "address", "delete", address.cidr, "dev", "lo"), ""),
+        (("ip", "address", "add", address.cidr, "dev", "eth9"), ""),
+        *(((program, "-w", "5", "-t", table, *_line(rule, verb)[1]), "") for verb in ("-A", "-A", "-I", "-D", "-C")),
+        ((program, "-w", "5", "-t", table, "-S", rule.chain), ""),
+        ((program, "-w", "5", "-t", "nosuch", "-S", rule.chain), ""),
+        (restore, batch),
+        (restore, listing),
+        (restore, f"*{ours[0][0]}\n{ours[0][1]}\nCOMMIT\n"),
+    ]
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("seed", range(3))
+def test_both_give_the_same_answers(namespace: Namespace, backend: str, seed: int) -> None:
+    real, fake = NamespaceCommands(namespace), FakeKernel()
+    fake.addresses["lo"] = ["127.0.0.1/8", "::1/128"]
+    choices = random.Random(seed)
+    for _ in range(150):
+        argv, stdin = choices.choice(commands(backend, choices))
+        answer, faked = real.run(*argv, stdin=stdin), fake(*argv, stdin=stdin)
+        assert (answer.exit, answer.stdout) == (faked.exit, faked.stdout), (argv, stdin)
+        show = ("ip", "-json", "address", "show")
+        assert parse.links_and_addresses(real.run(*show).stdout) == parse.links_and_addresses(fake(*show).stdout)

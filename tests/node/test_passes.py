@@ -1,0 +1,306 @@
+"""Passes and cleanups on the real kernel: both backends, both families, a network namespace for each test."""
+
+from dataclasses import dataclass, replace
+from itertools import combinations, count
+
+import pytest
+
+from sidecar.command import Result
+from sidecar.desired import desired
+from sidecar.iproute import IpRoute
+from sidecar.iptables import Iptables
+from sidecar.model import Desired, Family, IPAddress, Report
+from sidecar.reconcile import Reconciler
+from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
+
+#: What iptables-save shows once everything is in place, in its own order.
+SAVED = """\
+-t filter -A INPUT -d {cidr} -p tcp -m tcp --dport 443 -j ACCEPT
+-t filter -A OUTPUT -s {cidr} -p tcp -m tcp --sport 443 -j ACCEPT
+-t raw -A PREROUTING -d {cidr} -p tcp -m tcp --dport 443 -j NOTRACK
+-t raw -A OUTPUT -d {cidr} -p tcp -m tcp --dport 443 -j NOTRACK
+-t raw -A OUTPUT -s {cidr} -p tcp -m tcp --sport 443 -j NOTRACK
+"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A namespace, looked at through one backend and for one address."""
+
+    namespace: Namespace
+    commands: NamespaceCommands
+    backend: str
+    ip: IPAddress
+
+    @property
+    def family(self) -> Family:
+        return self.ip.version
+
+    @property
+    def cidr(self) -> str:
+        return f"{self.ip}/{self.ip.max_prefixlen}"
+
+    @property
+    def goal(self) -> Desired:
+        return desired([self.ip], interface="lo", port=443, setup_iptables=True)
+
+    def reconciler(self, goal: Desired | None = None, wait: float = 5.0) -> Reconciler:
+        goal = goal or self.goal
+        families: set[Family] = {rule.family for rule in goal.rules}
+        iptables = {family: Iptables(self.commands.run, family, self.backend, wait) for family in families}
+        return Reconciler(goal, IpRoute(self.commands.run), iptables)
+
+    def reconcile(self) -> Report:
+        return self.reconciler().reconcile()
+
+    def iptables(self, *words: str) -> str:
+        return self.namespace.iptables(self.backend, self.family, *words)
+
+    def rules(self) -> list[str]:
+        return self.namespace.rules(self.backend, self.family)
+
+    def in_place(self) -> bool:
+        return self.rules() == SAVED.format(cidr=self.cidr).splitlines() and self.namespace.addresses() == [self.cidr]
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[IPV4, IPV6], ids=["IPv4", "IPv6"])
+def node(namespace: Namespace, backend: str, request: pytest.FixtureRequest) -> Node:
+    return Node(namespace, NamespaceCommands(namespace), backend, request.param)
+
+
+def test_one_pass_puts_the_address_and_exactly_the_five_rules_in_place(node: Node) -> None:
+    report = node.reconcile()
+    assert report.in_sync
+    assert node.namespace.addresses() == [node.cidr]
+    assert node.rules() == SAVED.format(cidr=node.cidr).splitlines()
+
+
+def test_a_second_pass_changes_nothing(node: Node) -> None:
+    def state() -> tuple[str, str]:
+        # A rule that was taken away and added again would have another handle.
+        return node.namespace.run("nft", "--handle", "list", "ruleset"), node.namespace.run("ip", "address", "show")
+
+    node.reconcile()
+    before = state()
+    report = node.reconcile()
+    assert report.in_sync
+    assert not report.changed
+    assert state() == before
+
+
+def test_looking_changes_nothing(node: Node) -> None:
+    before = node.namespace.run("nft", "list", "ruleset")
+    node.reconcile()
+    node.reconciler().cleanup(deadline=float("inf"))
+    empty = node.rules()
+    node.reconciler().cleanup(deadline=float("inf"))
+    assert node.rules() == empty == []
+    assert "10.96.0.2" not in node.namespace.run("nft", "list", "ruleset")
+    assert before == ""
+
+
+def test_every_subset_that_is_deleted_comes_back_and_nothing_else_changes(node: Node) -> None:
+    node.reconcile()
+    parts = [None, *node.goal.rules]
+    for size in range(len(parts) + 1):
+        for subset in combinations(parts, size):
+            for part in subset:
+                if part is None:
+                    node.namespace.run("ip", "address", "delete", node.cidr, "dev", "lo")
+                else:
+                    node.iptables("-t", part.table, "-D", part.chain, *part.match)
+            report = node.reconcile()
+            assert report.in_sync, (subset, report)
+            assert len(report.changed) == size, (subset, report)
+            assert sorted(node.rules()) == sorted(SAVED.format(cidr=node.cidr).splitlines())
+            assert node.namespace.addresses() == [node.cidr]
+
+
+def test_rules_set_by_hand_in_the_short_spelling_are_recognised(node: Node) -> None:
+    for words in (
+        "-t raw -A PREROUTING -p tcp -d {ip} --dport 443 -j NOTRACK",
+        "-t raw -A OUTPUT -p tcp --dport 443 --destination {ip} -j NOTRACK",
+        "-t raw -A OUTPUT -s {ip} --protocol tcp --sport 443 -j NOTRACK",
+        "-A INPUT -d {ip} -p tcp --dport https -j ACCEPT",
+        "-A OUTPUT --source {ip} -p 6 --source-port 443 -j ACCEPT",
+    ):
+        node.iptables(*words.format(ip=node.ip).split())
+    report = node.reconcile()
+    assert report.in_sync
+    assert len(report.changed) == 1  # the address
+    assert node.in_place()
+
+
+def test_copies_become_one(node: Node) -> None:
+    node.reconcile()
+    for number, rule in enumerate(node.goal.rules):
+        for _ in range(number):
+            node.iptables("-t", rule.table, "-A", rule.chain, *rule.match)
+    assert node.reconcile().in_sync
+    assert sorted(node.rules()) == sorted(SAVED.format(cidr=node.cidr).splitlines())
+
+
+def test_rules_and_addresses_that_only_resemble_ours_are_left_alone(node: Node) -> None:
+    node.namespace.run("ip", "address", "add", "10.96.0.3/32", "dev", "lo")
+    node.namespace.run("ip", "link", "add", "other", "type", "veth")
+    node.namespace.run("ip", "address", "add", node.cidr, "dev", "other")
+    for words in (
+        "-A INPUT -d {ip} -p tcp --dport 444 -j ACCEPT",
+        "-A INPUT -d {ip} -p udp --dport 443 -j ACCEPT",
+        "-A INPUT -d {ip} -p tcp --dport 443 -j DROP",
+        "-A INPUT -d {ip} -p tcp --dport 443 -m comment --comment ours? -j ACCEPT",
+        "-A INPUT ! -d {ip} -p tcp --dport 443 -j ACCEPT",
+        "-A INPUT -i lo -d {ip} -p tcp --dport 443 -j ACCEPT",
+        "-t raw -A OUTPUT -d {ip} -p tcp --dport 443 -j CT --notrack",
+        "-t raw -A OUTPUT -d {ip} -p tcp --dport 443 -j ACCEPT",
+    ):
+        node.iptables(*words.format(ip=node.ip).split())
+    rules, addresses = node.rules(), node.namespace.run("ip", "-oneline", "address", "show")
+    assert len(node.reconcile().changed) == 6
+    assert len(node.rules()) == len(rules) + 5
+    assert node.reconciler().cleanup(deadline=float("inf")).in_sync
+    assert node.rules() == rules
+    assert node.namespace.run("ip", "-oneline", "address", "show") == addresses
+
+
+def test_cleanup_removes_every_copy(node: Node) -> None:
+    node.reconcile()
+    for rule in node.goal.rules:
+        node.iptables("-t", rule.table, "-A", rule.chain, *rule.match)
+    assert node.reconciler().cleanup(deadline=float("inf")).in_sync
+    assert node.rules() == []
+    assert node.namespace.addresses() == []
+
+
+def test_insert_puts_the_rules_in_front(node: Node) -> None:
+    node.iptables("-A", "INPUT", "-j", "DROP")
+    assert node.reconciler(replace(node.goal, insert=True)).reconcile().in_sync
+    assert node.rules()[:2] == [SAVED.format(cidr=node.cidr).splitlines()[0], "-t filter -A INPUT -j DROP"]
+
+
+def test_a_flushed_table_is_filled_again(node: Node) -> None:
+    node.reconcile()
+    node.iptables("-t", "raw", "-F")
+    node.iptables("-F")
+    assert node.reconcile().in_sync
+    assert node.in_place()
+
+
+def test_the_whole_ruleset_deleted_is_set_up_again(namespace: Namespace) -> None:
+    node = Node(namespace, NamespaceCommands(namespace), "nft", IPV4)
+    node.reconcile()
+    namespace.run("nft", "flush", "ruleset")
+    assert node.reconcile().in_sync
+    assert node.in_place()
+
+
+@pytest.mark.parametrize("effect", ["before", "after"])
+def test_killed_at_any_command_the_next_pass_reaches_the_goal(node: Node, effect: str) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Dying(NamespaceCommands):
+        def run(self, *argv: str, stdin: str = "") -> Result:
+            if len(self.calls) == number and effect == "before":
+                raise Killed
+            result = super().run(*argv, stdin=stdin)
+            if len(self.calls) == number + 1 and effect == "after":
+                raise Killed
+            return result
+
+    for number in count():  # noqa: B007 - read by Dying
+        dying = replace(node, commands=Dying(node.namespace))
+        try:
+            dying.reconcile()
+        except Killed:
+            assert node.reconcile().in_sync
+            assert node.in_place()
+        else:
+            break
+        assert node.reconciler().cleanup(deadline=float("inf")).in_sync
+    assert number > 10
+
+
+def test_a_pass_in_sync_starts_one_process_for_addresses_and_one_per_family(namespace: Namespace, backend: str) -> None:
+    node = Node(namespace, NamespaceCommands(namespace), backend, IPV4)
+    goal = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
+    assert node.reconciler(goal).reconcile().in_sync
+    node.commands.processes()
+    for _ in range(2):
+        assert node.reconciler(goal).reconcile().in_sync
+        assert node.commands.processes() == ["ip", f"iptables-{backend}-restore", f"ip6tables-{backend}-restore"]
+
+
+def test_many_addresses_take_as_many_processes_as_one(namespace: Namespace, backend: str) -> None:
+    node = Node(namespace, NamespaceCommands(namespace), backend, IPV4)
+    goal = desired([IPV4 + n for n in range(20)], interface="lo", port=443, setup_iptables=True)
+    assert node.reconciler(goal).reconcile().in_sync
+    node.commands.processes()
+    assert node.reconciler(goal).reconcile().in_sync
+    assert node.commands.processes() == ["ip", f"iptables-{backend}-restore"]
+
+
+def test_a_held_lock_fails_softly_and_nothing_is_doubled(namespace: Namespace) -> None:
+    node = Node(namespace, NamespaceCommands(namespace), "legacy", IPV4)
+    holder = namespace.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60")
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    try:
+        report = node.reconciler(wait=1.0).reconcile()
+    finally:
+        namespace.run("pkill", "-P", str(holder.pid), check=False)
+        holder.kill()
+        holder.communicate()
+    assert [str(action.todo) for action in report.changed] == ["add 10.96.0.2/32 to lo"]
+    assert "look at the IPv4 rules" in report.failures[0].attempt
+    assert report.exit_code == 1
+    assert report.failures[0].error.transient
+    assert node.reconcile().in_sync
+    assert node.in_place()
+
+
+def test_a_chain_that_cannot_be_listed_is_kept_right_rule_by_rule(namespace: Namespace, log: list[str]) -> None:
+    node = Node(namespace, NamespaceCommands(namespace), "nft", IPV4)
+    node.iptables("-A", "INPUT", "-j", "DROP")
+    namespace.run("nft", 'add rule ip filter INPUT log prefix "x" level info')
+    reconciler = node.reconciler()
+    assert len(reconciler.reconcile().changed) == 6
+    assert reconciler.reconcile().changed == ()
+    node.iptables("-D", "INPUT", *node.goal.rules[3].match)
+    assert len(reconciler.reconcile().changed) == 1
+    (warning,) = (line for line in log if line.startswith("WARNING"))
+    assert "chain `INPUT' in table `filter' is incompatible, use 'nft' tool" in warning
+    assert reconciler.cleanup(deadline=float("inf")).in_sync
+    assert namespace.run("nft", "list", "table", "ip", "filter").count("accept\n") == 0
+
+
+def test_a_chain_that_cannot_be_judged_is_a_failure_to_look_and_not_absence(namespace: Namespace) -> None:
+    node = Node(namespace, NamespaceCommands(namespace), "nft", IPV4)
+    node.iptables("-A", "INPUT", "-j", "DROP")
+    namespace.run("nft", "add rule ip filter INPUT ct state established counter accept")
+    before = namespace.run("nft", "list", "ruleset")
+    report = node.reconcile()
+    assert "incompatible, use 'nft' tool" in str(report.failures[0])
+    assert report.exit_code
+    assert namespace.run("nft", "list", "ruleset") == before
+
+
+def test_a_table_that_the_kernel_lacks(namespace: Namespace, backend: str) -> None:
+    node = Node(namespace, NamespaceCommands(namespace), backend, IPV4)
+    goal = replace(node.goal, rules=tuple(replace(rule, table="nosuch") for rule in node.goal.rules[:1]))
+    report = node.reconciler(goal).reconcile()
+    assert report.exit_code == 3
+    assert "-t nosuch -S PREROUTING` exited with 3" in str(report.failures[0])
+
+
+def test_an_interface_that_does_not_exist(node: Node) -> None:
+    goal = desired([node.ip], interface="eth9", port=443, setup_iptables=True)
+    report = node.reconciler(goal).reconcile()
+    assert report.exit_code == 1
+    assert "interface eth9 does not exist" in str(report.failures[0])
+    assert node.rules() == SAVED.format(cidr=node.cidr).splitlines()

@@ -1,0 +1,119 @@
+"""A node in memory that answers `ip` and `iptables` as the real one does (tests/node/test_fake_kernel.py sees to that).
+
+It stands in for `Commands.run`. Any call, by number, can be made to fail: before its effect, or after it.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from ipaddress import ip_interface
+
+from sidecar.command import Result
+
+TABLES = {"raw": ("PREROUTING", "OUTPUT"), "filter": ("INPUT", "FORWARD", "OUTPUT")}
+
+Chains = dict[tuple[str, str], list[str]]
+
+
+class FakeKernel:
+    def __init__(self, *links: str) -> None:
+        self.addresses: dict[str, list[str]] = {link: [] for link in ("lo", *links)}
+        self.rules: dict[str, Chains] = {
+            program: {(table, chain): [] for table, chains in TABLES.items() for chain in chains}
+            for program in ("iptables", "ip6tables")
+        }
+        self.calls: list[tuple[str, ...]] = []
+        self.before: dict[int, Callable[[], Result | None]] = {}
+        """Call number → what happens instead of the command; None: nothing, and the command runs."""
+        self.after: dict[int, Callable[[], None]] = {}
+        """Call number → what happens once the command has had its effect."""
+
+    def __call__(self, *argv: str, stdin: str = "") -> Result:
+        number = len(self.calls)
+        self.calls.append(argv)
+        if number in self.before and (result := self.before[number]()) is not None:
+            return result
+        status, output = self._ip(argv) if argv[0] == "ip" else self._iptables(argv, stdin)
+        if number in self.after:
+            self.after[number]()
+        return Result(status, output, "" if status == 0 else "the fake kernel says no", 0.0)
+
+    def state(self) -> object:
+        return copy.deepcopy((self.addresses, self.rules))
+
+    def _ip(self, argv: Sequence[str]) -> tuple[int, str]:
+        match argv[1:]:
+            case ["-json", "address", "show"]:
+                return 0, json.dumps([self._link(name) for name in self.addresses])
+            case ["address", "add", cidr, "dev", link, *_]:
+                return self._change_address(link, cidr, add=True), ""
+            case ["address", "delete", cidr, "dev", link]:
+                return self._change_address(link, cidr, add=False), ""
+        raise AssertionError(f"the fake kernel does not know {argv}")
+
+    def _change_address(self, link: str, cidr: str, *, add: bool) -> int:
+        if link not in self.addresses:
+            return 1
+        if add == (cidr in self.addresses[link]):
+            return 2
+        if add:
+            self.addresses[link].append(cidr)
+        else:
+            self.addresses[link].remove(cidr)
+        return 0
+
+    def _link(self, name: str) -> dict[str, object]:
+        info = []
+        for cidr in self.addresses[name]:
+            interface = ip_interface(cidr)
+            family = "inet" if interface.version == 4 else "inet6"
+            info.append({"family": family, "local": str(interface.ip), "prefixlen": interface.network.prefixlen})
+        return {"ifname": name, "addr_info": info}
+
+    def _iptables(self, argv: Sequence[str], stdin: str) -> tuple[int, str]:
+        program = argv[0].removesuffix("-restore").removesuffix("-nft").removesuffix("-legacy")
+        if argv[0].endswith("-restore"):
+            assert argv[1:3] == ("--noflush", "-w"), argv
+            return self._restore(program, stdin.splitlines())
+        assert (argv[1], argv[3]) == ("-w", "-t"), argv
+        return self._rule(self.rules[program], argv[4], argv[5:])
+
+    def _restore(self, program: str, lines: Sequence[str]) -> tuple[int, str]:
+        """Run each table's lines as one transaction."""
+        output = ""
+        chains, table = self.rules[program], ""
+        for line in lines:
+            if line.startswith("*"):
+                table, chains = line[1:], copy.deepcopy(self.rules[program])
+            elif line == "COMMIT":
+                self.rules[program] = chains
+            else:
+                status, text = self._rule(chains, table, line.split())
+                output += text
+                if status:
+                    return status, output
+        return 0, output
+
+    def _rule(self, chains: Chains, table: str, words: Sequence[str]) -> tuple[int, str]:
+        verb, name, *match = words
+        if table not in TABLES:
+            return 3, ""
+        if (table, name) not in chains:
+            return 1, ""
+        chain, rule = chains[table, name], " ".join(match)
+        match verb:
+            case "-S":
+                return 0, "".join(f"{line}\n" for line in (f"-P {name} ACCEPT", *(f"-A {name} {r}" for r in chain)))
+            case "-C":
+                return (0 if rule in chain else 1), ""
+            case "-A":
+                chain.append(rule)
+            case "-I":
+                chain.insert(0, rule)
+            case "-D":
+                if rule not in chain:
+                    return 1, ""
+                chain.remove(rule)
+            case _:
+                raise AssertionError(f"the fake kernel does not know {verb}")
+        return 0, ""

@@ -1,0 +1,104 @@
+"""A node to test on: a network namespace with a /run of its own, for root and for an ordinary user alike.
+
+An ordinary user becomes root in a user namespace. A small process keeps the namespace alive; it reads from a pipe
+that ends with the tests, so that nothing is left behind however they end.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Self
+
+from sidecar.command import ENVIRONMENT, Commands, Result
+
+#: One address of each family, as in the documents.
+IPV4: Final = IPv4Address("10.96.0.2")
+IPV6: Final = IPv6Address("fd00:10:96::2")
+
+_KEEPER: Final = "mount -t tmpfs tmpfs /run && ip link set lo up && echo ready && exec cat"
+
+
+class NamespaceError(Exception):
+    """This machine does not let us make one; the text says why."""
+
+
+class Namespace:
+    def __init__(self) -> None:
+        user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        self._keeper = subprocess.Popen(
+            ["unshare", *user, "--net", "--mount", "sh", "-c", _KEEPER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        assert self._keeper.stdout
+        if self._keeper.stdout.readline() != "ready\n":
+            raise NamespaceError(self._keeper.communicate()[1].strip())
+        enter_user = ["--user", "--preserve-credentials"] if user else []
+        self.prefix = ("nsenter", f"--target={self._keeper.pid}", *enter_user, "--net", "--mount", "--")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keeper.communicate()
+
+    def run(self, *argv: str, stdin: str = "", check: bool = True) -> str:
+        """Run a command in the namespace and return its standard output."""
+        done = subprocess.run(
+            [*self.prefix, *argv], input=stdin, capture_output=True, text=True, check=False, env=ENVIRONMENT
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{argv} exited with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def start(self, *argv: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+        """Start a program in the namespace; its output comes through pipes."""
+        return subprocess.Popen(
+            [*self.prefix, *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**ENVIRONMENT, **(env or {})},
+        )
+
+    def addresses(self, interface: str = "lo") -> list[str]:
+        """Return the CIDRs on an interface, but for those that the kernel puts on lo."""
+        lines = self.run("ip", "-oneline", "address", "show", "dev", interface).splitlines()
+        return [cidr for cidr in (line.split()[3] for line in lines) if cidr not in ("127.0.0.1/8", "::1/128")]
+
+    def rules(self, backend: str, family: int = 4) -> list[str]:
+        """Return all rules, as `-t TABLE -A …`, in the order of iptables-save, filter first."""
+        save = self.run(f"{'iptables' if family == 4 else 'ip6tables'}-{backend}-save")
+        found, table = [], ""
+        for line in save.splitlines():
+            if line.startswith("*"):
+                table = line[1:]
+            elif line.startswith("-A"):
+                found.append(f"-t {table} {line}")
+        return sorted(found, key=lambda rule: rule.split()[1])
+
+    def iptables(self, backend: str, family: int, *words: str, check: bool = True) -> str:
+        return self.run(f"{'iptables' if family == 4 else 'ip6tables'}-{backend}", *words, check=check)
+
+
+class NamespaceCommands(Commands):
+    """The program's own gate to the node, opened into a namespace; remembers what went through it."""
+
+    def __init__(self, namespace: Namespace, timeout: float = 10.0) -> None:
+        super().__init__(timeout)
+        self._prefix = namespace.prefix
+        self.calls: list[tuple[str, ...]] = []
+
+    def run(self, *argv: str, stdin: str = "") -> Result:
+        self.calls.append(argv)
+        return super().run(*self._prefix, *argv, stdin=stdin)
+
+    def processes(self) -> Sequence[str]:
+        """Return the names of the programs that were run, and forget them."""
+        names = [argv[0] for argv in self.calls]
+        self.calls.clear()
+        return names

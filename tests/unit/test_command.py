@@ -1,0 +1,178 @@
+"""The gate to the node, with real processes: none of these needs a privilege or touches anything."""
+
+import os
+import resource
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from sidecar import command
+from sidecar.command import Commands
+from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Stopped
+
+
+@pytest.fixture
+def commands() -> Commands:
+    return Commands(timeout=10.0)
+
+
+def test_status_and_both_streams_come_back_apart(commands: Commands) -> None:
+    result = commands.run("sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (result.exit, result.stdout, result.stderr) == (7, "out\n", "err\n")
+
+
+def test_input_arrives_and_without_any_the_command_sees_its_end(commands: Commands) -> None:
+    assert commands.run("cat", stdin="two\nlines\n").stdout == "two\nlines\n"
+    assert commands.run("cat").stdout == ""
+
+
+def test_output_of_any_size_arrives_whole(commands: Commands) -> None:
+    assert len(commands.run("head", "-c", "20000000", "/dev/zero").stdout) == 20_000_000
+
+
+def test_bytes_that_are_no_text_do_not_break_anything(commands: Commands) -> None:
+    assert commands.run("printf", r"a\377b").stdout == "a\\xffb"
+
+
+def test_the_environment_is_fixed(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("SECRET", "x")
+    lines = commands.run("env").stdout.splitlines()
+    assert "LC_ALL=C" in lines
+    assert not [line for line in lines if line.startswith("SECRET")]
+
+
+def test_a_command_has_a_process_group_of_its_own(commands: Commands) -> None:
+    stat = commands.run("cat", "/proc/self/stat").stdout
+    assert int(stat.rsplit(")", 1)[1].split()[2]) != os.getpgrp()
+
+
+def test_a_command_inherits_no_descriptor_of_ours_but_its_own_three_and_the_pipe(commands: Commands) -> None:
+    ours = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(ours, True)  # noqa: FBT003 - takes no keyword
+    try:
+        open_files = commands.run("ls", "-l", "/proc/self/fd").stdout
+        assert "/dev/null" not in open_files
+        assert open_files.count("->") == 5  # and the folder that ls reads
+    finally:
+        os.close(ours)
+
+
+def test_a_hung_command_is_killed_in_time_and_what_it_said_is_kept() -> None:
+    started = time.monotonic()
+    with pytest.raises(CommandTimeout, match=r"`sh -c .*` was killed after 0.2s: thinking") as caught:
+        Commands(timeout=0.2).run("sh", "-c", "echo thinking >&2; exec sleep 60")
+    assert time.monotonic() - started < 2
+    assert caught.value.transient
+
+
+def test_a_grandchild_that_keeps_the_output_open_holds_nobody_up(commands: Commands) -> None:
+    started = time.monotonic()
+    # The end of a pipe that the child alone holds is inherited, too: so it is closed here, as daemons do.
+    assert commands.run("sh", "-c", "echo done; sleep 3 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &").stdout == "done\n"
+    assert time.monotonic() - started < 3.5
+
+
+def test_death_by_a_signal_is_a_failure(commands: Commands) -> None:
+    with pytest.raises(CommandError, match="was ended by SIGSEGV"):
+        commands.run("sh", "-c", "kill -SEGV $$")
+
+
+def test_a_missing_command_names_its_package(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SEARCH_PATH", "/nonexistent")
+    with pytest.raises(CommandMissing, match="ip is not installed: apt-get install iproute2"):
+        commands.run("ip", "address")
+    with pytest.raises(CommandMissing, match="ip6tables-nft is not installed: apt-get install iptables"):
+        commands.require(["ip6tables-nft"])
+
+
+def test_a_file_that_cannot_be_executed_is_a_failure(commands: Commands, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("no program")
+    broken.chmod(0o755)
+    with pytest.raises(CommandError, match=r"could not be started: .*Exec format error"):
+        commands.run(str(broken))
+
+
+def test_no_more_processes_is_a_failure(commands: Commands, mocker: MockerFixture) -> None:
+    mocker.patch("os.fork", side_effect=BlockingIOError(11, "Resource temporarily unavailable"))
+    with pytest.raises(CommandError, match=r"could not be started: .*Resource temporarily unavailable"):
+        commands.run("true")
+
+
+def test_after_a_stop_nothing_is_started(commands: Commands) -> None:
+    commands.stop()
+    with pytest.raises(Stopped):
+        commands.run("true")
+    commands.resume(time.monotonic() + 10)
+    assert commands.run("true").exit == 0
+
+
+def test_a_stop_lets_a_quick_command_finish(commands: Commands) -> None:
+    threading.Timer(0.1, commands.stop).start()
+    assert commands.run("sh", "-c", "sleep 0.5; echo finished").stdout == "finished\n"
+
+
+def test_a_stop_ends_a_hung_command(commands: Commands) -> None:
+    threading.Timer(0.1, commands.stop).start()
+    started = time.monotonic()
+    with pytest.raises(Stopped):
+        commands.run("sleep", "60")
+    assert time.monotonic() - started < command.GRACE + 1
+
+
+def run_until_it_is_refused(commands: Commands) -> None:
+    while True:
+        with pytest.raises(CommandTimeout):
+            commands.run("sleep", "60")
+
+
+def test_with_a_deadline_hung_commands_leave_time_for_others() -> None:
+    commands = Commands(timeout=10.0)
+    commands.resume(time.monotonic() + 2)
+    started = time.monotonic()
+    with pytest.raises(CommandTimeout):
+        commands.run("sleep", "60")
+    assert time.monotonic() - started < 1.5
+    assert commands.run("true").exit == 0
+    with pytest.raises(DeadlineReached, match="no time left to run `sleep 60`"):
+        run_until_it_is_refused(commands)
+    assert time.monotonic() - started < 2.5
+
+
+def test_nothing_is_left_over(commands: Commands) -> None:
+    def held() -> tuple[int, int, str]:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), children
+
+    def held_in_the_end() -> tuple[int, int, str]:
+        time.sleep(1.5)  # sh's threads of a command look once a second whether they are still needed
+        return held()
+
+    commands.run("true")
+    before = held_in_the_end()
+    for _ in range(200):
+        commands.run("true")
+    assert held_in_the_end() == before
+
+
+def test_no_descriptors_left_is_a_failure(commands: Commands) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    commands.run("true")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+    try:
+        with pytest.raises(CommandError, match=r"could not be started: .*Too many open files"):
+            commands.run("true")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_sigchld_of_others_is_not_eaten(commands: Commands) -> None:
+    other = os.posix_spawn("/bin/sleep", ["sleep", "0.1"], {})
+    commands.run("sleep", "0.3")
+    assert os.waitpid(other, 0) == (other, 0)
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL

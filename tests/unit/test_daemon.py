@@ -1,0 +1,91 @@
+import pytest
+
+from sidecar.daemon import Journal, Schedule
+from sidecar.errors import CommandError, InterfaceMissing, LockHeld
+from sidecar.model import AddAddress, Address, AddRule, Failure, Report, Rule
+from support.namespace import IPV4
+
+ADDED = AddAddress(Address(IPV4, 32, "lo"), "host")
+QUIET = Report((), (), ())
+CHANGED = Report((ADDED,), (), ())
+FAILED = Report((), (ADDED,), (Failure("add 10.96.0.2/32", InterfaceMissing("eth9")),))
+
+
+def delays(reports: list[Report], interval: float = 60.0, jitter: float = 1.0) -> list[float]:
+    schedule = Schedule(interval, lambda: jitter)
+    return [schedule.next(report) for report in reports]
+
+
+def test_a_node_in_sync_is_looked_at_once_an_interval() -> None:
+    assert delays([QUIET] * 3) == [60, 60, 60]
+
+
+def test_after_a_change_the_looks_come_soon_and_then_ever_later() -> None:
+    assert delays([CHANGED] + [QUIET] * 7) == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_failing_pass_is_retried_soon_and_then_ever_later() -> None:
+    assert delays([QUIET] + [FAILED] * 8) == [60, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_new_failure_after_a_success_starts_over() -> None:
+    assert delays([FAILED, FAILED, FAILED, QUIET, FAILED]) == [1, 2, 4, 8, 1]
+
+
+def test_every_change_starts_over() -> None:
+    assert delays([CHANGED, QUIET, QUIET, CHANGED, QUIET]) == [1, 2, 4, 1, 2]
+
+
+def test_only_failures_get_jitter() -> None:
+    assert delays([FAILED, FAILED, CHANGED, QUIET], jitter=0.75) == [0.75, 1.5, 1, 2]
+
+
+def test_no_delay_is_longer_than_the_interval() -> None:
+    assert delays([CHANGED, FAILED, QUIET], interval=0.5) == [0.5, 0.5, 0.5]
+
+
+@pytest.fixture
+def journal(log: list[str]) -> Journal:
+    log.clear()
+    return Journal("10.96.0.2/32 on lo")
+
+
+def test_in_sync_is_said_once(journal: Journal, log: list[str]) -> None:
+    for _ in range(1000):
+        journal.record(QUIET)
+    assert log == ["INFO in sync: 10.96.0.2/32 on lo"]
+
+
+def test_the_same_failure_is_said_once_and_then_counted(journal: Journal, log: list[str]) -> None:
+    for report in [FAILED] * 100 + [QUIET]:
+        journal.record(report)
+    assert len(log) == 2
+    assert log[0].startswith("ERROR could not add 10.96.0.2/32: interface eth9 does not exist")
+    assert log[1] == "INFO in sync after 100 failed passes: 10.96.0.2/32 on lo"
+
+
+def test_a_failure_that_comes_back_is_said_again(journal: Journal, log: list[str]) -> None:
+    for report in [FAILED, QUIET, FAILED]:
+        journal.record(report)
+    assert [line.split()[0] for line in log] == ["ERROR", "INFO", "ERROR"]
+
+
+def test_a_further_failure_is_said_besides_a_known_one(journal: Journal, log: list[str]) -> None:
+    other = Failure("look at the IPv4 rules", LockHeld(("iptables",), "", "exited with 4"))
+    journal.record(FAILED)
+    journal.record(Report((), (), (*FAILED.failures, other)))
+    assert len(log) == 2
+
+
+def test_another_wording_of_the_same_failure_is_not_news(journal: Journal, log: list[str]) -> None:
+    for seconds in range(10):
+        error = CommandError(("iptables",), "", "exited with 4", f"Another app holds it; {seconds}s left")
+        journal.record(Report((), (), (Failure("look at the IPv4 rules", error),)))
+    assert len(log) == 1
+
+
+def test_a_tug_of_war_is_named(journal: Journal, log: list[str]) -> None:
+    rule = Rule(4, "raw", "OUTPUT", ("-j", "NOTRACK"))
+    for _ in range(10):
+        journal.record(Report((AddRule(rule, insert=False),), (AddRule(rule, insert=False),), ()))
+    assert log == ["ERROR others keep changing it; still to do: add rule: -t raw -A OUTPUT -j NOTRACK"]

@@ -1,0 +1,36 @@
+from ipaddress import ip_address
+
+from sidecar.desired import desired
+
+SPECIFIED = """\
+-t raw -A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK
+-t raw -A OUTPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK
+-t raw -A OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j NOTRACK
+-t filter -A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT
+-t filter -A OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j ACCEPT
+""".splitlines()
+
+
+def test_the_five_rules_are_those_of_the_contract() -> None:
+    goal = desired([ip_address("10.96.0.2")], interface="lo", port=443, setup_iptables=True)
+    assert [str(rule) for rule in goal.rules] == SPECIFIED
+
+
+def test_an_ipv6_address_gets_the_same_rules_with_128() -> None:
+    goal = desired([ip_address("fd00:10:96::2")], interface="lo", port=443, setup_iptables=True)
+    assert [str(rule) for rule in goal.rules] == [
+        line.replace("10.96.0.2/32", "fd00:10:96::2/128") for line in SPECIFIED
+    ]
+    assert {rule.family for rule in goal.rules} == {6}
+    assert [address.cidr for address in goal.addresses] == ["fd00:10:96::2/128"]
+
+
+def test_without_setup_iptables_there_are_no_rules() -> None:
+    assert desired([ip_address("10.96.0.2")], interface="lo", port=443).rules == ()
+
+
+def test_an_address_given_twice_counts_once() -> None:
+    ips = [ip_address(text) for text in ("10.96.0.3", "10.96.0.2", "10.96.0.3")]
+    goal = desired(ips, interface="lo", port=443, setup_iptables=True)
+    assert [address.cidr for address in goal.addresses] == ["10.96.0.3/32", "10.96.0.2/32"]
+    assert len(goal.rules) == 10

@@ -1,0 +1,233 @@
+import os
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from sidecar import settings
+from sidecar.errors import ConfigError
+from sidecar.settings import Settings
+from support.namespace import IPV4, IPV6
+
+REQUIRED = "--ip-address=10.96.0.2"
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(settings.PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def faults(*argv: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        settings.load(argv)
+    return list(caught.value.faults)
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    assert settings.load([REQUIRED]).model_dump() == {
+        "ip_address": (IPV4,),
+        "interface": "lo",
+        "port": 443,
+        "setup_iptables": False,
+        "cleanup": False,
+        "daemon": True,
+        "sync_interval": 60.0,
+        "address_scope": "host",
+        "iptables_backend": "auto",
+        "iptables_wait": 5.0,
+        "rule_position": "append",
+        "command_timeout": 10.0,
+        "cleanup_timeout": 20.0,
+        "env_file": None,
+    }
+
+
+#: Each setting in a spelling, and what it is inside.
+SPELLINGS = {
+    "ip_address": ("10.96.0.2, fd00:10:96::2", (IPV4, IPV6)),
+    "interface": ("dummy0", "dummy0"),
+    "port": ("9443", 9443),
+    "setup_iptables": ("T", True),
+    "cleanup": ("1", True),
+    "daemon": ("FALSE", False),
+    "sync_interval": ("1h15m30.5s", 4530.5),
+    "address_scope": ("global", "global"),
+    "iptables_backend": ("legacy", "legacy"),
+    "iptables_wait": ("2500ms", 2.5),
+    "rule_position": ("insert", "insert"),
+    "command_timeout": ("1m", 60.0),
+    "cleanup_timeout": ("25s", 25.0),
+}
+
+
+@pytest.mark.parametrize("source", ["flags", "environment", "file"])
+def test_every_setting_comes_from_every_source(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    argv = []
+    if source == "flags":
+        argv = [f"--{name.replace('_', '-')}={text}" for name, (text, _) in SPELLINGS.items()]
+    elif source == "environment":
+        for name, (text, _) in SPELLINGS.items():
+            monkeypatch.setenv(f"SIDECAR_{name.upper()}", text)
+    else:
+        file = tmp_path / "env"
+        file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, (text, _) in SPELLINGS.items()))
+        argv = [f"--env-file={file}"]
+    given = settings.load(argv).model_dump(exclude={"env_file"})
+    assert given == {name: value for name, (_, value) in SPELLINGS.items()}
+    assert set(SPELLINGS) | {"env_file"} == set(Settings.model_fields)
+
+
+def test_flags_win_over_environment_over_file_over_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("SIDECAR_IP_ADDRESS=10.0.0.1\nSIDECAR_PORT=1\nSIDECAR_INTERFACE=file0\n")
+    monkeypatch.setenv("SIDECAR_ENV_FILE", str(file))
+    monkeypatch.setenv("SIDECAR_PORT", "2")
+    monkeypatch.setenv("SIDECAR_INTERFACE", "env0")
+    given = settings.load(["--interface=flag0"])
+    assert (str(given.ip_address[0]), given.port, given.interface) == ("10.0.0.1", 2, "flag0")
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECAR_PORT", "")
+    assert settings.load([REQUIRED]).port == 443
+
+
+def test_addresses_are_repeated_or_separated_by_commas() -> None:
+    given = settings.load(["--ip-address=10.96.0.2,10.96.0.3", "--ip-address", "fd00:10:96::2"])
+    assert given.ip_address == (IPV4, ip_address("10.96.0.3"), IPV6)
+
+
+def test_of_a_repeated_flag_the_last_one_counts() -> None:
+    assert settings.load([REQUIRED, "--port=1", "--port=2"]).port == 2
+
+
+def test_gardeners_arguments_are_understood() -> None:
+    given = settings.load(["--ip-address=240.0.0.10", "--daemon=false", "--interface=lo"])
+    assert (str(given.ip_address[0]), given.daemon, given.interface) == ("240.0.0.10", False, "lo")
+
+
+# A command line behind a good --ip-address, and how the one fault begins and what it contains.
+FAULTY = {
+    "--ip-address=10.96.0.300": "is not an IP address: write it like",
+    "--ip-address=10.96.0.2/32": "has a prefix length: leave it out",
+    "--ip-address=fe80::1%eth0": "has a zone: leave it out",
+    "--ip-address=127.0.0.1": "is a loopback address",
+    "--ip-address=::1": "is a loopback address",
+    "--ip-address=0.0.0.0": "is a unspecified address",
+    "--ip-address=224.0.0.1": "is a multicast address",
+    "--ip-address=ff02::1": "is a multicast address",
+    "--ip-address=255.255.255.255": "is the broadcast address",
+    "--ip-address=::ffff:10.96.0.2": "is an IPv4 address in IPv6 notation",
+    "--ip-address=": "is not an IP address",
+    "--ip-address=10.96.0.2,": "is not an IP address",
+    "--ip-address=010.96.0.2": "is not an IP address",
+    "--interface=": "1 to 15 bytes",
+    "--interface=averylonginterface": "1 to 15 bytes",
+    "--interface=a/b": "no slash, colon, space or control character",
+    "--interface=a b": "no slash, colon, space or control character",
+    "--interface=..": "no slash, colon, space or control character",
+    "--port=0": "a number from 1 to 65535",
+    "--port=65536": "a number from 1 to 65535",
+    "--port=https": "a number from 1 to 65535",
+    "--port=-1": "a number from 1 to 65535",
+    "--port=٤٤٣": "a number from 1 to 65535",
+    "--port=tcp://10.0.0.1:443": "set enableServiceLinks: false",
+    "--cleanup=yes": "write true or false",
+    "--cleanup=": "write true or false",
+    "--sync-interval=60": "write it like 90s",
+    "--sync-interval=0s": "more than 0",
+    "--sync-interval=-1s": "write it like 90s",
+    "--command-timeout=2h": "more than 0 and at most 1h0m0s",
+    "--iptables-backend=nftables": "one of auto, nft, legacy, system",
+    "--rule-position=front": "one of append, insert",
+    "--address-scope=link": "one of host, global",
+}
+
+
+@pytest.mark.parametrize(("flag", "advice"), FAULTY.items())
+def test_a_fault_names_the_flag_the_value_and_what_would_be_right(flag: str, advice: str) -> None:
+    (line,) = faults(REQUIRED, flag) if not flag.startswith("--ip-address") else faults(flag)
+    assert line.startswith(flag)
+    assert advice in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("flag", FAULTY)
+def test_a_fault_in_a_variable_names_the_variable(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _, value = flag.removeprefix("--").partition("=")
+    variable = f"SIDECAR_{name.replace('-', '_').upper()}"
+    monkeypatch.setenv("SIDECAR_IP_ADDRESS", "10.96.0.2")
+    monkeypatch.setenv(variable, value)
+    if not value:
+        settings.load([REQUIRED])  # an empty variable is none
+        return
+    (line,) = faults()
+    assert line.startswith(f"{variable}={value}")
+
+
+def test_a_fault_in_the_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("SIDECAR_PORT=none\n")
+    (line,) = faults(REQUIRED, f"--env-file={file}")
+    assert line.startswith(f"{file}: SIDECAR_PORT=none")
+
+
+def test_a_value_is_shown_in_one_line_of_bounded_length() -> None:
+    (line,) = faults(REQUIRED, "--interface=" + "x\n\x1b[31m" * 2000)
+    assert len(line) < 200
+    assert line.isprintable()
+
+
+def test_all_faults_are_told_at_once() -> None:
+    assert len(faults("--port=x", "--sync-interval=y", "--nonsense", "word")) == 5  # and the address is missing
+
+
+def test_without_an_address_it_says_how_to_give_one() -> None:
+    (line,) = faults()
+    assert line.startswith("--ip-address or SIDECAR_IP_ADDRESS is required")
+
+
+def test_a_boolean_in_two_words_is_explained() -> None:
+    assert faults(REQUIRED, "--cleanup", "false") == [
+        "unexpected word false; a boolean takes its value with =, like --cleanup=false"
+    ]
+
+
+def test_a_wait_that_no_command_survives_is_refused() -> None:
+    (line,) = faults(REQUIRED, "--iptables-wait=10s")
+    assert line.startswith("--iptables-wait=10s: must be shorter than --command-timeout=10s")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_an_env_file_that_cannot_be_read_is_a_fault(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    if content is not None:
+        file.write_bytes(content)
+    (line,) = faults(REQUIRED, f"--env-file={file}")
+    assert line.startswith(f"--env-file={file}"[:60])
+
+
+def test_unknown_variables_are_named_with_the_nearest_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECAR_IP_ADRESS", "10.96.0.2")
+    monkeypatch.setenv("SIDECAR_PORT", "443")
+    assert settings.unknown_variables() == [
+        "variable SIDECAR_IP_ADRESS is not known and ignored; did you mean SIDECAR_IP_ADDRESS?"
+    ]
+
+
+def test_the_help_has_every_flag_its_variable_and_its_default_in_100_columns() -> None:
+    text = settings.usage()
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in text
+        assert f"SIDECAR_{name.upper()}, " in text
+    assert "default 1m0s" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_example_env_file_has_every_variable_with_its_default() -> None:
+    example = (Path(__file__).parents[2] / ".env.example").read_text()
+    given = settings.load([f"--env-file={Path(__file__).parents[2] / '.env.example'}"])
+    assert given.model_dump(exclude={"env_file"}) == settings.load([REQUIRED]).model_dump(exclude={"env_file"})
+    for name in Settings.model_fields:
+        assert f"SIDECAR_{name.upper()}=" in example

@@ -1,0 +1,77 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from sidecar.errors import Interrupted
+from sidecar.wakeup import Wakeup
+
+
+def later(number: int, seconds: float = 0.1) -> None:
+    threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
+
+
+def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
+    with Wakeup(on_stop=lambda: None) as wakeup:
+        started = time.monotonic()
+        wakeup.wait(0.2)
+        assert 0.2 <= time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_the_sleep(number: int) -> None:
+    stopped: list[bool] = []
+    with Wakeup(on_stop=lambda: stopped.append(True)) as wakeup:
+        later(number)
+        started = time.monotonic()
+        wakeup.wait(30)
+        assert time.monotonic() - started < 5
+        assert wakeup.stopping
+        assert stopped == [True]
+
+
+def test_a_hangup_ends_the_sleep_and_is_no_stop() -> None:
+    with Wakeup(on_stop=pytest.fail) as wakeup:
+        later(signal.SIGHUP)
+        started = time.monotonic()
+        wakeup.wait(30)
+        assert time.monotonic() - started < 5
+        assert not wakeup.stopping
+        wakeup.wait(0.2)  # it counts for one sleep only
+        assert time.monotonic() - started >= 0.2
+
+
+def test_a_signal_that_came_before_the_sleep_ends_it() -> None:
+    with Wakeup(on_stop=lambda: None) as wakeup:
+        os.kill(os.getpid(), signal.SIGHUP)
+        started = time.monotonic()
+        wakeup.wait(30)
+        assert time.monotonic() - started < 5
+
+
+def test_the_second_stop_interrupts() -> None:
+    with Wakeup(on_stop=lambda: None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_thousand_signals_neither_block_nor_are_lost() -> None:
+    with Wakeup(on_stop=lambda: None) as wakeup:
+        for _ in range(100_000):
+            signal.raise_signal(signal.SIGHUP)
+        started = time.monotonic()
+        wakeup.wait(30)
+        assert time.monotonic() - started < 5
+
+
+def test_afterwards_everything_is_as_before() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    open_files = len(os.listdir("/proc/self/fd"))
+    with Wakeup(on_stop=lambda: None):
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert signal.set_wakeup_fd(-1) == -1
