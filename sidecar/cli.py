@@ -60,7 +60,7 @@ def _run(given: Settings) -> int:
     iptables = {family: Iptables(commands.run, family, backend, given.iptables_wait) for family in families}
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.commands)]
     reconciler = Reconciler(goal, IpRoute(commands.run), iptables)
-    with Wakeup(on_stop=commands.stop) as wakeup:
+    with Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt) as wakeup:
         try:
             commands.require(programs)
             report = _work(given, reconciler, wakeup, _in_words(goal, iptables))

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, Protocol
 
 import sh
 
-from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Stopped
+from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Interrupted, Stopped
 
 #: Debian keeps `ip` and `iptables` in /usr/sbin, which an ordinary user's PATH lacks.
 SEARCH_PATH: Final = ":".join(filter(None, (os.environ.get("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin")))
@@ -33,8 +33,8 @@ ENVIRONMENT: Final = {
 #: Seconds that a running command is given when the program is asked to stop. They usually need 0.01.
 GRACE: Final = 1.0
 
-#: Seconds; a command that would have to be killed sooner than that is not started.
-SHORTEST: Final = 0.05
+#: Seconds that a command is given before a deadline, if as much is left at all.
+SHORTEST: Final = 0.5
 
 #: No exit status is an exception to sh: what each means, only the caller knows.
 _ANY_STATUS: Final = tuple(range(256))
@@ -62,13 +62,14 @@ class Run(Protocol):
 class Commands:
     """Runs commands one after the other, each bounded in time, until asked to stop.
 
-    Meant for the main thread, where signal handlers run: `stop` may be called from one.
+    Meant for the main thread; `stop` and `interrupt` may be called from a signal handler there.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._deadline: float | None = None
         self._stopping = False
+        self._interrupted = False
         self._running: sh.RunningCommand | None = None
 
     def require(self, names: Sequence[str]) -> None:
@@ -84,6 +85,12 @@ class Commands:
             timer.daemon = True
             timer.start()
 
+    def interrupt(self) -> None:
+        """Kill the running command and never start another."""
+        self._interrupted = True
+        if self._running is not None:
+            _kill(self._running)
+
     def _abandon(self, running: sh.RunningCommand) -> None:
         if self._running is running:
             _kill(running)
@@ -96,17 +103,17 @@ class Commands:
     def run(self, *argv: str, stdin: str = "") -> Result:
         """Run the command to its end and return what it answered.
 
-        Raises CommandMissing, CommandTimeout, DeadlineReached, Stopped, or CommandError where it could not be
-        started or was killed by somebody else.
+        Raises CommandMissing, CommandTimeout, DeadlineReached, Stopped, Interrupted, or CommandError where it
+        could not be started or was killed by somebody else.
         """
-        if self._stopping:
-            raise Stopped
+        self._raise_if_told_to_end()
         timeout = self._timeout
         if self._deadline is not None:
-            # Half of what is left: a command that hangs must not take the time that the others need.
-            timeout = min(timeout, (self._deadline - time.monotonic()) / 2)
-            if timeout < SHORTEST:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
                 raise DeadlineReached(argv, stdin)
+            # Half of what is left: a command that hangs must not take the time that the others need.
+            timeout = min(timeout, max(left / 2, min(left, SHORTEST)))
         program = _find(argv[0])
         with _memory_file(stdin) as standard_input, _memory_file() as stdout, _memory_file() as stderr:
             started = time.monotonic()
@@ -119,11 +126,16 @@ class Commands:
                 raise CommandError(argv, stdin, "could not be started", reason[0]) from error
             seconds = time.monotonic() - started
             if exit_status < 0:
-                if self._stopping:
-                    raise Stopped
+                self._raise_if_told_to_end()
                 outcome = f"was ended by {_signal_name(-exit_status)}"
                 raise CommandError(argv, stdin, outcome, _text(stderr))
             return Result(exit_status, _text(stdout), _text(stderr), seconds)
+
+    def _raise_if_told_to_end(self) -> None:
+        if self._interrupted:
+            raise Interrupted
+        if self._stopping:
+            raise Stopped
 
     def _run(
         self, program: str, arguments: Sequence[str], timeout: float, files: tuple[BinaryIO, BinaryIO, BinaryIO]
@@ -158,13 +170,13 @@ class Commands:
             os.close(alive)
 
     def _await(self, running: sh.RunningCommand, alive: int, timeout: float) -> int:
-        if not select.select([alive], [], [], timeout)[0]:
-            _kill(running)
-            # A process that waits inside the kernel (state D) does not die: it is left alone, not waited for.
-            if select.select([alive], [], [], GRACE)[0]:
-                _reap(running)
-            raise _TimeUp
-        return _reap(running)
+        if select.select([alive], [], [], timeout)[0] or not running.is_alive():
+            return _reap(running)
+        _kill(running)
+        # A process that waits inside the kernel (state D) does not die: it is left alone, not waited for.
+        if select.select([alive], [], [], GRACE)[0]:
+            _reap(running)
+        raise _TimeUp
 
 
 class _TimeUp(Exception):
@@ -201,7 +213,7 @@ def _reap(running: sh.RunningCommand) -> int:
 
 def _kill(running: sh.RunningCommand) -> None:
     with contextlib.suppress(ProcessLookupError):  # it ended by itself in this very moment
-        running.process.kill()
+        running.process.kill_group()
 
 
 def _signal_name(number: int) -> str:

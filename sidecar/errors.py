@@ -15,7 +15,7 @@
 
 The number is the exit code. `str()` of each is one line, meant for the person who has to act on it.
 
-Two more are no failures but the way out of work that a signal has ended: Stopped and Interrupted.
+Stopped and Interrupted are no failures, but the way out of work that a signal has ended.
 """
 
 import shlex
@@ -110,8 +110,8 @@ class Stopped(Exception):
     """SIGTERM or SIGINT came before this command began, or while it ran: the pass is abandoned."""
 
 
-class Interrupted(BaseException):
-    """A second SIGTERM or SIGINT: end at once. As with KeyboardInterrupt, no `except Exception` may hold it up."""
+class Interrupted(Exception):
+    """A second SIGTERM or SIGINT came: end at once, whatever is left undone."""
 
 
 def pasteable(argv: Sequence[str], stdin: str = "") -> str:

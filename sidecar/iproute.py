@@ -27,7 +27,7 @@ class IpRoute:
         try:
             return parse.links_and_addresses(result.stdout)
         except ValueError as error:
-            raise OutputUnreadable(_SHOW, "", str(error)) from error
+            raise OutputUnreadable(_SHOW, "", f"cannot be understood: {error}") from error
 
     def apply(self, action: AddressAction) -> None:
         """Carry out one action; raise a SidecarError if `ip` refuses."""

@@ -96,7 +96,7 @@ class Iptables:
         try:
             return parse.rule_copies(result.stdout, chains, rules)
         except ValueError as error:
-            raise OutputUnreadable(*self._restore(lines), str(error)) from error
+            raise OutputUnreadable(*self._restore(lines), f"cannot be understood: {error}") from error
 
     def _check(self, rules: Sequence[Rule]) -> dict[Rule, int] | None:
         """Return 1 for each rule that is there and 0 for the others, by -C alone; None if that does not tell either.

@@ -6,7 +6,7 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar.errors import CommandTimeout, InterfaceMissing, Interrupted, NodeError, SidecarError
+from sidecar.errors import CommandTimeout, DeadlineReached, InterfaceMissing, Interrupted, NodeError, SidecarError
 from sidecar.iproute import IpRoute
 from sidecar.iptables import Iptables
 from sidecar.model import (
@@ -52,18 +52,15 @@ class Reconciler:
     def reconcile(self) -> Report:
         """Make one pass. Raises Stopped if a signal ended it; every other failure is in the report."""
         changed: list[Action] = []
-        failed: list[Failure] = []
+        failed: dict[Action, Failure] = {}
         for acts_left in reversed(range(ROUNDS + 1)):
             observed, unseen = self._observe()
             actions = plan(self._desired, observed)
-            if not actions or not acts_left or not all(failure.error.transient for failure in failed):
+            relevant = _still_relevant(failed, actions)
+            if not actions or not acts_left or not all(failure.error.transient for failure in relevant):
                 break
             failed = self._apply(actions, changed)
-        if actions or unseen:
-            return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *failed))
-        for failure in failed:
-            logger.warning(f"{failure}; yet it is as it should be")
-        return Report(tuple(changed), (), self._interface_missing(observed))
+        return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *relevant))
 
     def cleanup(self, deadline: float) -> Report:
         """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
@@ -72,14 +69,15 @@ class Reconciler:
         else has to let go, until the deadline. If a second signal ends it, what may be left is logged.
         """
         changed: list[Action] = []
-        failed: list[Failure] = []
+        failed: dict[Action, Failure] = {}
+        failures: tuple[Failure, ...] = ()
         actions = self._everything()
         rounds = 0
         try:
             while True:
                 observed, unseen = self._observe()
                 actions = teardown(self._desired, observed)
-                failures = (*unseen, *failed) if actions or unseen else ()
+                failures = _reasons((*unseen, *_still_relevant(failed, actions)), failures)
                 again = rounds < ROUNDS or any(failure.error.transient for failure in failures)
                 if not (actions or unseen) or not again or self._clock() >= deadline:
                     return Report(tuple(changed), actions, failures)
@@ -116,12 +114,12 @@ class Reconciler:
                 failures.append(Failure(f"look at the IPv{family} rules", error))
         return Observed(links, addresses, copies), tuple(failures)
 
-    def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> list[Failure]:
+    def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
         """Carry out the actions in order, add to `changed` those that changed something, return what failed.
 
         It goes on after a failure. But a tool that hung, or may not do what is asked, is not asked again and again.
         """
-        failed: list[Failure] = []
+        failed: dict[Action, Failure] = {}
         given_up: set[Family | None] = set()
         for action in actions:
             tool = None if isinstance(action, AddAddress | RemoveAddress) else action.rule.family
@@ -132,7 +130,7 @@ class Reconciler:
                     changed.append(action)
                     logger.info(action.done)
             except SidecarError as error:
-                failed.append(Failure(action.todo, error))
+                failed[action] = Failure(action.todo, error)
                 if isinstance(error, CommandTimeout | NodeError):
                     given_up.add(tool)
         return failed
@@ -149,3 +147,17 @@ class Reconciler:
             return ()
         addresses = ", ".join(address.cidr for address in self._desired.addresses)
         return (Failure(f"add {addresses}", InterfaceMissing(interface)),)
+
+
+def _still_relevant(failed: dict[Action, Failure], actions: tuple[Action, ...]) -> list[Failure]:
+    """Return the failures of what is still to be done. If somebody else has done it meanwhile, all is well."""
+    return [failure for action, failure in failed.items() if action in actions]
+
+
+def _reasons(failures: tuple[Failure, ...], earlier: tuple[Failure, ...]) -> tuple[Failure, ...]:
+    """Return the failures, but where one says only that time is up, the earlier one that says what took it."""
+    known = {failure.attempt: failure for failure in earlier}
+    return tuple(
+        known.get(failure.attempt, failure) if isinstance(failure.error, DeadlineReached) else failure
+        for failure in failures
+    )

@@ -7,21 +7,20 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-from sidecar.errors import Interrupted
-
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 class Wakeup:
     """Takes over SIGTERM, SIGINT and SIGHUP for as long as its `with` block lasts. Sleeps without waking up.
 
-    The first SIGTERM or SIGINT sets `stopping`, calls `on_stop` and ends the sleep; the second raises Interrupted,
-    wherever the program is. SIGHUP ends the sleep.
+    The first SIGTERM or SIGINT sets `stopping`, calls `on_stop` and ends the sleep; any further one calls
+    `on_interrupt`. SIGHUP ends the sleep.
     """
 
-    def __init__(self, on_stop: Callable[[], None]) -> None:
+    def __init__(self, on_stop: Callable[[], None], on_interrupt: Callable[[], None]) -> None:
         self.stopping = False
         self._on_stop = on_stop
+        self._on_interrupt = on_interrupt
 
     def __enter__(self) -> Self:
         # The interpreter writes each signal's number to the pipe, so that a signal which comes just before the
@@ -48,7 +47,9 @@ class Wakeup:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number not in _STOP:
             return
+        # No exception from here: it would come up anywhere, also where the interpreter cannot but swallow it.
         if self.stopping:
-            raise Interrupted
-        self.stopping = True
-        self._on_stop()
+            self._on_interrupt()
+        else:
+            self.stopping = True
+            self._on_stop()

@@ -12,7 +12,7 @@ from pytest_mock import MockerFixture
 
 from sidecar import command
 from sidecar.command import Commands
-from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Stopped
+from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Interrupted, Stopped
 
 
 @pytest.fixture
@@ -70,11 +70,24 @@ def test_a_hung_command_is_killed_in_time_and_what_it_said_is_kept() -> None:
     assert caught.value.transient
 
 
-def test_a_grandchild_that_keeps_the_output_open_holds_nobody_up(commands: Commands) -> None:
+def test_a_hung_grandchild_is_killed_too(tmp_path: Path) -> None:
+    script = tmp_path / "wrapper"
+    script.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {tmp_path}/pid\nwait\n")
+    script.chmod(0o755)
     started = time.monotonic()
-    # The end of a pipe that the child alone holds is inherited, too: so it is closed here, as daemons do.
-    assert commands.run("sh", "-c", "echo done; sleep 3 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &").stdout == "done\n"
-    assert time.monotonic() - started < 3.5
+    with pytest.raises(CommandTimeout):
+        Commands(timeout=0.3).run(str(script))
+    assert time.monotonic() - started < 1
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists() or "Z" in (
+        Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat").read_text()
+    )
+
+
+def test_a_grandchild_that_stays_does_not_change_the_answer() -> None:
+    started = time.monotonic()
+    result = Commands(timeout=0.5).run("sh", "-c", "setsid sleep 5 & echo done; exit 3")
+    assert (result.exit, result.stdout) == (3, "done\n")
+    assert time.monotonic() - started < 2
 
 
 def test_death_by_a_signal_is_a_failure(commands: Commands) -> None:
@@ -129,6 +142,17 @@ def run_until_it_is_refused(commands: Commands) -> None:
     while True:
         with pytest.raises(CommandTimeout):
             commands.run("sleep", "60")
+
+
+def test_an_interrupt_kills_the_running_command_and_no_other_is_started(commands: Commands) -> None:
+    threading.Timer(0.1, commands.interrupt).start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        commands.run("sleep", "60")
+    assert time.monotonic() - started < 1
+    commands.resume(time.monotonic() + 10)
+    with pytest.raises(Interrupted):
+        commands.run("true")
 
 
 def test_with_a_deadline_hung_commands_leave_time_for_others() -> None:

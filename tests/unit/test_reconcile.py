@@ -194,6 +194,8 @@ def test_the_last_copy_is_safe_from_two_that_remove_a_surplus_at_once() -> None:
 def test_an_address_that_appears_just_before_it_is_added_is_no_failure() -> None:
     kernel = FakeKernel()
     kernel.after[0] = lambda: kernel.addresses["lo"].append("10.96.0.2/32")
+    # A rule is doubled at the same moment: neither keeps the other from being put right in the same pass.
+    kernel.after[3] = lambda: kernel.rules["iptables"]["raw", "PREROUTING"].extend([RAW_RULE] * 2)
     report = reconciler(kernel).reconcile()
     assert report.in_sync
     assert in_place(kernel)

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from sidecar.errors import Interrupted
 from sidecar.wakeup import Wakeup
 
 
@@ -14,7 +13,7 @@ def later(number: int, seconds: float = 0.1) -> None:
 
 
 def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
-    with Wakeup(on_stop=lambda: None) as wakeup:
+    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
         started = time.monotonic()
         wakeup.wait(0.2)
         assert 0.2 <= time.monotonic() - started < 1
@@ -23,7 +22,7 @@ def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_the_sleep(number: int) -> None:
     stopped: list[bool] = []
-    with Wakeup(on_stop=lambda: stopped.append(True)) as wakeup:
+    with Wakeup(on_stop=lambda: stopped.append(True), on_interrupt=pytest.fail) as wakeup:
         later(number)
         started = time.monotonic()
         wakeup.wait(30)
@@ -33,7 +32,7 @@ def test_a_stop_ends_the_sleep(number: int) -> None:
 
 
 def test_a_hangup_ends_the_sleep_and_is_no_stop() -> None:
-    with Wakeup(on_stop=pytest.fail) as wakeup:
+    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
         later(signal.SIGHUP)
         started = time.monotonic()
         wakeup.wait(30)
@@ -44,22 +43,23 @@ def test_a_hangup_ends_the_sleep_and_is_no_stop() -> None:
 
 
 def test_a_signal_that_came_before_the_sleep_ends_it() -> None:
-    with Wakeup(on_stop=lambda: None) as wakeup:
+    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
         os.kill(os.getpid(), signal.SIGHUP)
         started = time.monotonic()
         wakeup.wait(30)
         assert time.monotonic() - started < 5
 
 
-def test_the_second_stop_interrupts() -> None:
-    with Wakeup(on_stop=lambda: None):
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            os.kill(os.getpid(), signal.SIGINT)
+def test_the_second_stop_is_told_apart_from_the_first() -> None:
+    heard: list[str] = []
+    with Wakeup(on_stop=lambda: heard.append("stop"), on_interrupt=lambda: heard.append("interrupt")):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+    assert heard == ["stop", "interrupt", "interrupt"]
 
 
 def test_a_thousand_signals_neither_block_nor_are_lost() -> None:
-    with Wakeup(on_stop=lambda: None) as wakeup:
+    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
         for _ in range(100_000):
             signal.raise_signal(signal.SIGHUP)
         started = time.monotonic()
@@ -70,7 +70,7 @@ def test_a_thousand_signals_neither_block_nor_are_lost() -> None:
 def test_afterwards_everything_is_as_before() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     open_files = len(os.listdir("/proc/self/fd"))
-    with Wakeup(on_stop=lambda: None):
+    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail):
         pass
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
     assert len(os.listdir("/proc/self/fd")) == open_files
