@@ -60,19 +60,19 @@ def _run(given: Settings) -> int:
     iptables = {family: Iptables(commands.run, family, backend, given.iptables_wait) for family in families}
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.commands)]
     reconciler = Reconciler(goal, IpRoute(commands.run), iptables)
-    with Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt) as wakeup:
-        try:
-            commands.require(programs)
-            report = _work(given, reconciler, wakeup, _in_words(goal, iptables))
-            code = report.exit_code if report else 0
-            if given.cleanup and not (report and code == NodeError.exit_code and not report.changed):
-                code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
-        except NodeError as error:
-            logger.error(error)
-            return error.exit_code
-        except Interrupted:
-            logger.error("a second signal: ended at once")
-            return 1
+    wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
+    try:
+        commands.require(programs)
+        report = _work(given, reconciler, wakeup, _in_words(goal, iptables))
+        code = report.exit_code if report else 0
+        if given.cleanup and not (report and code == NodeError.exit_code and not report.changed):
+            code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
+    except NodeError as error:
+        logger.error(error)
+        return error.exit_code
+    except Interrupted:
+        logger.error("a second signal: ended at once")
+        return 1
     return code
 
 

@@ -2,10 +2,21 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from sidecar.wakeup import Wakeup
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Put everything back as it was: a Wakeup is there to the end of its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
 
 
 def later(number: int, seconds: float = 0.1) -> None:
@@ -13,65 +24,55 @@ def later(number: int, seconds: float = 0.1) -> None:
 
 
 def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
-    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
-        started = time.monotonic()
-        wakeup.wait(0.2)
-        assert 0.2 <= time.monotonic() - started < 1
+    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    started = time.monotonic()
+    wakeup.wait(0.2)
+    assert 0.2 <= time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_the_sleep(number: int) -> None:
     stopped: list[bool] = []
-    with Wakeup(on_stop=lambda: stopped.append(True), on_interrupt=pytest.fail) as wakeup:
-        later(number)
-        started = time.monotonic()
-        wakeup.wait(30)
-        assert time.monotonic() - started < 5
-        assert wakeup.stopping
-        assert stopped == [True]
+    wakeup = Wakeup(on_stop=lambda: stopped.append(True), on_interrupt=pytest.fail)
+    later(number)
+    started = time.monotonic()
+    wakeup.wait(30)
+    assert time.monotonic() - started < 5
+    assert wakeup.stopping
+    assert stopped == [True]
 
 
 def test_a_hangup_ends_the_sleep_and_is_no_stop() -> None:
-    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
-        later(signal.SIGHUP)
-        started = time.monotonic()
-        wakeup.wait(30)
-        assert time.monotonic() - started < 5
-        assert not wakeup.stopping
-        wakeup.wait(0.2)  # it counts for one sleep only
-        assert time.monotonic() - started >= 0.2
+    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    later(signal.SIGHUP)
+    started = time.monotonic()
+    wakeup.wait(30)
+    assert time.monotonic() - started < 5
+    assert not wakeup.stopping
+    wakeup.wait(0.2)  # it counts for one sleep only
+    assert time.monotonic() - started >= 0.2
 
 
 def test_a_signal_that_came_before_the_sleep_ends_it() -> None:
-    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
-        os.kill(os.getpid(), signal.SIGHUP)
-        started = time.monotonic()
-        wakeup.wait(30)
-        assert time.monotonic() - started < 5
+    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    os.kill(os.getpid(), signal.SIGHUP)
+    started = time.monotonic()
+    wakeup.wait(30)
+    assert time.monotonic() - started < 5
 
 
 def test_the_second_stop_is_told_apart_from_the_first() -> None:
     heard: list[str] = []
-    with Wakeup(on_stop=lambda: heard.append("stop"), on_interrupt=lambda: heard.append("interrupt")):
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(number)
+    Wakeup(on_stop=lambda: heard.append("stop"), on_interrupt=lambda: heard.append("interrupt"))
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.raise_signal(number)
     assert heard == ["stop", "interrupt", "interrupt"]
 
 
 def test_a_thousand_signals_neither_block_nor_are_lost() -> None:
-    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail) as wakeup:
-        for _ in range(100_000):
-            signal.raise_signal(signal.SIGHUP)
-        started = time.monotonic()
-        wakeup.wait(30)
-        assert time.monotonic() - started < 5
-
-
-def test_afterwards_everything_is_as_before() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
-    open_files = len(os.listdir("/proc/self/fd"))
-    with Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail):
-        pass
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
-    assert len(os.listdir("/proc/self/fd")) == open_files
-    assert signal.set_wakeup_fd(-1) == -1
+    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    for _ in range(100_000):
+        signal.raise_signal(signal.SIGHUP)
+    started = time.monotonic()
+    wakeup.wait(30)
+    assert time.monotonic() - started < 5
