@@ -1,19 +1,20 @@
 """The edge: settings in, exit code out. Everything that ends the process is here."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TextIO
 
 from loguru import logger
 
 from sidecar import __version__, daemon, durations, iproute, logs, settings
 from sidecar.command import Commands
 from sidecar.desired import desired
-from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError, Stopped
+from sidecar.errors import ConfigError, Interrupted, NodeError, Stopped
 from sidecar.iproute import IpRoute
 from sidecar.iptables import Iptables
-from sidecar.model import Desired, Failure, Family, Report
+from sidecar.model import Desired, Family, Report
 from sidecar.reconcile import Reconciler
 from sidecar.settings import Settings
 from sidecar.wakeup import Wakeup
@@ -27,21 +28,25 @@ SHOWN: Final = 4
 def main(argv: Sequence[str]) -> int:
     """Run the program with these arguments (without its own name) and return its exit code."""
     if any(word in ("--help", "-h") for word in argv):
-        print(settings.usage())
-        return 0
+        return _print(settings.usage(), sys.stdout)
     if list(argv) in (["version"], ["--version"]):
-        print(f"{PROGRAM} {__version__}")
-        return 0
+        return _print(f"{PROGRAM} {__version__}", sys.stdout)
     try:
-        given = settings.load(argv)
+        given, warnings = settings.load(argv)
     except ConfigError as error:
         for fault in error.faults:
-            print(f"{PROGRAM}: {fault}", file=sys.stderr)
+            _print(f"{PROGRAM}: {fault}", sys.stderr)
         return error.exit_code
     logs.setup()
-    for line in settings.unknown_variables():
-        logger.warning(line)
+    for warning in warnings:
+        logger.warning(warning)
     return _run(given)
+
+
+def _print(text: str, stream: TextIO) -> int:
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to say so
+        print(text, file=stream)
+    return 0
 
 
 def _run(given: Settings) -> int:
@@ -64,8 +69,10 @@ def _run(given: Settings) -> int:
     try:
         commands.require(programs)
         report = _work(given, reconciler, wakeup, _in_words(goal, iptables))
-        code = report.exit_code if report else 0
-        if given.cleanup and not (report and code == NodeError.exit_code and not report.changed):
+        # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
+        code = report.exit_code if report else int(not given.daemon)
+        in_vain = report is not None and code == NodeError.exit_code and not report.changed
+        if given.cleanup and not in_vain:
             code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
     except NodeError as error:
         logger.error(error)
@@ -77,7 +84,7 @@ def _run(given: Settings) -> int:
 
 
 def _work(given: Settings, reconciler: Reconciler, wakeup: Wakeup, goal: str) -> Report | None:
-    """Make one pass, or passes until a signal comes (None)."""
+    """Make one pass, or many. Return None if a signal ended it."""
     journal = daemon.Journal(goal)
     if given.daemon:
         every = durations.render(given.sync_interval)
@@ -86,20 +93,20 @@ def _work(given: Settings, reconciler: Reconciler, wakeup: Wakeup, goal: str) ->
     try:
         report = reconciler.reconcile()
     except Stopped:
-        # Not in order, unlike a daemon that is stopped: whoever waits for this one pass must not take it for done.
-        return Report((), (), (Failure("finish the pass", SidecarError("stopped by a signal")),))
+        logger.error("stopped by a signal before the pass was done")
+        return None
     journal.record(report)
     return report
 
 
 def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands) -> int:
     deadline = time.monotonic() + seconds
-    commands.resume(deadline)
+    commands.finish_by(deadline)
     report = reconciler.cleanup(deadline)
     for failure in report.failures:
         logger.error(failure)
     for action in report.remaining:
-        logger.error(f"cleanup is not done, left to do: {action.todo}")
+        logger.error(f"cleanup is not done, perhaps left to do: {action.todo}")
     if report.in_sync:
         logger.info("cleanup done: nothing of it is left on this node")
     return report.exit_code

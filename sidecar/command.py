@@ -3,11 +3,15 @@
 Each command gets a fixed environment, a process group of its own (Ctrl-C must not cut a change in half), and no
 terminal. Input and output are anonymous files rather than pipes: nothing has to be pumped while it runs, output
 of any size arrives whole, and a grandchild that keeps them open holds nobody up.
+
+sh can bound a command's time itself, but looks only every 0.1 s whether it has ended. Here a thread waits for the
+end, and the caller for the thread: the end is seen at once, and a process that cannot even be killed (waiting inside
+the kernel) holds nobody up.
 """
 
 import contextlib
+import gc
 import os
-import select
 import shutil
 import signal
 import threading
@@ -66,6 +70,7 @@ class Commands:
     """
 
     def __init__(self, timeout: float) -> None:
+        """`timeout` is what one command may take, in seconds."""
         self._timeout = timeout
         self._deadline: float | None = None
         self._stopping = False
@@ -78,12 +83,13 @@ class Commands:
             _find(name)
 
     def stop(self) -> None:
-        """Let the running command finish within GRACE seconds, then kill it; start no other."""
-        self._stopping = True
-        if self._running is not None:
-            timer = threading.Timer(GRACE, self._abandon, (self._running,))
-            timer.daemon = True
-            timer.start()
+        """Let the running command finish within GRACE seconds, then kill it; start no other.
+
+        Once `finish_by` was called this has no effect: what must be finished is not stopped half-way.
+        """
+        if self._deadline is None:
+            self._stopping = True
+            self._end_soon()
 
     def interrupt(self) -> None:
         """Kill the running command and never start another."""
@@ -91,11 +97,7 @@ class Commands:
         if self._running is not None:
             _kill(self._running)
 
-    def _abandon(self, running: sh.RunningCommand) -> None:
-        if self._running is running:
-            _kill(running)
-
-    def resume(self, deadline: float) -> None:
+    def finish_by(self, deadline: float) -> None:
         """Run commands again after `stop`, but none beyond `deadline` (of the monotonic clock)."""
         self._stopping = False
         self._deadline = deadline
@@ -114,22 +116,19 @@ class Commands:
                 raise DeadlineReached(argv, stdin)
             # Half of what is left: a command that hangs must not take the time that the others need.
             timeout = min(timeout, max(left / 2, min(left, SHORTEST)))
-        program = _find(argv[0])
-        with _memory_file(stdin) as standard_input, _memory_file() as stdout, _memory_file() as stderr:
-            started = time.monotonic()
-            try:
-                exit_status = self._run(program, argv[1:], timeout, (standard_input, stdout, stderr))
-            except _TimeUp as error:
-                raise CommandTimeout(argv, stdin, f"was killed after {timeout:.3g}s", _text(stderr)) from error
-            except (sh.ForkException, OSError) as error:
-                reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                raise CommandError(argv, stdin, "could not be started", reason[0]) from error
-            seconds = time.monotonic() - started
-            if exit_status < 0:
-                self._raise_if_told_to_end()
-                outcome = f"was ended by {_signal_name(-exit_status)}"
-                raise CommandError(argv, stdin, outcome, _text(stderr))
-            return Result(exit_status, _text(stdout), _text(stderr), seconds)
+        started = time.monotonic()
+        try:
+            with _memory_file(stdin) as standard_input, _memory_file() as stdout, _memory_file() as stderr:
+                exit_status = self._run(argv, timeout, (standard_input, stdout, stderr))
+                out, err = _text(stdout), _text(stderr)
+        except (OSError, _StartError) as error:
+            raise CommandError(argv, stdin, "could not be started", str(error)) from error
+        if exit_status is not None and exit_status >= 0:
+            return Result(exit_status, out, err, time.monotonic() - started)
+        self._raise_if_told_to_end()
+        if exit_status is None:
+            raise CommandTimeout(argv, stdin, f"was killed after {timeout:.3g}s", err)
+        raise CommandError(argv, stdin, f"was ended by {_signal_name(-exit_status)}", err)
 
     def _raise_if_told_to_end(self) -> None:
         if self._interrupted:
@@ -137,50 +136,72 @@ class Commands:
         if self._stopping:
             raise Stopped
 
-    def _run(
-        self, program: str, arguments: Sequence[str], timeout: float, files: tuple[BinaryIO, BinaryIO, BinaryIO]
-    ) -> int:
-        """Return the exit status, negative for the signal that ended it.
-
-        sh offers `_timeout` and `wait(timeout=)`, but both look only every 0.1 s. Here the end is seen at once:
-        the child alone holds the writing end of a pipe, and the kernel closes it when the child ends.
-        """
-        alive, held_by_child = os.pipe()
+    def _run(self, argv: Sequence[str], timeout: float, files: tuple[BinaryIO, BinaryIO, BinaryIO]) -> int | None:
+        """Return the exit status, negative for the signal that ended it; None if its time was up."""
+        running = self._running = _start(_find(argv[0]), argv[1:], files)
         try:
-            os.set_inheritable(held_by_child, True)  # noqa: FBT003 - takes no keyword
-            try:
-                self._running = sh.Command(program)(
-                    *arguments,
-                    _in=files[0],
-                    _out=files[1],
-                    _err=files[2],
-                    _env=ENVIRONMENT,
-                    _pass_fds={held_by_child},
-                    _new_group=True,
-                    _bg=True,
-                    _bg_exc=False,
-                    _ok_code=_ANY_STATUS,
-                    _return_cmd=True,
-                )
-            finally:
-                os.close(held_by_child)
-            return self._await(self._running, alive, timeout)
+            if self._interrupted:  # the signal came while it was being started
+                _kill(running)
+            elif self._stopping:
+                self._end_soon()
+            waiter = threading.Thread(target=_reap, args=(running,), daemon=True)
+            waiter.start()
+            waiter.join(timeout)
+            if waiter.is_alive():
+                _kill(running)
+                waiter.join(GRACE)
+                return None
+            return running.process.exit_code
         finally:
             self._running = None
-            os.close(alive)
 
-    def _await(self, running: sh.RunningCommand, alive: int, timeout: float) -> int:
-        if select.select([alive], [], [], timeout)[0] or not running.is_alive():
-            return _reap(running)
-        _kill(running)
-        # A process that waits inside the kernel (state D) does not die: it is left alone, not waited for.
-        if select.select([alive], [], [], GRACE)[0]:
-            _reap(running)
-        raise _TimeUp
+    def _end_soon(self) -> None:
+        if self._running is not None:
+            timer = threading.Timer(GRACE, self._end, (self._running,))
+            timer.daemon = True
+            timer.start()
+
+    def _end(self, running: sh.RunningCommand) -> None:
+        if self._running is running:
+            _kill(running)
 
 
-class _TimeUp(Exception):
-    """The command had to be killed."""
+def _open_files() -> set[str]:
+    """Return our open descriptors, as /proc lists them; not the one that served to read the list."""
+    listed = os.listdir("/proc/self/fd")  # noqa: PTH208 - quick, as it runs before every command
+    return {descriptor for descriptor in listed if os.path.lexists(f"/proc/self/fd/{descriptor}")}
+
+
+class _StartError(Exception):
+    """sh could not start a command; the text says why."""
+
+
+def _start(program: str, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]) -> sh.RunningCommand:
+    held = _open_files()
+    try:
+        return sh.Command(program)(
+            *arguments,
+            _in=files[0],
+            _out=files[1],
+            _err=files[2],
+            _env=ENVIRONMENT,
+            _new_group=True,
+            _bg=True,
+            _bg_exc=False,
+            _ok_code=_ANY_STATUS,
+            _return_cmd=True,
+        )
+    except Exception as error:
+        # What sh raises here is of many kinds (ForkException, CommandNotFound, OSError, RuntimeError for a thread,
+        # ValueError for a child that died early), and it leaves behind its pipes, a zombie, and gc disabled.
+        gc.enable()
+        for descriptor in _open_files() - held:
+            with contextlib.suppress(OSError):
+                os.close(int(descriptor))
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise _StartError(reason[0]) from error
 
 
 def _find(name: str) -> str:
@@ -199,16 +220,14 @@ def _memory_file(content: str = "") -> BinaryIO:
 
 
 def _text(file: BinaryIO) -> str:
+    """Return what was written. Interfaces may have names that are no UTF-8: nothing is lost or refused."""
     file.seek(0)
-    return file.read().decode(errors="backslashreplace")
+    return file.read().decode(errors="surrogateescape")
 
 
-def _reap(running: sh.RunningCommand) -> int:
-    try:
+def _reap(running: sh.RunningCommand) -> None:
+    with contextlib.suppress(sh.ErrorReturnCode):  # death by a signal, which the exit status tells as well
         running.wait()
-    except sh.SignalException as error:
-        return error.exit_code
-    return running.exit_code
 
 
 def _kill(running: sh.RunningCommand) -> None:

@@ -1,6 +1,7 @@
 """When is the next pass, and what of the last one is worth a line in the log."""
 
 import random
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -30,7 +31,8 @@ def run(reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journ
             if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
                 return report
             first = False
-            wakeup.wait(schedule.next(report))
+            if wakeup.wait(schedule.next(report)):
+                schedule.start_over()
     except Stopped:
         pass
     return None
@@ -51,6 +53,10 @@ class Schedule:
         self._interval = interval
         self._jitter = jitter
         self._delay = interval
+        self._failing = False
+
+    def start_over(self) -> None:
+        """Forget that passes failed before: somebody asks for a look, perhaps because it is repaired."""
         self._failing = False
 
     def next(self, report: Report) -> float:
@@ -87,11 +93,12 @@ class Journal:
         self._was_in_sync = True
 
     def _log_new(self, report: Report) -> None:
-        lines = {f"{failure.attempt} {type(failure.error).__name__}": str(failure) for failure in report.failures}
+        lines = [str(failure) for failure in report.failures]
         if not lines:
             # Everything that was tried succeeded, and yet it is not so: somebody else changes it at the same time.
-            lines = {action.todo: f"others keep changing it; still to do: {action.todo}" for action in report.remaining}
-        for key, line in lines.items():
-            if key not in self._known:
+            lines = [f"others keep changing it; still to do: {action.todo}" for action in report.remaining]
+        for line in lines:
+            gist = re.sub(r"\d+", "", line)  # seconds, process ids: a failure is no other because of them
+            if gist not in self._known:
+                self._known.add(gist)
                 logger.error(line)
-        self._known |= lines.keys()

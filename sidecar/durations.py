@@ -17,15 +17,23 @@ _SECONDS = {
     "m": Decimal(60),
     "h": Decimal(3600),
 }
-_NUMBER_AND_UNIT = re.compile(rf"([0-9]+\.?[0-9]*|\.[0-9]+)({'|'.join(_SECONDS)})", re.ASCII)
+_NUMBER_AND_UNIT = re.compile(rf"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)({'|'.join(_SECONDS)})", re.ASCII)
+#: Seconds; Go counts nanoseconds in 64 bits.
+_LONGEST = Decimal(2**63 - 1) / 1_000_000_000
+#: Characters; no duration that a person writes has as many.
+_LONGEST_TEXT = 100
+
 _DURATION = re.compile(rf"(?:{_NUMBER_AND_UNIT.pattern})+", re.ASCII)
 
 
 def parse(text: str) -> float:
-    """Return the seconds that a Go duration stands for; ValueError if it is none."""
-    if not _DURATION.fullmatch(text):
+    """Return the seconds that a Go duration stands for, in whole nanoseconds; ValueError if it is none."""
+    if len(text) > _LONGEST_TEXT or not _DURATION.fullmatch(text):
         raise ValueError("not a duration: write it like 90s, 1m30s or 500ms")
-    return float(sum(Decimal(number) * _SECONDS[unit] for number, unit in _NUMBER_AND_UNIT.findall(text)))
+    seconds = sum(Decimal(number) * _SECONDS[unit] for number, unit in _NUMBER_AND_UNIT.findall(text))
+    if seconds > _LONGEST:
+        raise ValueError("out of range: Go's durations end at 2562047h47m")
+    return int(seconds * 1_000_000_000) / 1_000_000_000
 
 
 def render(seconds: float) -> str:

@@ -16,7 +16,7 @@ Exit status, not wording, decides what a command's failure means.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, TypeAlias
 
 from loguru import logger
 
@@ -24,6 +24,7 @@ from sidecar import parse, privileges
 from sidecar.command import Result, Run
 from sidecar.errors import CommandError, LockHeld, NotSupported, OutputUnreadable, PermissionMissing, SidecarError
 from sidecar.model import AddRule, Family, RemoveRule, RemoveSurplus, Rule, RuleAction
+from sidecar.parse import Chain
 
 #: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
 _SUFFIX: Final = {"nft": "-nft", "legacy": "-legacy", "system": ""}
@@ -55,18 +56,46 @@ class Iptables:
         """The programs that have to be installed."""
         return self.command, f"{self.command}-restore"
 
-    def observe(self, rules: Sequence[Rule]) -> dict[Rule, int]:
-        """Return how many copies of each rule there are. One process. Raises a SidecarError if it could not look."""
-        try:
-            return self._count(rules)
-        except (CommandError, NotSupported) as error:
-            if error.transient or self._is_legacy():
-                raise
-            copies = self._check(rules)
-            if copies is None:
-                raise
-            self._say_that_it_cannot_count(error)
-            return copies
+    def observe(self, rules: Sequence[Rule]) -> tuple[dict[Rule, int], list[SidecarError]]:
+        """Return how many copies of each rule there are, and for rules that could not be looked for, why.
+
+        One process, if all chains can be listed. Raises a SidecarError if nothing could be looked at.
+        """
+        chains = sorted({(rule.table, rule.chain) for rule in rules})
+        argv, stdin = self._restore([(table, ("-S", chain)) for table, chain in chains])
+        result = self._run(*argv, stdin=stdin)
+        if result.exit == _TRY_AGAIN:
+            raise self._failure(argv, stdin, result)
+        if result.exit == 0:
+            return self._read(argv, stdin, result, chains, rules), []
+        # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
+        copies: dict[Rule, int] = {}
+        errors: list[SidecarError] = []
+        for chain in chains:
+            try:
+                copies |= self._observe_chain(chain, [rule for rule in rules if (rule.table, rule.chain) == chain])
+            except (CommandError, NotSupported) as error:
+                errors.append(error)
+        if len(errors) == len(chains):
+            raise errors[0]
+        return copies, errors
+
+    def _observe_chain(self, chain: Chain, rules: Sequence[Rule]) -> dict[Rule, int]:
+        """Return the copies of rules in one chain.
+
+        nft does not list a chain in which there is a rule that only it can express. There -C often tells all the
+        same whether ours is in it; where it cannot judge, it exits with 3.
+        """
+        argv = self._argv(chain[0], ("-S", chain[1]))
+        result = self._run(*argv)
+        if result.exit == 0:
+            return self._read(argv, "", result, [chain], rules)
+        if not self._is_legacy():
+            answers = {rule: self._run(*self._argv(*_line(rule, "-C"))).exit for rule in rules}
+            if set(answers.values()) <= set(_YES_OR_NO):
+                self._say_that_it_cannot_count(chain, result)
+                return {rule: 1 - answer for rule, answer in answers.items()}
+        raise self._failure(argv, "", result)
 
     def apply(self, action: RuleAction) -> bool:
         """Carry out one action; return whether it changed anything. Raises a SidecarError if iptables refuses.
@@ -76,61 +105,38 @@ class Iptables:
         """
         match action:
             case AddRule(rule, insert):
-                if self._ask(rule, "-C") and self.observe([rule])[rule]:
+                if self._ask(rule, "-C") and self.observe([rule])[0].get(rule):
                     return False
                 self._ask(rule, _add(insert=insert), answers=(0,))
                 return True
             case RemoveSurplus(rule, surplus, insert):
                 # One transaction: unless all copies that were counted are still there, it comes to nothing. So of two
                 # sidecars that both count two and take one away, one fails, and a copy remains at every moment.
-                verbs = ["-D"] * (surplus + 1) + [_add(insert=insert)]
-                return self._batch([_line(rule, verb) for verb in verbs]).exit == 0
+                argv, stdin = self._restore([_line(rule, "-D")] * (surplus + 1) + [_line(rule, _add(insert=insert))])
+                result = self._run(*argv, stdin=stdin)
+                if result.exit not in _YES_OR_NO:
+                    raise self._failure(argv, stdin, result)
+                return result.exit == 0
             case RemoveRule(rule, copies):
                 removed = [self._ask(rule, "-D") for _ in range(copies)]
                 return any(removed)
 
-    def _count(self, rules: Iterable[Rule]) -> dict[Rule, int]:
-        chains = sorted({(rule.table, rule.chain) for rule in rules})
-        lines = [(table, ("-S", chain)) for table, chain in chains]
-        result = self._batch(lines, answers=(0,))
+    @staticmethod
+    def _read(
+        argv: tuple[str, ...], stdin: str, result: Result, chains: Sequence[Chain], rules: Iterable[Rule]
+    ) -> dict[Rule, int]:
         try:
             return parse.rule_copies(result.stdout, chains, rules)
         except ValueError as error:
-            raise OutputUnreadable(*self._restore(lines), f"cannot be understood: {error}") from error
-
-    def _check(self, rules: Sequence[Rule]) -> dict[Rule, int] | None:
-        """Return 1 for each rule that is there and 0 for the others, by -C alone; None if that does not tell either.
-
-        For a chain with a rule that only nft can express: it is not listed, but often -C can tell. Some rules keep
-        it from telling that one is missing; then it exits with 3.
-        """
-        if self._run_restore([_line(rule, "-C") for rule in rules]).exit == 0:
-            return dict.fromkeys(rules, 1)
-        answers = {rule: self._run(*self._argv(*_line(rule, "-C"))).exit for rule in rules}
-        if set(answers.values()) - set(_YES_OR_NO):
-            return None
-        return {rule: 1 - answer for rule, answer in answers.items()}
+            raise OutputUnreadable(argv, stdin, f"cannot be understood: {error}") from error
 
     def _ask(self, rule: Rule, verb: str, *, answers: Sequence[int] = _YES_OR_NO) -> bool:
         """Run iptables with one verb on one rule: True for exit status 0, False for another of `answers`."""
         argv = self._argv(*_line(rule, verb))
         result = self._run(*argv)
         if result.exit not in answers:
-            self._fail(argv, "", result)
+            raise self._failure(argv, "", result)
         return result.exit == 0
-
-    def _batch(self, lines: Sequence[_Line], *, answers: Sequence[int] = _YES_OR_NO) -> Result:
-        """Run all lines in one process; raise unless its exit status is one of `answers`."""
-        result = self._run_restore(lines)
-        if result.exit not in answers:
-            if result.exit != _TRY_AGAIN:
-                self._fail_of_one(lines)
-            self._fail(*self._restore(lines), result)
-        return result
-
-    def _run_restore(self, lines: Sequence[_Line]) -> Result:
-        argv, stdin = self._restore(lines)
-        return self._run(*argv, stdin=stdin)
 
     def _restore(self, lines: Sequence[_Line]) -> tuple[tuple[str, ...], str]:
         """Return the command and the standard input that run these lines, table by table."""
@@ -143,32 +149,20 @@ class Iptables:
     def _argv(self, table: str, words: Sequence[str]) -> tuple[str, ...]:
         return (self.command, *self._wait, "-t", table, *words)
 
-    def _fail_of_one(self, lines: Sequence[_Line]) -> None:
-        """Look for the chain that a batch failed of, and raise for it.
-
-        A batch answers 2 for a table that the kernel does not have, and says little; a single look answers 3 for
-        it, and why.
-        """
-        for table, chain in dict.fromkeys((table, words[1]) for table, words in lines):
-            argv = self._argv(table, ("-S", chain))
-            result = self._run(*argv)
-            if result.exit:
-                self._fail(argv, "", result)
-
-    def _fail(self, argv: tuple[str, ...], stdin: str, result: Result) -> NoReturn:
-        """Raise what the exit status means.
+    def _failure(self, argv: tuple[str, ...], stdin: str, result: Result) -> SidecarError:
+        """Return what the exit status means.
 
         A missing privilege shows as 1, 3 or 4, by backend and verb: what tells it is what this process may do.
         """
         failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
         needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self._is_legacy() else ("CAP_NET_ADMIN",)
         if lacking := privileges.missing(*needed):
-            raise PermissionMissing(lacking, str(failure))
+            return PermissionMissing(lacking, str(failure))
         if result.exit == _NOT_SUPPORTED:
-            raise NotSupported(str(failure))
+            return NotSupported(str(failure))
         if result.exit == _TRY_AGAIN:
-            raise LockHeld(argv, stdin, "exited with 4 (it is locked or just changed: try again)", result.stderr)
-        raise failure
+            return LockHeld(argv, stdin, "exited with 4 (it is locked or just changed: try again)", result.stderr)
+        return failure
 
     def _is_legacy(self) -> bool:
         """Legacy works through a raw socket, and so needs CAP_NET_RAW as well."""
@@ -176,10 +170,13 @@ class Iptables:
             self._backend == "system" and "(legacy)" in self._run(self.command, "--version").stdout
         )
 
-    def _say_that_it_cannot_count(self, reason: SidecarError) -> None:
+    def _say_that_it_cannot_count(self, chain: Chain, result: Result) -> None:
         if not self._said_that_it_cannot_count:
             self._said_that_it_cannot_count = True
-            logger.warning(f"rules are looked for one by one, and a second copy of one would go unnoticed: {reason}")
+            logger.warning(
+                f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
+                f"{result.stderr.strip()}"
+            )
 
 
 def _line(rule: Rule, verb: str) -> _Line:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from sidecar.oneline import visible
+
 if TYPE_CHECKING:
     from loguru import Record
 
@@ -21,6 +23,5 @@ def _line(record: "Record") -> str:
     (k8s.io/klog/v2, `formatHeader`.) What a command printed can stand in the message: control characters are
     shown, so that no line can be forged.
     """
-    message = record["message"]
-    record["extra"]["line"] = message if message.isprintable() else message.encode("unicode_escape").decode()
+    record["extra"]["line"] = visible(record["message"])
     return "{level.name[0]}{time:MMDD HH:mm:ss.SSSSSS} {process: >7} {file}:{line}] {extra[line]}\n{exception}"

@@ -4,15 +4,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
+from typing import TypeAlias
 
 from sidecar.model import Address, Rule
 
 #: A table and one of its chains.
-Chain = tuple[str, str]
+Chain: TypeAlias = tuple[str, str]
 
 
 def links_and_addresses(text: str) -> tuple[frozenset[str], frozenset[Address]]:
-    """Read `ip -json address show`: the names of all links, and every address on them.
+    """Read `ip -json address show`: the names of all links, and every address on them, by each of the link's names.
 
     Only the fields that decide something are read, by name; iproute2 adds others from release to release.
     Some releases print an empty object for a link that a filter left out: it is passed over.
@@ -21,10 +22,10 @@ def links_and_addresses(text: str) -> tuple[frozenset[str], frozenset[Address]]:
     addresses: set[Address] = set()
     try:
         for link in filter(None, json.loads(text)):
-            name = link["ifname"]
-            links.add(name)
-            for info in link["addr_info"]:
-                addresses.add(Address(ip_address(info["local"]), int(info["prefixlen"]), name))
+            for name in (link["ifname"], *link.get("altnames", ())):
+                links.add(name)
+                for info in link["addr_info"]:
+                    addresses.add(Address(ip_address(info["local"]), int(info["prefixlen"]), name))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"not the output of `ip -json address show` ({type(error).__name__}: {error})") from error
     return frozenset(links), frozenset(addresses)

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from sidecar.oneline import quoted
+
 
 @dataclass(slots=True)
 class CommandLine:
@@ -43,7 +45,7 @@ def _flag(
         given = argument[2:].removeprefix("=") if argument[2:] else None
     spelled = f"--{name}" if argument.startswith("--") else f"-{name}"
     if name not in flags:
-        line.faults.append(f"unknown flag {spelled}{nearest(name, flags, '--')}")
+        line.faults.append(f"unknown flag {quoted(spelled)}{nearest(name, flags, '--')}")
         return
     if given is None and name in booleans:
         given = "true"
@@ -57,5 +59,5 @@ def _flag(
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     """Return `; did you mean --x?` for the known name that looks most like this one, or nothing."""
-    match = difflib.get_close_matches(name, known, n=1)
+    match = difflib.get_close_matches(name[:100], known, n=1)
     return f"; did you mean {prefix}{match[0]}?" if match else ""

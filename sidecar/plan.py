@@ -23,14 +23,18 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     return (*_add_addresses(desired, observed), *_correct_rules(desired, observed))
 
 
-def teardown(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> tuple[Action, ...]:
     """Return what takes away everything desired that is there: rules first.
 
-    The address goes last, so that it answers for as long as anything still leads to it.
+    The address goes last, so that it answers for as long as anything still leads to it. With `patient` it stays
+    while it is unknown whether its rules are there.
     """
     rules = (RemoveRule(rule, observed.copies[rule]) for rule in desired.rules if observed.copies.get(rule))
+    kept = {rule.family for rule in desired.rules if rule not in observed.copies} if patient else set()
     present = observed.addresses or frozenset()
-    addresses = (RemoveAddress(address) for address in desired.addresses if address in present)
+    addresses = (
+        RemoveAddress(address) for address in desired.addresses if address in present and address.ip.version not in kept
+    )
     return (*rules, *addresses)
 
 

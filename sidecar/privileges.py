@@ -1,20 +1,38 @@
 """Which capabilities this process has: what a failed command is explained with."""
 
+import fcntl
+import os
 from pathlib import Path
 from typing import Final
 
 #: Bits of the capability sets in /proc/PID/status (linux/capability.h).
 _BITS: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 
+#: Asks a namespace for the user namespace that owns it (man 2 ioctl_ns).
+_NS_GET_USERNS: Final = 0xB701
+
 
 def missing(*capabilities: str) -> tuple[str, ...]:
-    """Return those of the capabilities that are not in this process's effective set (man 7 capabilities).
+    """Return those of the capabilities that this process does not have over its network namespace.
 
-    Where /proc cannot be read nothing is claimed to be missing.
+    That is: not in its effective set (man 7 capabilities), or the namespace belongs to somebody else, as with
+    `unshare --user` alone. Where that cannot be found out, nothing is claimed to be missing.
     """
     try:
         status = Path("/proc/self/status").read_text()
+        if not _owns_network():
+            return capabilities
     except OSError:
         return ()
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
     return tuple(name for name in capabilities if not effective >> _BITS[name] & 1)
+
+
+def _owns_network() -> bool:
+    """Whether the network namespace belongs to our user namespace, or one within it."""
+    with Path("/proc/self/ns/net").open() as network:
+        try:
+            os.close(fcntl.ioctl(network, _NS_GET_USERNS))
+        except PermissionError:  # the owner is outside our user namespace
+            return False
+    return True

@@ -6,7 +6,7 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar.errors import CommandTimeout, DeadlineReached, InterfaceMissing, Interrupted, NodeError, SidecarError
+from sidecar.errors import DeadlineReached, InterfaceMissing, Interrupted, LockHeld, NodeError, SidecarError
 from sidecar.iproute import IpRoute
 from sidecar.iptables import Iptables
 from sidecar.model import (
@@ -57,7 +57,7 @@ class Reconciler:
             observed, unseen = self._observe()
             actions = plan(self._desired, observed)
             relevant = _still_relevant(failed, actions)
-            if not actions or not acts_left or not all(failure.error.transient for failure in relevant):
+            if not actions or not acts_left or not all(isinstance(failure.error, LockHeld) for failure in relevant):
                 break
             failed = self._apply(actions, changed)
         return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *relevant))
@@ -66,35 +66,41 @@ class Reconciler:
         """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
 
         A failure never keeps the rest from being removed, and is tried again: a few times, or where only somebody
-        else has to let go, until the deadline. If a second signal ends it, what may be left is logged.
+        else has to let go, until the deadline. While rules cannot be looked at for such a reason, their address
+        stays for half of the time. If a second signal ends it, what may be left is logged.
         """
+        halfway = (self._clock() + deadline) / 2
         changed: list[Action] = []
         failed: dict[Action, Failure] = {}
         failures: tuple[Failure, ...] = ()
-        actions = self._everything()
-        rounds = 0
+        observed = Observed(None, None, {})
+        rounds_left = ROUNDS
         try:
             while True:
                 observed, unseen = self._observe()
-                actions = teardown(self._desired, observed)
+                patient = self._clock() < halfway and any(failure.error.transient for failure in unseen)
+                actions = teardown(self._desired, observed, patient=patient)
                 failures = _reasons((*unseen, *_still_relevant(failed, actions)), failures)
-                again = rounds < ROUNDS or any(failure.error.transient for failure in failures)
-                if not (actions or unseen) or not again or self._clock() >= deadline:
-                    return Report(tuple(changed), actions, failures)
-                rounds += 1
+                waiting = any(failure.error.transient for failure in failures)
+                given_up = self._clock() >= deadline or not (waiting or rounds_left)
+                if given_up or not (actions or unseen):
+                    return Report(tuple(changed), self._perhaps_left(observed), failures)
+                if not waiting:
+                    rounds_left -= 1
                 failed = self._apply(actions, changed)
                 if failed or unseen:
                     self._sleep(PAUSE)
         except Interrupted:
-            for action in actions:
+            for action in self._perhaps_left(observed):
                 if action not in changed:
                     logger.error(f"cleanup was cut short, perhaps left to do: {action.todo}")
             raise
 
-    def _everything(self) -> tuple[Action, ...]:
-        """Return what there is to remove as long as nothing was looked at."""
-        copies = dict.fromkeys(self._desired.rules, 1)
-        return teardown(self._desired, Observed(None, frozenset(self._desired.addresses), copies))
+    def _perhaps_left(self, observed: Observed) -> tuple[Action, ...]:
+        """Return what there is to remove if all that could not be looked at is there."""
+        addresses = frozenset(self._desired.addresses) if observed.addresses is None else observed.addresses
+        copies = {**dict.fromkeys(self._desired.rules, 1), **observed.copies}
+        return teardown(self._desired, Observed(observed.links, addresses, copies))
 
     def _observe(self) -> tuple[Observed, tuple[Failure, ...]]:
         """Return what is there, and for what could not be seen, why."""
@@ -108,16 +114,21 @@ class Reconciler:
         copies: dict[Rule, int] = {}
         for family, iptables in self._iptables.items():
             rules = tuple(rule for rule in self._desired.rules if rule.family == family)
+            attempt = f"look at the IPv{family} rules"
             try:
-                copies |= iptables.observe(rules)
+                seen, errors = iptables.observe(rules)
             except SidecarError as error:
-                failures.append(Failure(f"look at the IPv{family} rules", error))
+                failures.append(Failure(attempt, error))
+            else:
+                copies |= seen
+                failures += [Failure(attempt, error) for error in errors]
         return Observed(links, addresses, copies), tuple(failures)
 
     def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
         """Carry out the actions in order, add to `changed` those that changed something, return what failed.
 
-        It goes on after a failure. But a tool that hung, or may not do what is asked, is not asked again and again.
+        It goes on after a failure. But a tool that hung, had to wait, or may not do what is asked, is not asked
+        again and again.
         """
         failed: dict[Action, Failure] = {}
         given_up: set[Family | None] = set()
@@ -131,7 +142,7 @@ class Reconciler:
                     logger.info(action.done)
             except SidecarError as error:
                 failed[action] = Failure(action.todo, error)
-                if isinstance(error, CommandTimeout | NodeError):
+                if error.transient or isinstance(error, NodeError):
                     given_up.add(tool)
         return failed
 

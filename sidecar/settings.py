@@ -1,22 +1,26 @@
 """Flags, environment and env file → Settings: the one file that imports pydantic.
 
-Order: flags, then `SIDECAR_*` variables, then the env file, then defaults; that is pydantic-settings' own order,
-with the flags handed in as initial values. The flags' grammar is Go's (pflag.py), which no argparse speaks.
-Nothing on the node is touched here, and every fault of a configuration is reported at once.
+Order: flags, then `SIDECAR_*` variables, then the env file, then defaults. pydantic-settings reads the environment
+and validates; flags are handed to it as initial values, which win. Their grammar is Go's (pflag.py), which no
+argparse speaks. Nothing on the node is touched here, and all faults of a configuration are told at once.
 """
 
+import io
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+from dotenv.parser import Binding, parse_stream  # of pydantic-settings, which reads such files with it
 from pydantic import Field, PlainValidator, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sidecar import durations, pflag
 from sidecar.errors import ConfigError
 from sidecar.model import IPAddress
+from sidecar.oneline import quoted
 
 PREFIX: Final = "SIDECAR_"
 
@@ -25,13 +29,13 @@ _BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) 
     ("0", "f", "F", "FALSE", "false", "False"), False
 )
 
-#: How many characters of a wrong value are shown.
-_SHOWN: Final = 60
-
 _HIGHEST_PORT: Final = 65535
 
 #: The kernel's IFNAMSIZ, without the NUL at the end (linux/if.h).
 _LONGEST_INTERFACE: Final = 15
+
+#: Seconds. Not 0, and not so short that nothing else would be done.
+_SHORTEST: Final = 0.01
 
 #: No command and no cleanup takes an hour; a longer time is a slip of the unit.
 _LONGEST_TIMEOUT: Final = 3600.0
@@ -49,9 +53,9 @@ def _port(text: str) -> int:
             "set by Kubernetes for a Service named `sidecar`, not by you: "
             "set enableServiceLinks: false in the pod, or give --port"
         )
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _HIGHEST_PORT):
-        raise ValueError("not a port: write a number from 1 to 65535")
-    return int(text)
+    if text.isascii() and text.isdigit() and len(text) <= len("65535") and 1 <= int(text) <= _HIGHEST_PORT:
+        return int(text)
+    raise ValueError("not a port: write a number from 1 to 65535")
 
 
 def _interface(text: str) -> str:
@@ -70,13 +74,13 @@ def _addresses(texts: str | Sequence[str]) -> tuple[IPAddress, ...]:
 
 def _address(text: str) -> IPAddress:
     if "/" in text:
-        raise ValueError(f"{_quoted(text)} has a prefix length: leave it out, it is always /32 or /128")
+        raise ValueError(f"{quoted(text)} has a prefix length: leave it out, it is always /32 or /128")
     if "%" in text:
-        raise ValueError(f"{_quoted(text)} has a zone: leave it out, the interface is --interface")
+        raise ValueError(f"{quoted(text)} has a zone: leave it out, the interface is --interface")
     try:
         ip = ip_address(text)
     except ValueError:
-        raise ValueError(f"{_quoted(text)} is not an IP address: write it like 10.96.0.2 or fd00:10:96::2") from None
+        raise ValueError(f"{quoted(text)} is not an IP address: write it like 10.96.0.2 or fd00:10:96::2") from None
     for kind in ("loopback", "unspecified", "multicast"):
         if getattr(ip, f"is_{kind}"):
             raise ValueError(f"{ip} is a {kind} address: choose one that no other host uses, like 10.96.0.2")
@@ -87,12 +91,12 @@ def _address(text: str) -> IPAddress:
     return ip
 
 
-def _duration(longest: float = float("inf")) -> Callable[[str], float]:
+def _duration(shortest: float, longest: float = float("inf")) -> Callable[[str], float]:
     def parse(text: str) -> float:
         seconds = durations.parse(text)
-        if not 0 < seconds <= longest:
+        if not shortest <= seconds <= longest:
             limit = f" and at most {durations.render(longest)}" if longest < float("inf") else ""
-            raise ValueError(f"out of range: must be more than 0{limit}")
+            raise ValueError(f"out of range: must be at least {durations.render(shortest)}{limit}")
         return seconds
 
     return parse
@@ -108,7 +112,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 _Boolean = Annotated[bool, PlainValidator(_boolean)]
-_Timeout = Annotated[float, PlainValidator(_duration(_LONGEST_TIMEOUT))]
+_Timeout = Annotated[float, PlainValidator(_duration(_SHORTEST, _LONGEST_TIMEOUT))]
 
 
 class Settings(BaseSettings):
@@ -126,7 +130,7 @@ class Settings(BaseSettings):
     setup_iptables: _Boolean = Field(False, description="set up iptables rules that let the traffic in, untracked")
     cleanup: _Boolean = Field(False, description="on exit, remove what was set up")
     daemon: _Boolean = Field(True, description="keep running; false: one pass, then exit")
-    sync_interval: Annotated[float, PlainValidator(_duration())] = Field(
+    sync_interval: Annotated[float, PlainValidator(_duration(_SHORTEST))] = Field(
         60.0, description="time between two looks at the node"
     )
     address_scope: Annotated[str, PlainValidator(_one_of("host", "global"))] = Field(
@@ -150,34 +154,60 @@ _BOOLEAN_FLAGS: Final = [flag for flag, name in _FLAGS.items() if _FIELDS[name].
 _VARIABLES: Final = {PREFIX + name.upper(): name for name in _FIELDS}
 
 
-def load(argv: Sequence[str]) -> Settings:
-    """Return the settings that flags, environment and env file add up to; raise ConfigError for all their faults."""
+def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Return the settings that flags, environment and env file add up to, and warnings.
+
+    Raises ConfigError with all faults at once; the warnings come with them, as they may tell the reason.
+    """
     line = pflag.parse(argv, flags=_FLAGS, booleans=_BOOLEAN_FLAGS)
-    faults = [*line.faults, *_words(line.words)]
     # A list keeps all its values, of anything else the last one counts.
     flags: dict[str, Any] = {
         _FLAGS[flag]: values if flag == "ip-address" else values[-1] for flag, values in line.values.items()
     }
-    env_file = flags.get("env_file") or os.environ.get(f"{PREFIX}ENV_FILE") or None
+    path = flags.get("env_file") or os.environ.get(f"{PREFIX}ENV_FILE") or ""
+    file, file_faults = _read_env_file(path) if path else ({}, [])
+    warnings = [_unknown_variable(name) for name in sorted({*os.environ, *file}) if _is_unknown(name)]
+    faults = [*line.faults, *_words(line.words), *file_faults]
+    # What the environment does not set, the file may: so its values go where the flags go, below them.
+    unset = {name: file.get(variable) for variable, name in _VARIABLES.items() if not os.environ.get(variable)}
     try:
-        if env_file:
-            Path(env_file).read_text(encoding="utf-8")  # pydantic-settings takes a missing file for an empty one
-        settings = Settings(_env_file=env_file, **flags)
+        settings = Settings(**{name: value for name, value in unset.items() if value} | flags)
     except ValidationError as error:
-        raise ConfigError([*faults, *_faults(error, flags, env_file)]) from None
-    except (OSError, UnicodeDecodeError, SettingsError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError([*faults, f"--env-file={_quoted(env_file)}: {reason}"]) from None
+        raise ConfigError([*faults, *_faults(error, flags, path), *warnings]) from None
     faults += _contradictions(settings)
     if faults:
-        raise ConfigError(faults)
-    return settings
+        raise ConfigError([*faults, *warnings])
+    return settings, warnings
 
 
-def unknown_variables() -> list[str]:
-    """Return a line for each `SIDECAR_*` variable that means nothing: a typo, or set by Kubernetes for a Service."""
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in _VARIABLES)
-    return [f"variable {_quoted(name)} is not known and ignored{pflag.nearest(name, _VARIABLES)}" for name in unknown]
+def _read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
+    """Return the variables in a file like .env.example, and a line for each fault in it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        return {}, [f"--env-file={quoted(path)}: {getattr(error, 'strerror', None) or 'is no text in UTF-8'}"]
+    bindings = list(parse_stream(io.StringIO(text)))
+    faults = [
+        f"{quoted(path, 200)}: line {_line_number(binding)} is no NAME=value: {quoted(binding.original.string.strip())}"
+        for binding in bindings
+        if binding.error or (binding.key and binding.value is None)
+    ]
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}, faults
+
+
+def _line_number(binding: Binding) -> int:
+    """Return the line a binding stands in; its text begins with the blank lines before it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith(PREFIX) and name not in _VARIABLES
+
+
+def _unknown_variable(name: str) -> str:
+    """Return a line for a `SIDECAR_*` variable that means nothing: a typo, or set by Kubernetes for a Service."""
+    return f"variable {quoted(name)} is not known and ignored{pflag.nearest(name, _VARIABLES)}"
 
 
 def usage() -> str:
@@ -218,20 +248,22 @@ def _default(value: object) -> str:
 
 
 def _words(words: Sequence[str]) -> Iterator[str]:
-    for word in words:
-        hint = "; a boolean takes its value with =, like --cleanup=false" if word in _BOOLEANS else ""
-        yield f"unexpected word {_quoted(word)}{hint}"
+    for position, word in enumerate(words):
+        if word != "run" or position:
+            hint = "; a boolean takes its value with =, like --cleanup=false" if word in _BOOLEANS else ""
+            yield f"unexpected word {quoted(word)}{hint}"
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
-    if settings.iptables_wait >= settings.command_timeout:
+    if settings.setup_iptables and math.ceil(settings.iptables_wait) >= settings.command_timeout:
+        wait, timeout = durations.render(settings.iptables_wait), durations.render(settings.command_timeout)
         yield (
-            f"--iptables-wait={durations.render(settings.iptables_wait)}: must be shorter than --command-timeout="
-            f"{durations.render(settings.command_timeout)}, or a command is killed while it waits for the lock"
+            f"--iptables-wait={wait} and --command-timeout={timeout}: the timeout must be longer than the wait in "
+            "whole seconds, or a command is killed while it waits for the lock"
         )
 
 
-def _faults(error: ValidationError, flags: dict[str, Any], env_file: str | None) -> Iterator[str]:
+def _faults(error: ValidationError, flags: dict[str, Any], env_file: str) -> Iterator[str]:
     for fault in error.errors(include_url=False):
         name = str(fault["loc"][0])
         if fault["type"] == "missing":
@@ -241,20 +273,14 @@ def _faults(error: ValidationError, flags: dict[str, Any], env_file: str | None)
         value = fault["input"]
         shown = ",".join(value) if isinstance(value, list) else str(value)
         reason = fault.get("ctx", {}).get("error", fault["msg"])
-        yield f"{_origin(name, flags, env_file)}={_quoted(shown)}: {reason}"
+        yield f"{_origin(name, flags, env_file)}={quoted(shown)}: {reason}"
 
 
-def _origin(name: str, flags: dict[str, Any], env_file: str | None) -> str:
+def _origin(name: str, flags: dict[str, Any], env_file: str) -> str:
     """Return where a setting's value came from, in the operator's words."""
     variable = PREFIX + name.upper()
     if name in flags:
         return f"--{name.replace('_', '-')}"
-    if os.environ.get(variable):
+    if os.environ.get(variable) or not env_file:
         return variable
     return f"{env_file}: {variable}"
-
-
-def _quoted(text: str | None) -> str:
-    """Return the text in one line of bounded length, with control characters made visible."""
-    visible = (text or "").encode("unicode_escape").decode() if text and not text.isprintable() else text or ""
-    return visible if len(visible) <= _SHOWN else f"{visible[: _SHOWN - 1]}…"

@@ -5,8 +5,15 @@ import select
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
-_STOP = (signal.SIGTERM, signal.SIGINT)
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+
+#: What a Wakeup takes over. Blocked from the first moment of the process until then, so that none is lost.
+SIGNALS: Final = (*_STOP, signal.SIGHUP)
+
+#: Milliseconds; poll(2) takes no more. To look once in 24 days does no harm.
+_LONGEST_POLL: Final = 2**31 - 1
 
 
 class Wakeup:
@@ -25,13 +32,18 @@ class Wakeup:
         # sleep begins ends it too.
         self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        for number in (*_STOP, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._poll = select.poll()
+        self._poll.register(self._read_end, select.POLLIN)
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until the time is up, or a signal comes or came since the last sleep."""
-        if select.select([self._read_end], [], [], seconds)[0]:
-            os.read(self._read_end, 1024)
+    def wait(self, seconds: float) -> bool:
+        """Sleep until a signal comes, or came since the last sleep (True), or until the time is up (False)."""
+        if not self._poll.poll(min(seconds * 1000, _LONGEST_POLL)):
+            return False
+        os.read(self._read_end, 1024)
+        return True
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number not in _STOP:

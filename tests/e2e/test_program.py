@@ -206,7 +206,47 @@ def test_a_hung_command_is_killed_and_named(start: Start, fake: Callable[[str, s
     assert "`ip -json address show` was killed after 1s" in sidecar.log
 
 
+def test_a_network_that_belongs_to_another_user_is_a_missing_capability(start: Start) -> None:
+    sidecar = start(*ONCE, "--iptables-backend=nft", prefix=("unshare", "--user", "--map-root-user"))
+    assert sidecar.end() == 3
+    assert "missing CAP_NET_ADMIN" in sidecar.log
+
+
+def test_an_interface_by_another_of_its_names(namespace: Namespace, start: Start) -> None:
+    namespace.run("ip", "link", "add", "link0", "type", "veth")
+    namespace.run("ip", "link", "property", "add", "dev", "link0", "altname", "other0")
+    for _ in range(2):
+        assert start("--ip-address=10.96.0.2", "--daemon=false", "--interface=other0").end() == 0
+    assert namespace.addresses("link0") == [CIDR]
+
+
+def test_a_name_that_is_no_text_does_not_matter(namespace: Namespace, start: Start) -> None:
+    namespace.run("sh", "-c", "ip link add $(printf 'a\\351') type veth")
+    assert start("--ip-address=10.96.0.2", "--daemon=false").end() == 0
+    assert namespace.addresses() == [CIDR]
+
+
+def test_it_works_with_its_log_closed(namespace: Namespace, start: Start) -> None:
+    assert start(*ONCE, "--iptables-backend=nft", prefix=("sh", "-c", 'exec "$@" 2>&- <&- >&-', "sh")).end() == 0
+    assert in_place(namespace)
+
+
 # The daemon
+
+
+def test_a_program_that_cannot_be_executed_does_not_wear_it_out(
+    start: Start, fake: Callable[[str, str], dict[str, str]], tmp_path: Path
+) -> None:
+    env = fake("ip", "")
+    (tmp_path / "ip").write_text("#!/nonexistent\n")
+    sidecar = start("--ip-address=10.96.0.2", "--sync-interval=20ms", **env)
+    sidecar.wait_for("could not be started: FileNotFoundError")
+    process = Path(f"/proc/{sidecar.process.pid}")
+    before = len(list((process / "fd").iterdir()))
+    time.sleep(1)
+    assert len(list((process / "fd").iterdir())) <= before + 12  # what one command in flight takes
+    assert len((process / "task" / str(sidecar.process.pid) / "children").read_text().split()) <= 1
+    assert sidecar.stop() == 0
 
 
 def test_it_repairs_at_the_interval(namespace: Namespace, start: Start, backend: str) -> None:
@@ -333,7 +373,7 @@ def test_what_cannot_be_removed_is_listed(
     sidecar = start(*ONCE, "--iptables-backend=nft", "--cleanup", **env)
     assert sidecar.end() == 1
     (rule,) = namespace.rules("nft")
-    assert f"cleanup is not done, left to do: remove rule: {rule}" in sidecar.log
+    assert f"cleanup is not done, perhaps left to do: remove rule: {rule}" in sidecar.log
     assert "-D PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK` exited with 2: no" in sidecar.log
     assert namespace.addresses() == []
 
@@ -372,6 +412,47 @@ def test_a_one_shot_that_is_stopped_is_not_taken_for_done(
     sidecar = start("--ip-address=10.96.0.2", "--daemon=false", **env)
     time.sleep(0.6)
     assert sidecar.stop() != 0
+
+
+def test_a_signal_does_not_stop_a_cleanup_that_is_under_way(
+    namespace: Namespace, start: Start, fake: Callable[[str, str], dict[str, str]]
+) -> None:
+    env = fake("iptables-nft", 'case "$*" in *-D*) sleep 0.3;; esac; exec $real "$@"')
+    sidecar = start(*ONCE, "--iptables-backend=nft", "--cleanup", **env)
+    sidecar.wait_for("removed rule")
+    assert sidecar.stop() == 0
+    assert is_clean(namespace)
+
+
+def test_the_address_stays_until_the_lock_lets_the_rules_go(namespace: Namespace, start: Start) -> None:
+    sidecar = start(*FLAGS, "--iptables-backend=legacy", "--cleanup", "--iptables-wait=1s")
+    sidecar.wait_for("in sync")
+    holder = namespace.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 3")
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    sidecar.process.send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert namespace.addresses() == [CIDR]
+    assert sidecar.end() == 0
+    assert is_clean(namespace)
+    holder.communicate()
+
+
+@pytest.mark.parametrize("milliseconds", [20, 60, 100, 140, 180, 220])
+def test_as_the_first_process_of_a_container_it_hears_an_early_signal(
+    namespace: Namespace, start: Start, milliseconds: int
+) -> None:
+    """The kernel drops signals that the first process of a pid namespace does not handle or block."""
+    in_container = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    sidecar = start(*FLAGS, "--iptables-backend=nft", "--cleanup", prefix=in_container)
+    time.sleep(milliseconds / 1000)
+    child = Path(f"/proc/{sidecar.process.pid}/task/{sidecar.process.pid}/children").read_text().split()
+    if not child or b"apiserver-proxy-sidecar" not in Path(f"/proc/{child[0]}/cmdline").read_bytes():
+        pytest.skip("this machine was too slow to start it within that time")
+    time.sleep(0.02)  # for the interpreter to reach our first statement
+    os.kill(int(child[0]), signal.SIGTERM)
+    assert sidecar.end(10) == 0
+    assert is_clean(namespace)
 
 
 # With others on the node

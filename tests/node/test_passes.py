@@ -279,15 +279,23 @@ def test_a_chain_that_cannot_be_listed_is_kept_right_rule_by_rule(namespace: Nam
     assert namespace.run("nft", "list", "table", "ip", "filter").count("accept\n") == 0
 
 
-def test_a_chain_that_cannot_be_judged_is_a_failure_to_look_and_not_absence(namespace: Namespace) -> None:
+def test_a_chain_that_cannot_be_judged_is_left_alone_and_named(namespace: Namespace) -> None:
+    """A failure to look is not absence: but the other chains are kept right."""
     node = Node(namespace, NamespaceCommands(namespace), "nft", IPV4)
     node.iptables("-A", "INPUT", "-j", "DROP")
     namespace.run("nft", "add rule ip filter INPUT ct state established counter accept")
-    before = namespace.run("nft", "list", "ruleset")
+    before = namespace.run("nft", "list", "chain", "ip", "filter", "INPUT")
     report = node.reconcile()
-    assert "incompatible, use 'nft' tool" in str(report.failures[0])
+    (failure,) = report.failures
+    assert "`iptables-nft -w 5 -t filter -S INPUT` exited with" in str(failure)
+    assert "incompatible, use 'nft' tool" in str(failure)
     assert report.exit_code
-    assert namespace.run("nft", "list", "ruleset") == before
+    assert len(report.changed) == 5
+    assert namespace.run("nft", "list", "chain", "ip", "filter", "INPUT") == before
+    report = node.reconciler().cleanup(deadline=float("inf"))
+    assert [action.todo for action in report.remaining] == [f"remove rule: {node.goal.rules[3]}"]
+    assert namespace.addresses() == []
+    assert "notrack" not in namespace.run("nft", "list", "ruleset")
 
 
 def test_a_table_that_the_kernel_lacks(namespace: Namespace, backend: str) -> None:

@@ -36,6 +36,13 @@ def test_every_change_starts_over() -> None:
     assert delays([CHANGED, QUIET, QUIET, CHANGED, QUIET]) == [1, 2, 4, 1, 2]
 
 
+def test_when_somebody_asks_for_a_look_the_retries_start_over() -> None:
+    schedule = Schedule(60.0, lambda: 1.0)
+    before = [schedule.next(FAILED) for _ in range(4)]
+    schedule.start_over()
+    assert before + [schedule.next(FAILED) for _ in range(2)] == [1, 2, 4, 8, 1, 2]
+
+
 def test_only_failures_get_jitter() -> None:
     assert delays([FAILED, FAILED, CHANGED, QUIET], jitter=0.75) == [0.75, 1.5, 1, 2]
 
@@ -82,6 +89,13 @@ def test_another_wording_of_the_same_failure_is_not_news(journal: Journal, log: 
         error = CommandError(("iptables",), "", "exited with 4", f"Another app holds it; {seconds}s left")
         journal.record(Report((), (), (Failure("look at the IPv4 rules", error),)))
     assert len(log) == 1
+
+
+def test_another_reason_is_news(journal: Journal, log: list[str]) -> None:
+    for reason in ("one", "two", "one", "two"):
+        error = CommandError(("ip",), "", "exited with 1", reason)
+        journal.record(Report((), (), (Failure("look at the addresses", error),)))
+    assert len(log) == 2
 
 
 def test_a_tug_of_war_is_named(journal: Journal, log: list[str]) -> None:

@@ -19,9 +19,29 @@ PARSED = {
     "10ns": 1e-8,
     "1s1s": 2,
     "0s": 0,
+    "0.1ns": 0,
+    "2562047h47m16s": 9223372036,
 }
 
-REFUSED = ["", "5", "s", "1", ".s", "1 m", " 1s", "1s ", "-1s", "+1s", "1d", "1m30", "1,5s", "1e3s", "٣s", "1s\n"]
+REFUSED = [
+    "",
+    "5",
+    "s",
+    "1",
+    ".s",
+    "1 m",
+    " 1s",
+    "1s ",
+    "-1s",
+    "+1s",
+    "1d",
+    "1m30",
+    "1,5s",
+    "1e3s",
+    "٣s",
+    "1s\n",
+    "0" * 100 + "s",
+]
 
 # What Go's Duration.String prints.
 RENDERED = {
@@ -47,6 +67,12 @@ def test_go_durations_are_read(text: str, seconds: float) -> None:
 @pytest.mark.parametrize("text", REFUSED)
 def test_what_is_no_go_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
+        durations.parse(text)
+
+
+@pytest.mark.parametrize("text", ["2562048h", "9" * 90 + "h", "9223372037s"])
+def test_what_go_could_not_hold_is_out_of_range(text: str) -> None:
+    with pytest.raises(ValueError, match="out of range"):
         durations.parse(text)
 
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sidecar"
 
 FLOORS = {
-    0: {"__init__", "errors", "model", "desired", "parse", "plan", "durations", "pflag"},
+    0: {"__init__", "errors", "model", "desired", "parse", "plan", "durations", "oneline", "pflag"},
     1: {"command", "privileges", "iproute", "iptables", "wakeup"},
     2: {"reconcile", "daemon"},
     3: {"settings", "logs", "cli", "__main__"},

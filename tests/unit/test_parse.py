@@ -26,6 +26,13 @@ def test_links_and_addresses_of_a_real_node() -> None:
     assert Address(ip_address("10.1.0.0"), 32, "lo") in addresses  # of a pair with a peer: ours, not the peer's
 
 
+def test_an_interface_goes_by_each_of_its_names() -> None:
+    text = '[{"ifname": "eth0", "altnames": ["enp0s3"], "addr_info": [{"local": "10.96.0.2", "prefixlen": 32}]}]'
+    links, addresses = parse.links_and_addresses(text)
+    assert links == {"eth0", "enp0s3"}
+    assert addresses == {Address(IPV4, 32, "eth0"), Address(IPV4, 32, "enp0s3")}
+
+
 @pytest.mark.parametrize("text", ["", "[", "null", "7", '[{"ifname": "lo"}]', '[{"addr_info": []}]', '["lo"]'])
 def test_what_ip_never_prints_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not the output of"):

@@ -50,6 +50,7 @@ def test_words_are_what_no_flag_takes(argv: list[str], words: list[str]) -> None
         (["--ip=1"], "unknown flag --ip"),
         (["-x"], "unknown flag -x"),
         (["--=1"], "unknown flag --"),
+        (["--a\nb" + "c" * 100_000], "unknown flag --a\\nb" + "c" * 53 + "…"),
         (["--ip-address"], "--ip-address: needs a value"),
         (["-v"], "-v: needs a value"),
     ],

@@ -94,6 +94,13 @@ def test_a_node_in_sync_needs_nothing() -> None:
     assert plan(GOAL, everything()) == ()
 
 
+def test_a_patient_teardown_keeps_an_address_while_its_rules_are_unknown() -> None:
+    only_ipv4 = {rule: 0 for rule in GOAL.rules if rule.family == 4}
+    observed = Observed(frozenset({"lo"}), frozenset(GOAL.addresses), only_ipv4)
+    assert teardown(GOAL, observed, patient=True) == (RemoveAddress(GOAL.addresses[0]),)
+    assert teardown(GOAL, observed) == tuple(map(RemoveAddress, GOAL.addresses))
+
+
 def test_rules_go_before_the_address() -> None:
     kinds = [type(action) for action in teardown(GOAL, everything())]
     assert kinds == [RemoveRule] * 10 + [RemoveAddress] * 2

@@ -201,6 +201,24 @@ def test_an_address_that_appears_just_before_it_is_added_is_no_failure() -> None
     assert in_place(kernel)
 
 
+def test_a_chain_that_cannot_be_read_does_not_keep_the_others_from_being_kept_right() -> None:
+    class OneOpaqueChain(FakeKernel):
+        def __call__(self, *argv: str, stdin: str = "") -> Result:
+            if "INPUT" in argv or "INPUT" in stdin:
+                return Result(3, "", "Parsing nftables rule failed", 0.0)
+            return super().__call__(*argv, stdin=stdin)
+
+    kernel = OneOpaqueChain()
+    report = reconciler(kernel).reconcile()
+    assert len(report.changed) == 2 + 2 * 4
+    assert [failure.attempt for failure in report.failures] == ["look at the IPv4 rules", "look at the IPv6 rules"]
+    report = reconciler(kernel).cleanup(20.0)
+    assert kernel.state() == FakeKernel().state()
+    assert [action.todo for action in report.remaining] == [
+        f"remove rule: {rule}" for rule in GOAL.rules if rule.chain == "INPUT"
+    ]
+
+
 def test_others_that_keep_deleting_do_not_make_a_pass_endless() -> None:
     class Opponent(FakeKernel):
         def __call__(self, *argv: str, stdin: str = "") -> Result:
@@ -300,17 +318,42 @@ def test_cleanup_cut_short_by_a_second_signal_says_what_may_be_left(log: list[st
     assert left[-1].endswith("remove fd00:10:96::2/128 from lo")
 
 
-def test_cleanup_waits_for_the_lock_and_gives_up_at_its_deadline() -> None:
-    kernel = synced()
-    clock = Clock()
+class Locked(FakeKernel):
+    """Somebody else holds the xtables lock until a certain time."""
 
-    locked = lambda *_argv, **_: Result(4, "", "Another app is currently holding the xtables lock", 0.0)  # noqa: E731
-    goal = desired([IPV4], interface="lo", port=443, setup_iptables=True)
-    held = Reconciler(goal, IpRoute(kernel), {4: Iptables(locked, 4, "legacy", 5.0)}, clock=clock, sleep=clock.sleep)
-    report = held.cleanup(20.0)
+    def __init__(self, clock: Clock, until: float) -> None:
+        super().__init__()
+        self.clock, self.until = clock, until
+
+    def __call__(self, *argv: str, stdin: str = "") -> Result:
+        if argv[0] != "ip" and self.clock() < self.until:
+            return Result(4, "", "Another app is currently holding the xtables lock", 0.0)
+        return super().__call__(*argv, stdin=stdin)
+
+
+def test_cleanup_waits_for_the_lock_and_only_then_takes_the_address() -> None:
+    clock = Clock()
+    kernel = Locked(clock, until=0.0)
+    assert reconciler(kernel, clock=clock).reconcile().in_sync
+    kernel.until = 8.0
+    kernel.calls.clear()
+    report = reconciler(kernel, clock=clock).cleanup(20.0)
+    assert report.in_sync
+    assert kernel.state() == FakeKernel().state()
+    deletions = [argv[0] for argv in kernel.calls if "-D" in argv or "delete" in argv]
+    assert deletions == ["iptables-nft"] * 5 + ["ip6tables-nft"] * 5 + ["ip"] * 2
+
+
+def test_cleanup_gives_up_at_its_deadline_and_says_what_is_perhaps_left() -> None:
+    clock = Clock()
+    kernel = Locked(clock, until=0.0)
+    assert reconciler(kernel, clock=clock).reconcile().in_sync
+    kernel.until = 100.0
+    report = reconciler(kernel, clock=clock).cleanup(20.0)
     assert 20.0 <= clock.now < 21.0
-    assert kernel.addresses["lo"] == ["fd00:10:96::2/128"]  # the address went all the same
-    assert [type(failure.error) for failure in report.failures] == [LockHeld]
+    assert kernel.addresses["lo"] == []  # gone all the same
+    assert [type(failure.error) for failure in report.failures] == [LockHeld, LockHeld]
+    assert [action.todo for action in report.remaining] == [f"remove rule: {rule}" for rule in GOAL.rules]
     assert report.exit_code == 1
 
 

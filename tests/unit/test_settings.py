@@ -1,4 +1,5 @@
 import os
+import threading
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -18,6 +19,10 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def load(*argv: str) -> Settings:
+    return settings.load(argv)[0]
+
+
 def faults(*argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         settings.load(argv)
@@ -25,7 +30,7 @@ def faults(*argv: str) -> list[str]:
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
-    assert settings.load([REQUIRED]).model_dump() == {
+    assert load(REQUIRED).model_dump() == {
         "ip_address": (IPV4,),
         "interface": "lo",
         "port": 443,
@@ -73,7 +78,7 @@ def test_every_setting_comes_from_every_source(source: str, monkeypatch: pytest.
         file = tmp_path / "env"
         file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, (text, _) in SPELLINGS.items()))
         argv = [f"--env-file={file}"]
-    given = settings.load(argv).model_dump(exclude={"env_file"})
+    given = load(*argv).model_dump(exclude={"env_file"})
     assert given == {name: value for name, (_, value) in SPELLINGS.items()}
     assert set(SPELLINGS) | {"env_file"} == set(Settings.model_fields)
 
@@ -84,26 +89,26 @@ def test_flags_win_over_environment_over_file_over_default(monkeypatch: pytest.M
     monkeypatch.setenv("SIDECAR_ENV_FILE", str(file))
     monkeypatch.setenv("SIDECAR_PORT", "2")
     monkeypatch.setenv("SIDECAR_INTERFACE", "env0")
-    given = settings.load(["--interface=flag0"])
+    given = load("--interface=flag0")
     assert (str(given.ip_address[0]), given.port, given.interface) == ("10.0.0.1", 2, "flag0")
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECAR_PORT", "")
-    assert settings.load([REQUIRED]).port == 443
+    assert load(REQUIRED).port == 443
 
 
 def test_addresses_are_repeated_or_separated_by_commas() -> None:
-    given = settings.load(["--ip-address=10.96.0.2,10.96.0.3", "--ip-address", "fd00:10:96::2"])
+    given = load("--ip-address=10.96.0.2,10.96.0.3", "--ip-address", "fd00:10:96::2")
     assert given.ip_address == (IPV4, ip_address("10.96.0.3"), IPV6)
 
 
 def test_of_a_repeated_flag_the_last_one_counts() -> None:
-    assert settings.load([REQUIRED, "--port=1", "--port=2"]).port == 2
+    assert load(REQUIRED, "--port=1", "--port=2").port == 2
 
 
 def test_gardeners_arguments_are_understood() -> None:
-    given = settings.load(["--ip-address=240.0.0.10", "--daemon=false", "--interface=lo"])
+    given = load("--ip-address=240.0.0.10", "--daemon=false", "--interface=lo")
     assert (str(given.ip_address[0]), given.daemon, given.interface) == ("240.0.0.10", False, "lo")
 
 
@@ -129,6 +134,7 @@ FAULTY = {
     "--interface=..": "no slash, colon, space or control character",
     "--port=0": "a number from 1 to 65535",
     "--port=65536": "a number from 1 to 65535",
+    "--port=000065536": "a number from 1 to 65535",
     "--port=https": "a number from 1 to 65535",
     "--port=-1": "a number from 1 to 65535",
     "--port=٤٤٣": "a number from 1 to 65535",
@@ -136,9 +142,12 @@ FAULTY = {
     "--cleanup=yes": "write true or false",
     "--cleanup=": "write true or false",
     "--sync-interval=60": "write it like 90s",
-    "--sync-interval=0s": "more than 0",
+    "--sync-interval=0s": "at least 10ms",
+    "--sync-interval=0.1ns": "at least 10ms",
+    "--sync-interval=99999999999h": "out of range",
+    "--iptables-wait=61m": "at least 10ms and at most 1h0m0s",
     "--sync-interval=-1s": "write it like 90s",
-    "--command-timeout=2h": "more than 0 and at most 1h0m0s",
+    "--command-timeout=2h": "at least 10ms and at most 1h0m0s",
     "--iptables-backend=nftables": "one of auto, nft, legacy, system",
     "--rule-position=front": "one of append, insert",
     "--address-scope=link": "one of host, global",
@@ -160,7 +169,7 @@ def test_a_fault_in_a_variable_names_the_variable(flag: str, monkeypatch: pytest
     monkeypatch.setenv("SIDECAR_IP_ADDRESS", "10.96.0.2")
     monkeypatch.setenv(variable, value)
     if not value:
-        settings.load([REQUIRED])  # an empty variable is none
+        load(REQUIRED)  # an empty variable is none
         return
     (line,) = faults()
     assert line.startswith(f"{variable}={value}")
@@ -194,9 +203,13 @@ def test_a_boolean_in_two_words_is_explained() -> None:
     ]
 
 
-def test_a_wait_that_no_command_survives_is_refused() -> None:
-    (line,) = faults(REQUIRED, "--iptables-wait=10s")
-    assert line.startswith("--iptables-wait=10s: must be shorter than --command-timeout=10s")
+@pytest.mark.parametrize(
+    "flags", [("--iptables-wait=10s",), ("--command-timeout=3s",), ("--iptables-wait=100ms", "--command-timeout=1s")]
+)
+def test_a_wait_that_no_command_survives_is_refused(flags: tuple[str, ...]) -> None:
+    (line,) = faults(REQUIRED, "--setup-iptables", *flags)
+    assert "the timeout must be longer than the wait in whole seconds" in line
+    assert load(REQUIRED, *flags)  # without rules there is no lock to wait for
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
@@ -208,12 +221,37 @@ def test_an_env_file_that_cannot_be_read_is_a_fault(content: bytes | None, tmp_p
     assert line.startswith(f"--env-file={file}"[:60])
 
 
-def test_unknown_variables_are_named_with_the_nearest_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIDECAR_IP_ADRESS", "10.96.0.2")
-    monkeypatch.setenv("SIDECAR_PORT", "443")
-    assert settings.unknown_variables() == [
-        "variable SIDECAR_IP_ADRESS is not known and ignored; did you mean SIDECAR_IP_ADDRESS?"
+def test_an_env_file_is_read_once(tmp_path: Path) -> None:
+    """As `--env-file=<(command)` needs it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("SIDECAR_IP_ADDRESS=10.96.0.2\n",))
+    writer.start()
+    assert load(f"--env-file={pipe}").ip_address == (IPV4,)
+    writer.join()
+
+
+def test_a_line_of_the_file_that_is_none_is_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("# a comment\n\nSIDECAR_PORT\n= x\nexport SIDECAR_INTERFACE='lo' # fine\n")
+    assert faults(REQUIRED, f"--env-file={file}") == [
+        f"{file}: line 3 is no NAME=value: SIDECAR_PORT",
+        f"{file}: line 4 is no NAME=value: = x",
     ]
+
+
+def test_unknown_variables_are_named_with_the_nearest_known_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "env"
+    file.write_text("SIDECAR_SETUP_IPTABLE=true\nSIDECAR_PORT=443\nOTHER=1\n")
+    monkeypatch.setenv("SIDECAR_IP_ADRESS", "10.96.0.2")
+    warnings = [
+        "variable SIDECAR_IP_ADRESS is not known and ignored; did you mean SIDECAR_IP_ADDRESS?",
+        "variable SIDECAR_SETUP_IPTABLE is not known and ignored; did you mean SIDECAR_SETUP_IPTABLES?",
+    ]
+    assert settings.load([REQUIRED, f"--env-file={file}"])[1] == warnings
+    assert faults(f"--env-file={file}")[1:] == warnings  # they are the reason why the address is missing
 
 
 def test_the_help_has_every_flag_its_variable_and_its_default_in_100_columns() -> None:
@@ -227,7 +265,7 @@ def test_the_help_has_every_flag_its_variable_and_its_default_in_100_columns() -
 
 def test_the_example_env_file_has_every_variable_with_its_default() -> None:
     example = (Path(__file__).parents[2] / ".env.example").read_text()
-    given = settings.load([f"--env-file={Path(__file__).parents[2] / '.env.example'}"])
-    assert given.model_dump(exclude={"env_file"}) == settings.load([REQUIRED]).model_dump(exclude={"env_file"})
+    given = load(f"--env-file={Path(__file__).parents[2] / '.env.example'}")
+    assert given.model_dump(exclude={"env_file"}) == load(REQUIRED).model_dump(exclude={"env_file"})
     for name in Settings.model_fields:
         assert f"SIDECAR_{name.upper()}=" in example
