@@ -1,9 +1,20 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from loguru import logger
+from pytest_mock import MockerFixture
 
 from support.namespace import Namespace, NamespaceError
+
+settings.register_profile("here", database=None, deadline=None)  # no folder left behind, no timed test
+settings.load_profile("here")
+
+
+@pytest.fixture
+def privileged(mocker: MockerFixture) -> None:
+    """Let this process count as privileged: the commands are, or are not real; the tests may run without root."""
+    mocker.patch("sidecar.privileges.missing", return_value=())
 
 
 @pytest.fixture(autouse=True)

@@ -149,7 +149,7 @@ def test_a_missing_command_ends_with_3_and_nothing_is_touched(
     namespace: Namespace, start: Start, tmp_path: Path, missing: str
 ) -> None:
     # A search path on which there is nothing but what is put there. The real programs move out of sight.
-    namespace.run("sh", "-c", "cp $(readlink -f $(command -v ip)) /run/ip && cp -a /usr/sbin /run/")
+    namespace.run("sh", "-c", "cp $(readlink -f $(command -v ip)) /run/ip && cp -dR /usr/sbin /run/")
     namespace.run("mount", "--bind", "/dev/null", namespace.run("readlink", "-f", "/usr/bin/ip").strip())
     namespace.run("mount", "-t", "tmpfs", "tmpfs", "/usr/sbin")
     for name in ("iptables-nft", "iptables-nft-restore", "ip6tables-nft", "ip6tables-nft-restore"):

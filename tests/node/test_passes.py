@@ -13,6 +13,8 @@ from sidecar.model import Desired, Family, IPAddress, Report
 from sidecar.reconcile import Reconciler
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
 
+pytestmark = pytest.mark.usefixtures("privileged")
+
 #: What iptables-save shows once everything is in place, in its own order.
 SAVED = """\
 -t filter -A INPUT -d {cidr} -p tcp -m tcp --dport 443 -j ACCEPT

@@ -71,15 +71,15 @@ class Namespace:
         return [cidr for cidr in (line.split()[3] for line in lines) if cidr not in ("127.0.0.1/8", "::1/128")]
 
     def rules(self, backend: str, family: int = 4) -> list[str]:
-        """Return all rules, as `-t TABLE -A …`, in the order of iptables-save, filter first."""
-        save = self.run(f"{'iptables' if family == 4 else 'ip6tables'}-{backend}-save")
-        found, table = [], ""
-        for line in save.splitlines():
-            if line.startswith("*"):
-                table = line[1:]
-            elif line.startswith("-A"):
-                found.append(f"-t {table} {line}")
-        return sorted(found, key=lambda rule: rule.split()[1])
+        """Return the rules of the two tables, as `-t TABLE -A …`, in the order of iptables-save, filter first."""
+        # Table by table: which tables there are, legacy reads from a file that an ordinary user must not read.
+        save = f"{'iptables' if family == 4 else 'ip6tables'}-{backend}-save"
+        return [
+            f"-t {table} {line}"
+            for table in ("filter", "raw")
+            for line in self.run(save, "-t", table).splitlines()
+            if line.startswith("-A")
+        ]
 
     def iptables(self, backend: str, family: int, *words: str, check: bool = True) -> str:
         return self.run(f"{'iptables' if family == 4 else 'ip6tables'}-{backend}", *words, check=check)

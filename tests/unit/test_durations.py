@@ -83,4 +83,6 @@ def test_durations_are_printed_as_go_does(seconds: float, text: str) -> None:
 
 @given(st.integers(min_value=0, max_value=10**15))
 def test_what_is_printed_reads_back(microseconds: int) -> None:
-    assert durations.parse(durations.render(microseconds / 1e6)) == pytest.approx(microseconds / 1e6, abs=1e-9)
+    assert durations.parse(durations.render(microseconds / 1e6)) == pytest.approx(
+        microseconds / 1e6, rel=1e-12, abs=1e-9
+    )

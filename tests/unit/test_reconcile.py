@@ -24,6 +24,8 @@ from sidecar.reconcile import Reconciler
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6
 
+pytestmark = pytest.mark.usefixtures("privileged")
+
 GOAL = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
 RAW_RULE = "-d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK"
 
