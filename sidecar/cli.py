@@ -28,9 +28,11 @@ SHOWN: Final = 4
 def main(argv: Sequence[str]) -> int:
     """Run the program with these arguments (without its own name) and return its exit code."""
     if any(word in ("--help", "-h") for word in argv):
-        return _print(settings.usage(), sys.stdout)
+        _print(settings.usage(), sys.stdout)
+        return 0
     if list(argv) in (["version"], ["--version"]):
-        return _print(f"{PROGRAM} {__version__}", sys.stdout)
+        _print(f"{PROGRAM} {__version__}", sys.stdout)
+        return 0
     try:
         given, warnings = settings.load(argv)
     except ConfigError as error:
@@ -43,10 +45,9 @@ def main(argv: Sequence[str]) -> int:
     return _run(given)
 
 
-def _print(text: str, stream: TextIO) -> int:
+def _print(text: str, stream: TextIO) -> None:
     with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to say so
         print(text, file=stream)
-    return 0
 
 
 def _run(given: Settings) -> int:

@@ -5,8 +5,8 @@ What was measured about them and matters here (1.8.9 and 1.8.11, both backends):
 - `iptables-restore --noflush` takes `-S` and `-C` lines as well. One process looks at any number of chains in any
   number of tables, for the price of one `-C`, and changes nothing.
 - A listing can be trusted: these rules have been printed in this spelling by every release since 2013. A `-C` that
-  says yes can not: `ip6tables-legacy` 1.8.9 and 1.8.10 find a rule that has another port (fixed in 1.8.11).
-  `-D` compares rightly in all of them. So listings decide what is there, and count it on the way.
+  says yes can not: `ip6tables-legacy` 1.8.9 finds a rule that has another port (1.8.11 does not). `-D` compares
+  rightly in both. So listings decide what is there, and count it on the way.
 - What stands between `*table` and `COMMIT` is one transaction: if a line fails, none has an effect. The nft
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
 - `iptables-save` has no place here: on the nft backend it reads every table, seconds on a node with many rules.

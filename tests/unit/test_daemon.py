@@ -1,14 +1,98 @@
+from collections.abc import Callable
+from typing import Literal, cast
+
 import pytest
 
+from sidecar import daemon
+from sidecar.command import Result
 from sidecar.daemon import Journal, Schedule
-from sidecar.errors import CommandError, InterfaceMissing, LockHeld
+from sidecar.desired import desired
+from sidecar.errors import (
+    CommandError,
+    CommandMissing,
+    CommandTimeout,
+    InterfaceMissing,
+    LockHeld,
+    SidecarError,
+    Stopped,
+)
+from sidecar.iproute import IpRoute
 from sidecar.model import AddAddress, Address, AddRule, Failure, Report, Rule
+from sidecar.reconcile import Reconciler
+from sidecar.wakeup import Wakeup
+from support.fake_kernel import FakeKernel
 from support.namespace import IPV4
 
 ADDED = AddAddress(Address(IPV4, 32, "lo"), "host")
 QUIET = Report((), (), ())
 CHANGED = Report((ADDED,), (), ())
 FAILED = Report((), (ADDED,), (Failure("add 10.96.0.2/32", InterfaceMissing("eth9")),))
+
+
+class Sleeps:
+    """A Wakeup that needs no time: what ends each sleep is given, and how long it was asked to last remembered."""
+
+    def __init__(self, *ends: Literal["clock", "signal"]) -> None:
+        self.asked: list[float] = []
+        self._ends = list(ends)
+
+    @property
+    def stopping(self) -> bool:
+        return not self._ends
+
+    def wait(self, seconds: float) -> bool:
+        self.asked.append(seconds)
+        return self._ends.pop(0) == "signal"
+
+
+def passes(kernel: FakeKernel, sleeps: Sleeps) -> Report | None:
+    """Run the daemon over a node in memory."""
+    goal = desired([IPV4], interface="lo", port=443)
+    reconciler = Reconciler(goal, IpRoute(kernel), {})
+    return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal("all is well"))
+
+
+def fail(kind: type[SidecarError], *arguments: object) -> Callable[[], Result]:
+    def failing() -> Result:
+        raise kind(*arguments)
+
+    return failing
+
+
+def test_a_node_that_lacks_something_ends_the_daemon_at_its_first_pass() -> None:
+    kernel, sleeps = FakeKernel(), Sleeps("clock")
+    kernel.before[0] = fail(CommandMissing, "ip", "iproute2")
+    report = passes(kernel, sleeps)
+    assert report
+    assert report.exit_code == 3
+    assert sleeps.asked == []
+
+
+def test_what_is_missing_later_is_waited_for() -> None:
+    kernel, sleeps = FakeKernel(), Sleeps("clock", "clock", "clock")
+    kernel.before[3] = fail(CommandMissing, "ip", "iproute2")  # after a look, an addition and a look
+    assert passes(kernel, sleeps) is None
+    assert kernel.addresses["lo"] == ["10.96.0.2/32"]
+    assert sleeps.asked[0] == 1
+    assert 0.75 <= sleeps.asked[1] <= 1
+
+
+def test_a_signal_makes_the_retries_start_over() -> None:
+    kernel, sleeps = FakeKernel(), Sleeps("clock", "clock", "clock", "signal", "clock")
+    kernel.before = dict.fromkeys(range(10), fail(CommandTimeout, ("ip",), "", "was killed"))
+    passes(kernel, sleeps)
+    assert sleeps.asked[3] >= 6
+    assert sleeps.asked[4] <= 1
+
+
+def test_a_stop_in_the_middle_of_a_pass_ends_it() -> None:
+    def stopped() -> Result:
+        raise Stopped
+
+    kernel, sleeps = FakeKernel(), Sleeps("clock")
+    kernel.before[1] = stopped
+    assert passes(kernel, sleeps) is None
+    assert sleeps.asked == []
 
 
 def delays(reports: list[Report], interval: float = 60.0, jitter: float = 1.0) -> list[float]:

@@ -60,6 +60,12 @@ def test_a_listing_that_is_not_what_was_asked_for_is_refused(text: str) -> None:
         parse.rule_copies(text, CHAINS, RULES)
 
 
+def test_the_same_line_in_another_table_does_not_count() -> None:
+    accept = RULES[4]
+    text = f"-P INPUT ACCEPT\n-P OUTPUT ACCEPT\n-P OUTPUT ACCEPT\n{accept.line}\n-P PREROUTING ACCEPT\n"
+    assert parse.rule_copies(text, CHAINS, [accept]) == {accept: 0}
+
+
 def test_a_warning_in_between_is_passed_over() -> None:
     text = (RECORDED / "iptables-nft-1.8.9.txt").read_text()
     warned = f"# Warning: iptables-legacy tables present, use iptables-legacy to see them\n{text}"

@@ -9,6 +9,7 @@ from sidecar.command import Result
 from sidecar.desired import desired
 from sidecar.errors import (
     CommandTimeout,
+    DeadlineReached,
     InterfaceMissing,
     Interrupted,
     LockHeld,
@@ -67,6 +68,11 @@ def synced() -> FakeKernel:
     assert reconciler(kernel).reconcile().in_sync
     kernel.calls.clear()
     return kernel
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 def raise_(error: BaseException) -> None:
@@ -189,7 +195,9 @@ def test_the_last_copy_is_safe_from_two_that_remove_a_surplus_at_once() -> None:
     kernel.rules["iptables"]["raw", "PREROUTING"].append(RAW_RULE)
     # The other sidecar removes the surplus copy right after we counted two.
     kernel.after[1] = lambda: kernel.rules["iptables"]["raw", "PREROUTING"].remove(RAW_RULE)
-    assert reconciler(kernel).reconcile().in_sync
+    report = reconciler(kernel).reconcile()
+    assert report.in_sync
+    assert report.changed == ()  # it was not taken away, nor added again
     assert in_place(kernel)
 
 
@@ -270,8 +278,37 @@ def test_cleanup_takes_away_every_copy_and_nothing_else() -> None:
     assert reconciler(kernel).reconcile().in_sync
     kernel.rules["iptables"]["raw", "PREROUTING"] += [RAW_RULE] * 2
     report = reconciler(kernel).cleanup(20.0)
+    assert len(report.changed) == 12  # ten rules, each once, and two addresses
     assert report.exit_code == 0
     assert kernel.state() == before
+
+
+def test_a_tool_that_hangs_is_not_asked_again_in_the_same_pass() -> None:
+    class HangingCheck(FakeKernel):
+        def __call__(self, *argv: str, stdin: str = "") -> Result:
+            if "-C" in argv:
+                self.calls.append(argv)
+                raise CommandTimeout(argv, "", "was killed after 10s")
+            return super().__call__(*argv, stdin=stdin)
+
+    kernel = HangingCheck()
+    report = reconciler(kernel).reconcile()
+    assert len(report.changed) == 2  # the addresses
+    assert len([argv for argv in kernel.calls if "-C" in argv]) == 2  # one of each family
+
+
+def test_when_time_is_up_the_reason_is_what_took_it(clock: Clock) -> None:
+    class Hanging(FakeKernel):
+        def __call__(self, *argv: str, stdin: str = "") -> Result:
+            if clock() >= 10:
+                raise DeadlineReached(argv, stdin)
+            if argv[0] == "ip":
+                return super().__call__(*argv, stdin=stdin)
+            clock.sleep(4)
+            raise CommandTimeout(argv, stdin, "was killed after 4s")
+
+    report = reconciler(Hanging(), clock=clock).cleanup(10.0)
+    assert [type(failure.error) for failure in report.failures if "rules" in failure.attempt] == [CommandTimeout] * 2
 
 
 def test_cleanup_of_a_clean_node_does_nothing() -> None:
