@@ -6,14 +6,14 @@ import signal
 import sys
 from typing import NoReturn
 
-from sidecar.wakeup import SIGNALS
-
 
 def main() -> NoReturn:
     """Run the program with this process's arguments, and exit."""
-    # Signals wait until there is somebody to handle them (wakeup.py). The first process of a container would never
-    # see one that came earlier, and Ctrl-C would show a traceback from whatever is being loaded.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    # While the modules load nothing has been touched: a signal may end that at once, without a traceback. It takes a
+    # handler, as the first process of a container would never see a signal left to its default.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: os._exit(128 + number))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed before we were started
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as we live

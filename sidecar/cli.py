@@ -72,8 +72,7 @@ def _run(given: Settings) -> int:
         report = _work(given, reconciler, wakeup, _in_words(goal, iptables))
         # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
         code = report.exit_code if report else int(not given.daemon)
-        in_vain = report is not None and code == NodeError.exit_code and not report.changed
-        if given.cleanup and not in_vain:
+        if given.cleanup:
             code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
     except NodeError as error:
         logger.error(error)

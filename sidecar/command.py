@@ -4,20 +4,20 @@ Each command gets a fixed environment, a process group of its own (Ctrl-C must n
 terminal. Input and output are anonymous files rather than pipes: nothing has to be pumped while it runs, output
 of any size arrives whole, and a grandchild that keeps them open holds nobody up.
 
-sh can bound a command's time itself, but looks only every 0.1 s whether it has ended. Here a thread waits for the
-end, and the caller for the thread: the end is seen at once, and a process that cannot even be killed (waiting inside
-the kernel) holds nobody up.
+sh can bound a command's time itself, but looks only every 0.1 s whether it has ended. Here the kernel tells of the
+end (man 2 pidfd_open), and a signal handler by a pipe that something has changed: no thread, no timer, no polling.
 """
 
 import contextlib
 import gc
 import os
+import select
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import sh
@@ -36,6 +36,9 @@ ENVIRONMENT: Final = {
 
 #: Seconds that a running command is given when the program is asked to stop. They usually need 0.01.
 GRACE: Final = 1.0
+
+#: Seconds between two looks at a command on a kernel that cannot tell of its end.
+WITHOUT_PIDFD: Final = 0.01
 
 #: Seconds that a command is given before a deadline, if as much is left at all.
 SHORTEST: Final = 0.5
@@ -75,7 +78,7 @@ class Commands:
         self._deadline: float | None = None
         self._stopping = False
         self._interrupted = False
-        self._running: sh.RunningCommand | None = None
+        self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def require(self, names: Sequence[str]) -> None:
         """Raise CommandMissing for the first of these that is not installed."""
@@ -89,13 +92,12 @@ class Commands:
         """
         if self._deadline is None:
             self._stopping = True
-            self._end_soon()
+            os.write(self._tell, b"!")
 
     def interrupt(self) -> None:
         """Kill the running command and never start another."""
         self._interrupted = True
-        if self._running is not None:
-            _kill(self._running)
+        os.write(self._tell, b"!")
 
     def finish_by(self, deadline: float) -> None:
         """Run commands again after `stop`, but none beyond `deadline` (of the monotonic clock)."""
@@ -138,38 +140,52 @@ class Commands:
 
     def _run(self, argv: Sequence[str], timeout: float, files: tuple[BinaryIO, BinaryIO, BinaryIO]) -> int | None:
         """Return the exit status, negative for the signal that ended it; None if its time was up."""
-        running = self._running = _start(_find(argv[0]), argv[1:], files)
-        try:
-            if self._interrupted:  # the signal came while it was being started
+        running = _start(_find(argv[0]), argv[1:], files)
+        with _pidfd(running.process.pid) as pidfd:
+            ended = self._await(running, pidfd, timeout)
+            if not ended:
                 _kill(running)
-            elif self._stopping:
-                self._end_soon()
-            waiter = threading.Thread(target=_reap, args=(running,), daemon=True)
-            waiter.start()
-            waiter.join(timeout)
-            if waiter.is_alive():
-                _kill(running)
-                waiter.join(GRACE)
-                return None
-            return running.process.exit_code
-        finally:
-            self._running = None
+                # A process that waits inside the kernel (state D) does not die: it is left alone.
+                if not self._interrupted:
+                    self._await(running, pidfd, GRACE)
+        if not running.is_alive():
+            # It ends sh's own threads. Death by a signal the exit status tells as well, and the status is known by
+            # now, even if sh cannot start one more thread for its last words.
+            with contextlib.suppress(sh.ErrorReturnCode, RuntimeError):
+                running.wait()
+        return running.process.exit_code if ended else None
 
-    def _end_soon(self) -> None:
-        if self._running is not None:
-            timer = threading.Timer(GRACE, self._end, (self._running,))
-            timer.daemon = True
-            timer.start()
+    def _await(self, running: sh.RunningCommand, pidfd: int | None, timeout: float) -> bool:
+        """Wait for the command to end: as long as `timeout`, GRACE once told to stop, no longer once interrupted."""
+        deadline = time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._told, select.POLLIN)
+        if pidfd is not None:
+            poll.register(pidfd, select.POLLIN)
+        while running.is_alive():
+            if self._stopping:
+                deadline = min(deadline, time.monotonic() + GRACE)
+            left = deadline - time.monotonic()
+            if left <= 0 or self._interrupted:
+                return False
+            ready = poll.poll((left if pidfd is not None else min(left, WITHOUT_PIDFD)) * 1000)
+            if any(descriptor == self._told for descriptor, _ in ready):
+                os.read(self._told, 1024)
+        return True
 
-    def _end(self, running: sh.RunningCommand) -> None:
-        if self._running is running:
-            _kill(running)
 
-
-def _open_files() -> set[str]:
-    """Return our open descriptors, as /proc lists them; not the one that served to read the list."""
-    listed = os.listdir("/proc/self/fd")  # noqa: PTH208 - quick, as it runs before every command
-    return {descriptor for descriptor in listed if os.path.lexists(f"/proc/self/fd/{descriptor}")}
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int | None]:
+    """Open what becomes readable when the process ends; None if it has ended, or the kernel is older than 5.3."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
 
 
 class _StartError(Exception):
@@ -177,7 +193,7 @@ class _StartError(Exception):
 
 
 def _start(program: str, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]) -> sh.RunningCommand:
-    held = _open_files()
+    held, children = _open_files(), _children()
     try:
         return sh.Command(program)(
             *arguments,
@@ -192,16 +208,36 @@ def _start(program: str, arguments: Sequence[str], files: tuple[BinaryIO, Binary
             _return_cmd=True,
         )
     except Exception as error:
-        # What sh raises here is of many kinds (ForkException, CommandNotFound, OSError, RuntimeError for a thread,
-        # ValueError for a child that died early), and it leaves behind its pipes, a zombie, and gc disabled.
-        gc.enable()
-        for descriptor in _open_files() - held:
-            with contextlib.suppress(OSError):
-                os.close(int(descriptor))
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+        # What sh raises here is of many kinds: ForkException, CommandNotFound, OSError, RuntimeError for a thread,
+        # ValueError for a child that died early.
+        _tidy_up(_open_files() - held, _children() - children)
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise _StartError(reason[0]) from error
+
+
+def _tidy_up(descriptors: set[int], children: set[int]) -> None:
+    """Put away what sh leaves behind when it fails to start a command: gc disabled, pipes, perhaps a child."""
+    gc.enable()
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _open_files() -> set[int]:
+    """Return our open descriptors, as /proc lists them; not the one that served to read the list."""
+    listed = os.listdir("/proc/self/fd")  # noqa: PTH208 - quick, as it runs before every command
+    return {int(descriptor) for descriptor in listed if os.path.lexists(f"/proc/self/fd/{descriptor}")}
+
+
+def _children() -> set[int]:
+    try:
+        return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return set()
 
 
 def _find(name: str) -> str:
@@ -223,11 +259,6 @@ def _text(file: BinaryIO) -> str:
     """Return what was written. Interfaces may have names that are no UTF-8: nothing is lost or refused."""
     file.seek(0)
     return file.read().decode(errors="surrogateescape")
-
-
-def _reap(running: sh.RunningCommand) -> None:
-    with contextlib.suppress(sh.ErrorReturnCode):  # death by a signal, which the exit status tells as well
-        running.wait()
 
 
 def _kill(running: sh.RunningCommand) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from loguru import logger
 
 from sidecar.errors import NodeError, Stopped
-from sidecar.model import Report
+from sidecar.model import Failure, Report
 from sidecar.reconcile import Reconciler
 from sidecar.wakeup import Wakeup
 
@@ -93,12 +93,20 @@ class Journal:
         self._was_in_sync = True
 
     def _log_new(self, report: Report) -> None:
-        lines = [str(failure) for failure in report.failures]
+        # Seconds and process ids in an error make no other failure of it, but an address in what was tried does.
+        lines = {
+            f"{failure.attempt}: {re.sub('[0-9]+', '', str(failure.error))}": str(failure)
+            for failure in report.failures
+        }
         if not lines:
             # Everything that was tried succeeded, and yet it is not so: somebody else changes it at the same time.
-            lines = [f"others keep changing it; still to do: {action.todo}" for action in report.remaining]
-        for line in lines:
-            gist = re.sub(r"\d+", "", line)  # seconds, process ids: a failure is no other because of them
+            lines = {action.todo: f"others keep changing it; still to do: {action.todo}" for action in report.remaining}
+        for gist, line in lines.items():
             if gist not in self._known:
-                self._known.add(gist)
                 logger.error(line)
+        self._known = set(lines)
+
+
+def _gist(failure: Failure) -> str:
+    """Return what makes it this failure: what was tried, and the error but for its numbers, seconds for example."""
+    return f"{failure.attempt}: {re.sub('[0-9]+', '', str(failure.error))}"

@@ -7,6 +7,7 @@
     │   ├── PermissionMissing       a capability is not granted
     │   └── NotSupported            the kernel has no such table
     ├── InterfaceMissing        1  the interface does not exist (yet)
+    ├── ChainUnreadable         1  a chain could not be looked at, while others could
     ├── CommandError            1  a command did not do what it was asked
     │   ├── CommandTimeout          it was killed when its time was up
     │   ├── LockHeld                iptables says: try again (exit status 4)
@@ -73,6 +74,10 @@ class InterfaceMissing(SidecarError):
 
     def __init__(self, interface: str) -> None:
         super().__init__(f"interface {interface} does not exist on this node: see `ip link show`, or set --interface")
+
+
+class ChainUnreadable(SidecarError):
+    """One chain could not be looked at; the text says which, and why."""
 
 
 class CommandError(SidecarError):

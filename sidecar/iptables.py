@@ -22,7 +22,15 @@ from loguru import logger
 
 from sidecar import parse, privileges
 from sidecar.command import Result, Run
-from sidecar.errors import CommandError, LockHeld, NotSupported, OutputUnreadable, PermissionMissing, SidecarError
+from sidecar.errors import (
+    ChainUnreadable,
+    CommandError,
+    LockHeld,
+    NotSupported,
+    OutputUnreadable,
+    PermissionMissing,
+    SidecarError,
+)
 from sidecar.model import AddRule, Family, RemoveRule, RemoveSurplus, Rule, RuleAction
 from sidecar.parse import Chain
 
@@ -45,7 +53,8 @@ class Iptables:
     def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:
         """`backend` is nft, legacy or system; `wait` the seconds to wait for the xtables lock."""
         self._run = run
-        self._backend = backend
+        #: None: not known yet.
+        self._legacy = None if backend == "system" else backend == "legacy"
         self.command = _PREFIX[family] + _SUFFIX[backend]
         # iptables takes whole seconds, and with 0 it would not wait at all.
         self._wait = ("-w", str(max(1, math.ceil(wait))))
@@ -67,7 +76,7 @@ class Iptables:
         if result.exit == _TRY_AGAIN:
             raise self._failure(argv, stdin, result)
         if result.exit == 0:
-            return self._read(argv, stdin, result, chains, rules), []
+            return _numbers(self._read(argv, stdin, result, chains, rules)), []
         # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
         copies: dict[Rule, int] = {}
         errors: list[SidecarError] = []
@@ -78,18 +87,18 @@ class Iptables:
                 errors.append(error)
         if len(errors) == len(chains):
             raise errors[0]
-        return copies, errors
+        return copies, [ChainUnreadable(str(error)) for error in errors]
 
     def _observe_chain(self, chain: Chain, rules: Sequence[Rule]) -> dict[Rule, int]:
         """Return the copies of rules in one chain.
 
         nft does not list a chain in which there is a rule that only it can express. There -C often tells all the
-        same whether ours is in it; where it cannot judge, it exits with 3.
+        same whether ours is in it; where that exits with 3, it cannot judge either, and the failure to list stands.
         """
         argv = self._argv(chain[0], ("-S", chain[1]))
         result = self._run(*argv)
         if result.exit == 0:
-            return self._read(argv, "", result, [chain], rules)
+            return _numbers(self._read(argv, "", result, [chain], rules))
         if not self._is_legacy():
             answers = {rule: self._run(*self._argv(*_line(rule, "-C"))).exit for rule in rules}
             if set(answers.values()) <= set(_YES_OR_NO):
@@ -107,26 +116,46 @@ class Iptables:
             case AddRule(rule, insert):
                 if self._ask(rule, "-C") and self.observe([rule])[0].get(rule):
                     return False
-                self._ask(rule, _add(insert=insert), answers=(0,))
+                self._ask(rule, "-I" if insert else "-A", answers=(0,))
                 return True
-            case RemoveSurplus(rule, surplus, insert):
-                # One transaction: unless all copies that were counted are still there, it comes to nothing. So of two
-                # sidecars that both count two and take one away, one fails, and a copy remains at every moment.
-                argv, stdin = self._restore([_line(rule, "-D")] * (surplus + 1) + [_line(rule, _add(insert=insert))])
-                result = self._run(*argv, stdin=stdin)
-                if result.exit not in _YES_OR_NO:
-                    raise self._failure(argv, stdin, result)
-                return result.exit == 0
+            case RemoveSurplus(rule):
+                return self._remove_surplus(rule)
+            case RemoveRule(rule, 1):
+                return self._ask(rule, "-D")
             case RemoveRule(rule, copies):
-                removed = [self._ask(rule, "-D") for _ in range(copies)]
-                return any(removed)
+                return self._transaction([_line(rule, "-D")] * copies)
+
+    def _remove_surplus(self, rule: Rule) -> bool:
+        """Replace all copies of a rule by one in the place of the first, where it has an effect already.
+
+        In one transaction: unless all copies that were just counted are still there, it comes to nothing. So of two
+        sidecars that both count two and take one away, one fails, and there is a copy at every moment.
+        """
+        chain = (rule.table, rule.chain)
+        argv = self._argv(rule.table, ("-S", rule.chain))
+        result = self._run(*argv)
+        if result.exit:
+            raise self._failure(argv, "", result)
+        positions = self._read(argv, "", result, [chain], [rule])[rule]
+        if len(positions) < 2:  # noqa: PLR2004 - one is right
+            return False
+        in_its_place = (rule.table, ("-I", rule.chain, str(positions[0]), *rule.match))
+        return self._transaction([*[_line(rule, "-D")] * len(positions), in_its_place])
+
+    def _transaction(self, lines: Sequence[_Line]) -> bool:
+        """Do all or nothing: True if all was done, False if there was no such rule for one of the lines."""
+        argv, stdin = self._restore(lines)
+        result = self._run(*argv, stdin=stdin)
+        if result.exit not in _YES_OR_NO:
+            raise self._failure(argv, stdin, result)
+        return result.exit == 0
 
     @staticmethod
     def _read(
         argv: tuple[str, ...], stdin: str, result: Result, chains: Sequence[Chain], rules: Iterable[Rule]
-    ) -> dict[Rule, int]:
+    ) -> dict[Rule, list[int]]:
         try:
-            return parse.rule_copies(result.stdout, chains, rules)
+            return parse.rule_positions(result.stdout, chains, rules)
         except ValueError as error:
             raise OutputUnreadable(argv, stdin, f"cannot be understood: {error}") from error
 
@@ -166,9 +195,9 @@ class Iptables:
 
     def _is_legacy(self) -> bool:
         """Legacy works through a raw socket, and so needs CAP_NET_RAW as well."""
-        return self._backend == "legacy" or (
-            self._backend == "system" and "(legacy)" in self._run(self.command, "--version").stdout
-        )
+        if self._legacy is None:
+            self._legacy = "(legacy)" in self._run(self.command, "--version").stdout
+        return self._legacy
 
     def _say_that_it_cannot_count(self, chain: Chain, result: Result) -> None:
         if not self._said_that_it_cannot_count:
@@ -183,5 +212,5 @@ def _line(rule: Rule, verb: str) -> _Line:
     return rule.table, (verb, rule.chain, *rule.match)
 
 
-def _add(*, insert: bool) -> str:
-    return "-I" if insert else "-A"
+def _numbers(positions: dict[Rule, list[int]]) -> dict[Rule, int]:
+    return {rule: len(where) for rule, where in positions.items()}

@@ -122,7 +122,6 @@ class RemoveSurplus:
 
     rule: Rule
     surplus: int
-    insert: bool
 
     @property
     def todo(self) -> str:

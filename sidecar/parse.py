@@ -1,7 +1,6 @@
 """What `ip` and `iptables` print, turned into values. Pure; each raises ValueError on anything unexpected."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import TypeAlias
@@ -25,14 +24,15 @@ def links_and_addresses(text: str) -> tuple[frozenset[str], frozenset[Address]]:
             for name in (link["ifname"], *link.get("altnames", ())):
                 links.add(name)
                 for info in link["addr_info"]:
-                    addresses.add(Address(ip_address(info["local"]), int(info["prefixlen"]), name))
+                    if "address" not in info:  # it has one of its own where it is the end of a point-to-point link
+                        addresses.add(Address(ip_address(info["local"]), int(info["prefixlen"]), name))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"not the output of `ip -json address show` ({type(error).__name__}: {error})") from error
     return frozenset(links), frozenset(addresses)
 
 
-def rule_copies(text: str, chains: Sequence[Chain], rules: Iterable[Rule]) -> dict[Rule, int]:
-    """Count each rule in the listings (`-S`) of `chains`, which were asked for in this order.
+def rule_positions(text: str, chains: Sequence[Chain], rules: Iterable[Rule]) -> dict[Rule, list[int]]:
+    """Find each rule in the listings (`-S`) of `chains`, which were asked for in this order: its rule numbers, from 1.
 
     A listing begins with the chain's policy (`-P INPUT ACCEPT`; `-N NAME` for a chain without one), which is
     what tells the OUTPUT chain of one table from that of the next: the lines do not name the table.
@@ -48,5 +48,8 @@ def rule_copies(text: str, chains: Sequence[Chain], rules: Iterable[Rule]) -> di
     listed = [section[0].split()[1] for section in sections]
     if listed != [chain for _, chain in chains]:
         raise ValueError(f"asked for the chains {[chain for _, chain in chains]}, got {listed}")
-    counts = {chain: Counter(section) for chain, section in zip(chains, sections, strict=True)}
-    return {rule: counts[rule.table, rule.chain][rule.line] for rule in rules}
+    positions: dict[tuple[Chain, str], list[int]] = {}
+    for chain, section in zip(chains, sections, strict=True):
+        for number, line in enumerate(section):
+            positions.setdefault((chain, line), []).append(number)
+    return {rule: positions.get(((rule.table, rule.chain), rule.line), []) for rule in rules}

@@ -54,4 +54,4 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | R
             case 0:
                 yield AddRule(rule, desired.insert)
             case copies:
-                yield RemoveSurplus(rule, copies - 1, desired.insert)
+                yield RemoveSurplus(rule, copies - 1)

@@ -1,12 +1,13 @@
 """One pass, and the cleanup: observe, plan, apply, and observe again to see whether it is so."""
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from loguru import logger
 
-from sidecar.errors import DeadlineReached, InterfaceMissing, Interrupted, LockHeld, NodeError, SidecarError
+from sidecar.errors import CommandTimeout, DeadlineReached, InterfaceMissing, Interrupted, NodeError, SidecarError
 from sidecar.iproute import IpRoute
 from sidecar.iptables import Iptables
 from sidecar.model import (
@@ -56,11 +57,11 @@ class Reconciler:
         for acts_left in reversed(range(ROUNDS + 1)):
             observed, unseen = self._observe()
             actions = plan(self._desired, observed)
-            relevant = _still_relevant(failed, actions)
-            if not actions or not acts_left or not all(isinstance(failure.error, LockHeld) for failure in relevant):
+            failed = _still_to_be_done(failed, actions)
+            if not acts_left or not _worth_another_round(actions, failed):
                 break
-            failed = self._apply(actions, changed)
-        return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *relevant))
+            failed |= self._apply(actions, changed)
+        return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *failed.values()))
 
     def cleanup(self, deadline: float) -> Report:
         """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
@@ -74,27 +75,26 @@ class Reconciler:
         failed: dict[Action, Failure] = {}
         failures: tuple[Failure, ...] = ()
         observed = Observed(None, None, {})
-        rounds_left = ROUNDS
+        tries_left = ROUNDS
         try:
-            while True:
+            for attempt in itertools.count():
+                if attempt > 1:
+                    self._sleep(PAUSE)
                 observed, unseen = self._observe()
                 patient = self._clock() < halfway and any(failure.error.transient for failure in unseen)
                 actions = teardown(self._desired, observed, patient=patient)
-                failures = _reasons((*unseen, *_still_relevant(failed, actions)), failures)
-                waiting = any(failure.error.transient for failure in failures)
-                given_up = self._clock() >= deadline or not (waiting or rounds_left)
-                if given_up or not (actions or unseen):
-                    return Report(tuple(changed), self._perhaps_left(observed), failures)
-                if not waiting:
-                    rounds_left -= 1
+                failures = _reasons((*unseen, *_still_to_be_done(failed, actions).values()), failures)
+                if failures and not any(failure.error.transient for failure in failures):
+                    tries_left -= 1
+                if not (actions or unseen) or not tries_left or self._clock() >= deadline:
+                    break
                 failed = self._apply(actions, changed)
-                if failed or unseen:
-                    self._sleep(PAUSE)
         except Interrupted:
             for action in self._perhaps_left(observed):
                 if action not in changed:
                     logger.error(f"cleanup was cut short, perhaps left to do: {action.todo}")
             raise
+        return Report(tuple(changed), self._perhaps_left(observed), failures)
 
     def _perhaps_left(self, observed: Observed) -> tuple[Action, ...]:
         """Return what there is to remove if all that could not be looked at is there."""
@@ -160,9 +160,17 @@ class Reconciler:
         return (Failure(f"add {addresses}", InterfaceMissing(interface)),)
 
 
-def _still_relevant(failed: dict[Action, Failure], actions: tuple[Action, ...]) -> list[Failure]:
+def _still_to_be_done(failed: dict[Action, Failure], actions: tuple[Action, ...]) -> dict[Action, Failure]:
     """Return the failures of what is still to be done. If somebody else has done it meanwhile, all is well."""
-    return [failure for action, failure in failed.items() if action in actions]
+    return {action: failure for action, failure in failed.items() if action in actions}
+
+
+def _worth_another_round(actions: tuple[Action, ...], failed: dict[Action, Failure]) -> bool:
+    """Whether there is something to do that did not just fail for good, and no tool that hung or is not there."""
+    errors = [failure.error for failure in failed.values()]
+    if any(isinstance(error, CommandTimeout | NodeError) for error in errors):
+        return False
+    return any(action not in failed or failed[action].error.transient for action in actions)
 
 
 def _reasons(failures: tuple[Failure, ...], earlier: tuple[Failure, ...]) -> tuple[Failure, ...]:

@@ -41,6 +41,11 @@ _SHORTEST: Final = 0.01
 _LONGEST_TIMEOUT: Final = 3600.0
 
 
+def _variable(name: str) -> str:
+    """Return the name of a setting's variable."""
+    return PREFIX + name.upper()
+
+
 def _boolean(text: str) -> bool:
     if text not in _BOOLEANS:
         raise ValueError("not a boolean: write true or false")
@@ -119,7 +124,12 @@ class Settings(BaseSettings):
     """What the operator wants; each field is a flag and a variable. Durations are seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=False
+        alias_generator=_variable,
+        case_sensitive=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        validate_default=False,
     )
 
     ip_address: Annotated[tuple[IPAddress, ...], NoDecode, PlainValidator(_addresses)] = Field(
@@ -151,7 +161,7 @@ class Settings(BaseSettings):
 _FIELDS: Final = Settings.model_fields
 _FLAGS: Final = {name.replace("_", "-"): name for name in _FIELDS}
 _BOOLEAN_FLAGS: Final = [flag for flag, name in _FLAGS.items() if _FIELDS[name].annotation is bool]
-_VARIABLES: Final = {PREFIX + name.upper(): name for name in _FIELDS}
+_VARIABLES: Final = {_variable(name): name for name in _FIELDS}
 
 
 def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
@@ -169,9 +179,12 @@ def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
     warnings = [_unknown_variable(name) for name in sorted({*os.environ, *file}) if _is_unknown(name)]
     faults = [*line.faults, *_words(line.words), *file_faults]
     # What the environment does not set, the file may: so its values go where the flags go, below them.
-    unset = {name: file.get(variable) for variable, name in _VARIABLES.items() if not os.environ.get(variable)}
+    given: dict[str, Any] = {
+        variable: file[variable] for variable in _VARIABLES if file.get(variable) and not os.environ.get(variable)
+    }
+    given |= {_variable(name): value for name, value in flags.items()}
     try:
-        settings = Settings(**{name: value for name, value in unset.items() if value} | flags)
+        settings = Settings(**given)
     except ValidationError as error:
         raise ConfigError([*faults, *_faults(error, flags, path), *warnings]) from None
     faults += _contradictions(settings)
@@ -202,12 +215,12 @@ def _line_number(binding: Binding) -> int:
 
 
 def _is_unknown(name: str) -> bool:
-    return name.startswith(PREFIX) and name not in _VARIABLES
+    return name.upper().startswith(PREFIX) and name not in _VARIABLES
 
 
 def _unknown_variable(name: str) -> str:
     """Return a line for a `SIDECAR_*` variable that means nothing: a typo, or set by Kubernetes for a Service."""
-    return f"variable {quoted(name)} is not known and ignored{pflag.nearest(name, _VARIABLES)}"
+    return f"variable {quoted(name)} is not known and ignored{pflag.nearest(name.upper(), _VARIABLES)}"
 
 
 def usage() -> str:
@@ -215,10 +228,10 @@ def usage() -> str:
     rows = []
     for flag, name in _FLAGS.items():
         field = _FIELDS[name]
-        rows += [f"  --{flag:<17} {field.description}", f"  {'':19} {PREFIX}{name.upper()}, {_default(field.default)}"]
+        rows += [f"  --{flag:<17} {field.description}", f"  {'':19} {_variable(name)}, {_default(field.default)}"]
     return "\n".join(
         (
-            "Usage: apiserver-proxy-sidecar --ip-address=ADDRESS[,ADDRESS…] [flags]",
+            "Usage: apiserver-proxy-sidecar --ip-address=ADDRESS[,ADDRESS...] [flags]",
             "",
             "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
             "",
@@ -265,9 +278,9 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 def _faults(error: ValidationError, flags: dict[str, Any], env_file: str) -> Iterator[str]:
     for fault in error.errors(include_url=False):
-        name = str(fault["loc"][0])
+        variable = str(fault["loc"][0])
+        name = _VARIABLES[variable]
         if fault["type"] == "missing":
-            variable = PREFIX + name.upper()
             yield f"--{name.replace('_', '-')} or {variable} is required: {_FIELDS[name].description}"
             continue
         value = fault["input"]
@@ -278,9 +291,9 @@ def _faults(error: ValidationError, flags: dict[str, Any], env_file: str) -> Ite
 
 def _origin(name: str, flags: dict[str, Any], env_file: str) -> str:
     """Return where a setting's value came from, in the operator's words."""
-    variable = PREFIX + name.upper()
+    variable = _variable(name)
     if name in flags:
         return f"--{name.replace('_', '-')}"
     if os.environ.get(variable) or not env_file:
         return variable
-    return f"{env_file}: {variable}"
+    return f"{quoted(env_file, 200)}: {variable}"

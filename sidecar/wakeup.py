@@ -9,9 +9,6 @@ from typing import Final
 
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
-#: What a Wakeup takes over. Blocked from the first moment of the process until then, so that none is lost.
-SIGNALS: Final = (*_STOP, signal.SIGHUP)
-
 #: Milliseconds; poll(2) takes no more. To look once in 24 days does no harm.
 _LONGEST_POLL: Final = 2**31 - 1
 
@@ -32,9 +29,8 @@ class Wakeup:
         # sleep begins ends it too.
         self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in (*_STOP, signal.SIGHUP):
             signal.signal(number, self._handle)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._poll = select.poll()
         self._poll.register(self._read_end, select.POLLIN)
 

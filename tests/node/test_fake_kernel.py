@@ -33,6 +33,10 @@ def commands(backend: str, random_: random.Random) -> list[tuple[tuple[str, ...]
         ((program, "-w", "5", "-t", "nosuch", "-S", rule.chain), ""),
         (restore, batch),
         (restore, listing),
+        (
+            restore,
+            f"*{table}\n{' '.join(delete)}\n{' '.join(delete)}\n-I {rule.chain} 1 {' '.join(rule.match)}\nCOMMIT\n",
+        ),
         (restore, f"*{ours[0][0]}\n{ours[0][1]}\nCOMMIT\n"),
     ]
 

@@ -96,14 +96,22 @@ def test_a_second_pass_changes_nothing(node: Node) -> None:
 
 
 def test_looking_changes_nothing(node: Node) -> None:
-    before = node.namespace.run("nft", "list", "ruleset")
-    node.reconcile()
-    node.reconciler().cleanup(deadline=float("inf"))
-    empty = node.rules()
-    node.reconciler().cleanup(deadline=float("inf"))
-    assert node.rules() == empty == []
-    assert "10.96.0.2" not in node.namespace.run("nft", "list", "ruleset")
-    assert before == ""
+    def state() -> tuple[str, list[str], str]:
+        return (
+            node.namespace.run("nft", "--handle", "list", "ruleset"),
+            node.rules(),
+            node.namespace.run("ip", "address", "show"),
+        )
+
+    tool = Iptables(node.commands.run, node.family, node.backend, 5.0)
+    for situation in ("empty", "set up"):
+        before = state()
+        copies, errors = tool.observe(node.goal.rules)
+        assert set(copies.values()) == {0 if situation == "empty" else 1}
+        assert errors == []
+        IpRoute(node.commands.run).observe()
+        assert state() == before
+        node.reconcile()
 
 
 def test_every_subset_that_is_deleted_comes_back_and_nothing_else_changes(node: Node) -> None:
@@ -145,6 +153,29 @@ def test_copies_become_one(node: Node) -> None:
             node.iptables("-t", rule.table, "-A", rule.chain, *rule.match)
     assert node.reconcile().in_sync
     assert sorted(node.rules()) == sorted(SAVED.format(cidr=node.cidr).splitlines())
+
+
+def test_of_several_copies_the_place_of_the_first_is_kept(node: Node) -> None:
+    """It has its effect there; behind the DROP it would have none."""
+    node.reconcile()
+    node.iptables("-I", "INPUT", "-i", "lo", "-j", "ACCEPT")
+    node.iptables("-A", "INPUT", "-j", "DROP")
+    before = node.rules()
+    for _ in range(3):
+        node.iptables("-A", "INPUT", *node.goal.rules[3].match)
+    assert node.reconcile().in_sync
+    assert node.rules() == before
+
+
+def test_very_many_copies_go_at_once(node: Node) -> None:
+    rule = node.goal.rules[1]
+    lines = f"*{rule.table}\n" + f"{rule.line}\n" * 2000 + "COMMIT\n"
+    command = "iptables" if node.family == 4 else "ip6tables"
+    node.namespace.run(f"{command}-{node.backend}-restore", "--noflush", stdin=lines)
+    node.commands.processes()
+    assert node.reconciler().cleanup(deadline=float("inf")).in_sync
+    assert node.rules() == []
+    assert len(node.commands.processes()) == 5  # two looks before and after, and one removal
 
 
 def test_rules_and_addresses_that_only_resemble_ours_are_left_alone(node: Node) -> None:
@@ -281,23 +312,32 @@ def test_a_chain_that_cannot_be_listed_is_kept_right_rule_by_rule(namespace: Nam
     assert namespace.run("nft", "list", "table", "ip", "filter").count("accept\n") == 0
 
 
-def test_a_chain_that_cannot_be_judged_is_left_alone_and_named(namespace: Namespace) -> None:
+@pytest.mark.parametrize("native", ["ct state established counter accept", "meta mark set 1"])
+def test_a_chain_that_cannot_be_judged_is_left_alone_and_named(namespace: Namespace, native: str) -> None:
     """A failure to look is not absence: but the other chains are kept right."""
     node = Node(namespace, NamespaceCommands(namespace), "nft", IPV4)
     node.iptables("-A", "INPUT", "-j", "DROP")
-    namespace.run("nft", "add rule ip filter INPUT ct state established counter accept")
+    namespace.run("nft", f"add rule ip filter INPUT {native}")
     before = namespace.run("nft", "list", "chain", "ip", "filter", "INPUT")
     report = node.reconcile()
     (failure,) = report.failures
     assert "`iptables-nft -w 5 -t filter -S INPUT` exited with" in str(failure)
-    assert "incompatible, use 'nft' tool" in str(failure)
-    assert report.exit_code
+    assert report.exit_code == 1  # nothing that ends a daemon at once
     assert len(report.changed) == 5
     assert namespace.run("nft", "list", "chain", "ip", "filter", "INPUT") == before
     report = node.reconciler().cleanup(deadline=float("inf"))
     assert [action.todo for action in report.remaining] == [f"remove rule: {node.goal.rules[3]}"]
     assert namespace.addresses() == []
     assert "notrack" not in namespace.run("nft", "list", "ruleset")
+
+
+def test_an_address_with_a_peer_is_another_one(node: Node) -> None:
+    if node.family == 6:
+        pytest.skip("only IPv4 has the same address twice on an interface")
+    node.namespace.run("ip", "address", "add", "10.96.0.2", "peer", "10.9.9.9/32", "dev", "lo")
+    assert node.reconcile().in_sync
+    assert node.reconciler().cleanup(deadline=float("inf")).in_sync
+    assert "peer 10.9.9.9/32" in node.namespace.run("ip", "address", "show", "dev", "lo")
 
 
 def test_a_table_that_the_kernel_lacks(namespace: Namespace, backend: str) -> None:

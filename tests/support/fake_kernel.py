@@ -109,7 +109,10 @@ class FakeKernel:
             case "-A":
                 chain.append(rule)
             case "-I":
-                chain.insert(0, rule)
+                if match[0].isdigit():
+                    chain.insert(int(match[0]) - 1, " ".join(match[1:]))
+                else:
+                    chain.insert(0, rule)
             case "-D":
                 if rule not in chain:
                     return 1, ""

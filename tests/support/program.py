@@ -30,6 +30,25 @@ class Sidecar:
                 raise AssertionError(f"the program ended without {text!r}:\n{self.log}")
             self.log += read
 
+    def first_child(self) -> int:
+        """Return the process id of the first child, once there is one."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for _ in range(1000):
+            if found := children.read_text().split():
+                return int(found[0])
+            time.sleep(0.005)
+        raise AssertionError("it started nothing")
+
+    def wait_until_it_handles(self, number: int, pid: int | None = None) -> None:
+        """Wait until there is a handler for this signal."""
+        status = Path(f"/proc/{pid or self.process.pid}/status")
+        for _ in range(2000):
+            caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+            if int(caught.split()[1], 16) >> (number - 1) & 1:
+                return
+            time.sleep(0.005)
+        raise AssertionError(f"no handler for signal {number}")
+
     def end(self, seconds: float = 30.0) -> int:
         """Wait for the end; return the exit code."""
         _, rest = self.process.communicate(timeout=seconds)

@@ -1,5 +1,6 @@
 """The gate to the node, with real processes: none of these needs a privilege or touches anything."""
 
+import contextlib
 import gc
 import os
 import resource
@@ -79,14 +80,17 @@ def test_a_hung_grandchild_is_killed_too(tmp_path: Path) -> None:
     with pytest.raises(CommandTimeout):
         Commands(timeout=0.3).run(str(script))
     assert time.monotonic() - started < 1
-    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists() or "Z" in (
-        Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat").read_text()
-    )
+    grandchild = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    for _ in range(100):
+        if not grandchild.exists() or ") Z " in grandchild.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("it still runs")
 
 
 def test_a_grandchild_that_keeps_everything_open_holds_nobody_up() -> None:
     started = time.monotonic()
-    result = Commands(timeout=5).run("sh", "-c", "setsid sleep 3 & echo done; exit 3")
+    result = Commands(timeout=5).run("sh", "-c", "setsid sleep 1.5 & echo done; exit 3")
     assert (result.exit, result.stdout) == (3, "done\n")
     assert time.monotonic() - started < 1
 
@@ -233,6 +237,49 @@ def test_nothing_is_left_over(commands: Commands) -> None:
     for _ in range(200):
         commands.run("true")
     assert held_in_the_end() == before
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_a_thread_that_cannot_be_started_leaves_no_command_running(
+    commands: Commands, mocker: MockerFixture, tmp_path: Path, failing: int
+) -> None:
+    """sh starts threads after it has started the command."""
+    start, calls = threading.Thread.start, iter(range(100))
+
+    def sometimes(thread: threading.Thread) -> None:
+        if next(calls) == failing:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    mocker.patch("threading.Thread.start", sometimes)
+    with contextlib.suppress(CommandError):
+        commands.run("sh", "-c", f"sleep 0.5; touch {tmp_path}/done")
+        assert (tmp_path / "done").exists()
+        return
+    time.sleep(0.8)
+    assert not (tmp_path / "done").exists()
+
+
+def test_without_pidfds_it_looks_often(commands: Commands, mocker: MockerFixture) -> None:
+    mocker.patch("os.pidfd_open", side_effect=OSError(38, "Function not implemented"))
+    assert commands.run("sh", "-c", "sleep 0.1; exit 3").exit == 3
+    started = time.monotonic()
+    with pytest.raises(CommandTimeout):
+        Commands(timeout=0.2).run("sleep", "60")
+    threading.Timer(0.1, commands.interrupt).start()
+    with pytest.raises(Interrupted):
+        commands.run("sleep", "60")
+    assert time.monotonic() - started < 1
+
+
+def test_a_process_that_does_not_die_holds_nobody_up(commands: Commands, mocker: MockerFixture) -> None:
+    mocker.patch.object(command, "_kill")
+    threading.Timer(0.1, commands.stop).start()
+    threading.Timer(0.3, commands.interrupt).start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        commands.run("sleep", "4")
+    assert time.monotonic() - started < 1
 
 
 def test_no_descriptors_left_is_a_failure(commands: Commands) -> None:

@@ -175,8 +175,21 @@ def test_another_wording_of_the_same_failure_is_not_news(journal: Journal, log: 
     assert len(log) == 1
 
 
+def test_each_of_several_addresses_is_named(journal: Journal, log: list[str]) -> None:
+    failures = [Failure(f"add 10.96.0.{n}/32 to lo", CommandError(("ip",), "", "exited with 2")) for n in range(3)]
+    journal.record(Report((), (), tuple(failures)))
+    assert len(log) == 3
+
+
+def test_a_failure_that_comes_back_beside_a_lasting_one_is_said_again(journal: Journal, log: list[str]) -> None:
+    other = Failure("look at the IPv4 rules", LockHeld(("iptables",), "", "exited with 4"))
+    for failures in (FAILED.failures, (*FAILED.failures, other)) * 3:
+        journal.record(Report((), (), failures))
+    assert len(log) == 1 + 3
+
+
 def test_another_reason_is_news(journal: Journal, log: list[str]) -> None:
-    for reason in ("one", "two", "one", "two"):
+    for reason in ("one", "one", "two", "two"):
         error = CommandError(("ip",), "", "exited with 1", reason)
         journal.record(Report((), (), (Failure("look at the addresses", error),)))
     assert len(log) == 2

@@ -2,6 +2,7 @@
 
 from ipaddress import ip_address
 from itertools import count
+from typing import NoReturn
 
 import pytest
 
@@ -15,7 +16,6 @@ from sidecar.errors import (
     LockHeld,
     NotSupported,
     OutputUnreadable,
-    SidecarError,
     Stopped,
 )
 from sidecar.iproute import IpRoute
@@ -75,18 +75,14 @@ def clock() -> Clock:
     return Clock()
 
 
-def raise_(error: BaseException) -> None:
-    raise error
-
-
-def fail_with(error: SidecarError) -> None:
+def raise_(error: BaseException) -> NoReturn:
     raise error
 
 
 FAILURES = {
     "exit 2": lambda: Result(2, "", "it says no", 0.0),
     "exit 4": lambda: Result(4, "", "it is locked", 0.0),
-    "hangs": lambda: fail_with(CommandTimeout(("ip",), "", "was killed")),
+    "hangs": lambda: raise_(CommandTimeout(("ip",), "", "was killed")),
     "prints nothing": lambda: Result(0, "", "", 0.0),
     "prints nonsense": lambda: Result(0, "[{\x00", "", 0.0),
 }
@@ -186,15 +182,24 @@ def test_copies_are_reduced_to_one() -> None:
     kernel = synced()
     kernel.rules["iptables"]["raw", "PREROUTING"] += [RAW_RULE] * 3
     report = reconciler(kernel).reconcile()
-    assert report.changed == (RemoveSurplus(GOAL.rules[0], 3, insert=False),)
+    assert report.changed == (RemoveSurplus(GOAL.rules[0], 3),)
     assert in_place(kernel)
 
 
-def test_the_last_copy_is_safe_from_two_that_remove_a_surplus_at_once() -> None:
+def test_of_several_copies_the_place_of_the_first_is_kept() -> None:
+    kernel = synced()
+    chain = kernel.rules["iptables"]["filter", "INPUT"]
+    kernel.rules["iptables"]["filter", "INPUT"] = ["-i lo -j ACCEPT", *chain, "-j DROP", *chain]
+    assert reconciler(kernel).reconcile().in_sync
+    assert kernel.rules["iptables"]["filter", "INPUT"] == ["-i lo -j ACCEPT", *chain, "-j DROP"]
+
+
+@pytest.mark.parametrize("when", [1, 3])  # the look at the IPv4 rules, and the closer one before the removal
+def test_the_last_copy_is_safe_from_two_that_remove_a_surplus_at_once(when: int) -> None:
     kernel = synced()
     kernel.rules["iptables"]["raw", "PREROUTING"].append(RAW_RULE)
     # The other sidecar removes the surplus copy right after we counted two.
-    kernel.after[1] = lambda: kernel.rules["iptables"]["raw", "PREROUTING"].remove(RAW_RULE)
+    kernel.after[when] = lambda: kernel.rules["iptables"]["raw", "PREROUTING"].remove(RAW_RULE)
     report = reconciler(kernel).reconcile()
     assert report.in_sync
     assert report.changed == ()  # it was not taken away, nor added again

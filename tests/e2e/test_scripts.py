@@ -1,0 +1,55 @@
+"""scripts/run, as somebody at a terminal meets it."""
+
+import os
+import pty
+import select
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from support.namespace import Namespace
+
+ROOT = Path(__file__).parents[2]
+
+
+def at_a_terminal(*flags: str, until: str) -> tuple[int, str]:
+    """Run scripts/run on a terminal, press Ctrl-C once this text is there; return exit code and output."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(ROOT / "scripts" / "run", ["run", *flags])
+    output, pressed, deadline = "", False, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not select.select([terminal], [], [], 1)[0]:
+            continue
+        try:
+            output += os.read(terminal, 65536).decode()
+        except OSError:  # the other end is closed: it has ended
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output
+        if until in output and not pressed:
+            os.write(terminal, b"\x03")
+            pressed = True
+    raise AssertionError(f"it did not end:\n{output}")
+
+
+@pytest.fixture(autouse=True)
+def _needs(namespace: Namespace) -> None:  # noqa: ARG001 - it skips where there are no namespaces
+    if Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("these tests do not run in the .venv that scripts/run would use")
+
+
+@pytest.mark.parametrize("until", ["holds 10.96.0.2/32", "Ctrl-C ends it"])
+def test_ctrl_c_shows_the_cleanup(until: str) -> None:
+    code, output = at_a_terminal(until=until)
+    assert code == 0
+    assert "cleanup done" in output
+    assert "----- afterwards" in output
+    assert "10.96.0.2" not in output.partition("----- afterwards")[2]
+
+
+def test_it_shows_what_is_there_once_in_sync() -> None:
+    _, output = at_a_terminal("--iptables-backend=legacy", until="-----\r\n\r\n")
+    shown = output.partition("----- in sync; Ctrl-C ends it")[2].partition("-----\r\n")[0]
+    assert "10.96.0.2/32" in shown
+    assert shown.count("-A ") == 5
