@@ -1,4 +1,4 @@
-"""The edge: settings in, exit code out. Everything that ends the process is here."""
+"""The edge: settings in, exit code out."""
 
 import contextlib
 import sys
@@ -88,7 +88,7 @@ def _work(given: Settings, reconciler: Reconciler, wakeup: Wakeup, goal: str) ->
     journal = daemon.Journal(goal)
     if given.daemon:
         every = durations.render(given.sync_interval)
-        logger.info(f"{PROGRAM} {__version__} holds {goal}; checks every {every}")
+        logger.info(f"{PROGRAM} {__version__}, to hold {goal}; checks every {every}")
         return daemon.run(reconciler, wakeup, given.sync_interval, journal)
     try:
         report = reconciler.reconcile()

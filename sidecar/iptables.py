@@ -190,7 +190,12 @@ class Iptables:
         if result.exit == _NOT_SUPPORTED:
             return NotSupported(str(failure))
         if result.exit == _TRY_AGAIN:
-            return LockHeld(argv, stdin, "exited with 4 (it is locked or just changed: try again)", result.stderr)
+            return LockHeld(
+                argv,
+                stdin,
+                "exited with 4 (the lock is held or cannot be had, or the rules just changed)",
+                result.stderr,
+            )
         return failure
 
     def _is_legacy(self) -> bool:

@@ -45,7 +45,9 @@ def _flag(
         given = argument[2:].removeprefix("=") if argument[2:] else None
     spelled = f"--{name}" if argument.startswith("--") else f"-{name}"
     if name not in flags:
-        line.faults.append(f"unknown flag {quoted(spelled)}{nearest(name, flags, '--')}")
+        line.faults.append(
+            f"unknown flag {quoted(argument.partition('=')[0])}{nearest(argument.strip('-'), flags, '--')}"
+        )
         return
     if given is None and name in booleans:
         given = "true"

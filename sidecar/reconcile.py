@@ -19,6 +19,7 @@ from sidecar.model import (
     Family,
     Observed,
     RemoveAddress,
+    RemoveRule,
     Report,
     Rule,
 )
@@ -90,16 +91,18 @@ class Reconciler:
                     break
                 failed = self._apply(actions, changed)
         except Interrupted:
-            for action in self._perhaps_left(observed):
+            for action in self._perhaps_left(observed, changed):
                 if action not in changed:
                     logger.error(f"cleanup was cut short, perhaps left to do: {action.todo}")
             raise
-        return Report(tuple(changed), self._perhaps_left(observed), failures)
+        return Report(tuple(changed), self._perhaps_left(observed, changed), failures)
 
-    def _perhaps_left(self, observed: Observed) -> tuple[Action, ...]:
-        """Return what there is to remove if all that could not be looked at is there."""
-        addresses = frozenset(self._desired.addresses) if observed.addresses is None else observed.addresses
-        copies = {**dict.fromkeys(self._desired.rules, 1), **observed.copies}
+    def _perhaps_left(self, observed: Observed, changed: list[Action]) -> tuple[Action, ...]:
+        """Return what there is to remove if all that was not seen is there, but for what was just removed."""
+        removed = {action.rule for action in changed if isinstance(action, RemoveRule)}
+        copies = {**{rule: int(rule not in removed) for rule in self._desired.rules}, **observed.copies}
+        gone = {action.address for action in changed if isinstance(action, RemoveAddress)}
+        addresses = frozenset(self._desired.addresses) - gone if observed.addresses is None else observed.addresses
         return teardown(self._desired, Observed(observed.links, addresses, copies))
 
     def _observe(self) -> tuple[Observed, tuple[Failure, ...]]:
@@ -174,9 +177,9 @@ def _worth_another_round(actions: tuple[Action, ...], failed: dict[Action, Failu
 
 
 def _reasons(failures: tuple[Failure, ...], earlier: tuple[Failure, ...]) -> tuple[Failure, ...]:
-    """Return the failures, but where one says only that time is up, the earlier one that says what took it."""
+    """Return the failures, but where one says no more than that time is up, the earlier one that says what took it."""
     known = {failure.attempt: failure for failure in earlier}
     return tuple(
-        known.get(failure.attempt, failure) if isinstance(failure.error, DeadlineReached) else failure
+        known.get(failure.attempt, failure) if isinstance(failure.error, DeadlineReached | CommandTimeout) else failure
         for failure in failures
     )

@@ -34,6 +34,9 @@ _HIGHEST_PORT: Final = 65535
 #: The kernel's IFNAMSIZ, without the NUL at the end (linux/if.h).
 _LONGEST_INTERFACE: Final = 15
 
+#: Characters of an env file; more is some other file.
+_LONGEST_FILE: Final = 100_000
+
 #: Seconds. Not 0, and not so short that nothing else would be done.
 _SHORTEST: Final = 0.01
 
@@ -78,6 +81,8 @@ def _addresses(texts: str | Sequence[str]) -> tuple[IPAddress, ...]:
 
 
 def _address(text: str) -> IPAddress:
+    if not text:
+        raise ValueError("there is an empty address in it: write it like 10.96.0.2 or fd00:10:96::2")
     if "/" in text:
         raise ValueError(f"{quoted(text)} has a prefix length: leave it out, it is always /32 or /128")
     if "%" in text:
@@ -196,7 +201,10 @@ def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
 def _read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
     """Return the variables in a file like .env.example, and a line for each fault in it."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(_LONGEST_FILE + 1)
+        if len(text) > _LONGEST_FILE:
+            return {}, [f"--env-file={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
     except (OSError, ValueError) as error:
         return {}, [f"--env-file={quoted(path)}: {getattr(error, 'strerror', None) or 'is no text in UTF-8'}"]
     bindings = list(parse_stream(io.StringIO(text)))
@@ -220,7 +228,9 @@ def _is_unknown(name: str) -> bool:
 
 def _unknown_variable(name: str) -> str:
     """Return a line for a `SIDECAR_*` variable that means nothing: a typo, or set by Kubernetes for a Service."""
-    return f"variable {quoted(name)} is not known and ignored{pflag.nearest(name.upper(), _VARIABLES)}"
+    known = [variable.removeprefix(PREFIX) for variable in _VARIABLES]
+    hint = pflag.nearest(name.upper().removeprefix(PREFIX), known, PREFIX)
+    return f"variable {quoted(name)} is not known and ignored{hint}"
 
 
 def usage() -> str:
@@ -231,7 +241,8 @@ def usage() -> str:
         rows += [f"  --{flag:<17} {field.description}", f"  {'':19} {_variable(name)}, {_default(field.default)}"]
     return "\n".join(
         (
-            "Usage: apiserver-proxy-sidecar --ip-address=ADDRESS[,ADDRESS...] [flags]",
+            "Usage: apiserver-proxy-sidecar [run] --ip-address=ADDRESS[,ADDRESS...] [flags]",
+            "       apiserver-proxy-sidecar version",
             "",
             "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
             "",

@@ -340,7 +340,7 @@ def test_a_stop_at_any_moment_of_a_pass_cleans_up(
     namespace: Namespace, start: Start, backend: str, milliseconds: int
 ) -> None:
     sidecar = start(*FLAGS, f"--iptables-backend={backend}", "--cleanup")
-    sidecar.wait_for("holds")
+    sidecar.wait_for("to hold")
     time.sleep(milliseconds / 1000)
     assert sidecar.stop() == 0
     assert is_clean(namespace)
@@ -351,7 +351,7 @@ def test_killed_at_any_moment_the_next_run_puts_everything_right(
 ) -> None:
     for milliseconds in range(0, 200, 15):
         sidecar = start(*FLAGS, f"--iptables-backend={backend}")
-        sidecar.wait_for("holds")
+        sidecar.wait_for("to hold")
         time.sleep(milliseconds / 1000)
         assert sidecar.stop(signal.SIGKILL) == -signal.SIGKILL
         assert start(*ONCE, f"--iptables-backend={backend}").end() == 0

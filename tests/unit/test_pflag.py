@@ -49,6 +49,7 @@ def test_words_are_what_no_flag_takes(argv: list[str], words: list[str]) -> None
         (["--ip-adress=1"], "unknown flag --ip-adress; did you mean --ip-address?"),
         (["--ip=1"], "unknown flag --ip"),
         (["-x"], "unknown flag -x"),
+        (["-cleanup=true"], "unknown flag -cleanup; did you mean --cleanup?"),
         (["--=1"], "unknown flag --"),
         (["--a\nb" + "c" * 100_000], "unknown flag --a\\nb" + "c" * 53 + "…"),
         (["--ip-address"], "--ip-address: needs a value"),

@@ -309,11 +309,29 @@ def test_when_time_is_up_the_reason_is_what_took_it(clock: Clock) -> None:
                 raise DeadlineReached(argv, stdin)
             if argv[0] == "ip":
                 return super().__call__(*argv, stdin=stdin)
-            clock.sleep(4)
-            raise CommandTimeout(argv, stdin, "was killed after 4s")
+            clock.sleep(1)
+            if clock() >= 5:
+                raise CommandTimeout(argv, stdin, "was killed after 0.3s")
+            return Result(4, "", "Another app is currently holding the xtables lock", 0.0)
 
     report = reconciler(Hanging(), clock=clock).cleanup(10.0)
-    assert [type(failure.error) for failure in report.failures if "rules" in failure.attempt] == [CommandTimeout] * 2
+    assert [type(failure.error) for failure in report.failures if "rules" in failure.attempt] == [LockHeld] * 2
+
+
+def test_what_was_removed_before_time_was_up_is_not_said_to_be_left(clock: Clock) -> None:
+    class SlowDeletion(FakeKernel):
+        def __call__(self, *argv: str, stdin: str = "") -> Result:
+            if clock() >= 10:
+                raise DeadlineReached(argv, stdin)
+            clock.sleep(4 if "-D" in argv else 0)
+            return super().__call__(*argv, stdin=stdin)
+
+    kernel = SlowDeletion()
+    assert reconciler(kernel).reconcile().in_sync
+    report = reconciler(kernel, clock=clock).cleanup(10.0)
+    assert len(report.changed) == 3
+    assert not set(report.changed) & set(report.remaining)
+    assert len(report.remaining) == 12 - 3
 
 
 def test_cleanup_of_a_clean_node_does_nothing() -> None:

@@ -93,6 +93,14 @@ def test_flags_win_over_environment_over_file_over_default(monkeypatch: pytest.M
     assert (str(given.ip_address[0]), given.port, given.interface) == ("10.0.0.1", 2, "flag0")
 
 
+def test_a_variable_in_lower_case_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("sidecar_port", "1")
+    assert load(REQUIRED).port == 443
+    assert settings.load([REQUIRED])[1] == [
+        "variable sidecar_port is not known and ignored; did you mean SIDECAR_PORT?"
+    ]
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECAR_PORT", "")
     assert load(REQUIRED).port == 443
@@ -124,8 +132,8 @@ FAULTY = {
     "--ip-address=ff02::1": "is a multicast address",
     "--ip-address=255.255.255.255": "is the broadcast address",
     "--ip-address=::ffff:10.96.0.2": "is an IPv4 address in IPv6 notation",
-    "--ip-address=": "is not an IP address",
-    "--ip-address=10.96.0.2,": "is not an IP address",
+    "--ip-address=": "an empty address",
+    "--ip-address=10.96.0.2,": "an empty address",
     "--ip-address=010.96.0.2": "is not an IP address",
     "--interface=": "1 to 15 bytes",
     "--interface=averylonginterface": "1 to 15 bytes",
@@ -219,6 +227,17 @@ def test_an_env_file_that_cannot_be_read_is_a_fault(content: bytes | None, tmp_p
         file.write_bytes(content)
     (line,) = faults(REQUIRED, f"--env-file={file}")
     assert line.startswith(f"--env-file={file}"[:60])
+
+
+def test_a_file_that_does_not_end_is_a_fault() -> None:
+    assert faults(REQUIRED, "--env-file=/dev/zero") == ["--env-file=/dev/zero: is longer than 100000 characters"]
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_not_taken_for_typos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECAR_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SIDECAR_PORT_80_TCP_ADDR", "10.0.0.1")
+    for warning in settings.load([REQUIRED])[1]:
+        assert "did you mean" not in warning
 
 
 def test_an_env_file_is_read_once(tmp_path: Path) -> None:
