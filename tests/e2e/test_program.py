@@ -451,15 +451,12 @@ def test_a_signal_does_not_stop_a_cleanup_that_is_under_way(
 def test_the_address_stays_until_the_lock_lets_the_rules_go(namespace: Namespace, start: Start) -> None:
     sidecar = start(*FLAGS, "--iptables-backend=legacy", "--cleanup", "--iptables-wait=1s")
     sidecar.wait_for("in sync")
-    holder = namespace.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 3")
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    sidecar.process.send_signal(signal.SIGTERM)
-    time.sleep(2)
-    assert namespace.addresses() == [CIDR]
+    with namespace.lock_held(3):
+        sidecar.process.send_signal(signal.SIGTERM)
+        time.sleep(2)
+        assert namespace.addresses() == [CIDR]
     assert sidecar.end() == 0
     assert is_clean(namespace)
-    holder.communicate()
 
 
 @pytest.mark.parametrize("milliseconds", [0, 40, 80, 120, 160, 200])
@@ -497,15 +494,12 @@ def test_several_started_at_once_end_with_one_copy(namespace: Namespace, start: 
 
 
 def test_a_held_lock_is_waited_for_and_said_once(namespace: Namespace, start: Start) -> None:
-    holder = namespace.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 4")
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    sidecar = start(*FLAGS, "--iptables-backend=legacy", "--iptables-wait=1s")
-    sidecar.wait_for("in sync after", 15)
+    with namespace.lock_held(4):
+        sidecar = start(*FLAGS, "--iptables-backend=legacy", "--iptables-wait=1s")
+        sidecar.wait_for("in sync after", 15)
     assert sidecar.stop() == 0
     assert in_place(namespace, "legacy")
     assert sidecar.log.count("could not look at the IPv4 rules") == 1
-    holder.communicate()
 
 
 # The rest

@@ -280,15 +280,8 @@ def test_many_addresses_take_as_many_processes_as_one(namespace: Namespace, back
 
 def test_a_held_lock_fails_softly_and_nothing_is_doubled(namespace: Namespace) -> None:
     node = Node(namespace, NamespaceCommands(namespace), "legacy", IPV4)
-    holder = namespace.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; exec sleep 60")
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    try:
+    with namespace.lock_held(2.5):
         report = node.reconciler(wait=1.0).reconcile()
-    finally:
-        namespace.run("pkill", "-P", str(holder.pid), check=False)
-        holder.kill()
-        holder.communicate()
     assert [str(action.todo) for action in report.changed] == ["add 10.96.0.2/32 to lo"]
     assert "look at the IPv4 rules" in report.failures[0].attempt
     assert report.exit_code == 1

@@ -4,9 +4,10 @@ An ordinary user becomes root in a user namespace. A small process keeps the nam
 that ends with the tests, so that nothing is left behind however they end.
 """
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Self
 
@@ -64,6 +65,15 @@ class Namespace:
             text=True,
             env={**ENVIRONMENT, **(env or {})},
         )
+
+    @contextlib.contextmanager
+    def lock_held(self, seconds: float) -> Iterator[None]:
+        """Hold the xtables lock from the beginning of the block, for this long; the block does not end sooner."""
+        holder = self.start("flock", "/run/xtables.lock", "sh", "-c", f"echo held; exec sleep {seconds}")
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        yield
+        holder.communicate()
 
     def addresses(self, interface: str = "lo") -> list[str]:
         """Return the CIDRs on an interface, but for those that the kernel puts on lo."""
