@@ -43,6 +43,10 @@ _YES_OR_NO: Final = (0, 1)
 _NOT_SUPPORTED: Final = 3
 _TRY_AGAIN: Final = 4
 
+#: How many rules one transaction changes: without privileges in the initial user namespace, nft gets a socket buffer
+#: that does not hold 500.
+MOST_AT_ONCE: Final = 100
+
 #: A table, and the words of one line for it.
 _Line: TypeAlias = tuple[str, tuple[str, ...]]
 
@@ -123,10 +127,12 @@ class Iptables:
             case RemoveRule(rule, 1):
                 return self._ask(rule, "-D")
             case RemoveRule(rule, copies):
-                return self._transaction([_line(rule, "-D")] * copies)
+                chunks = [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
+                removed = [self._transaction([_line(rule, "-D")] * number) for number in chunks]
+                return any(removed)
 
     def _remove_surplus(self, rule: Rule) -> bool:
-        """Replace all copies of a rule by one in the place of the first, where it has an effect already.
+        """Replace all copies of a rule (of very many: some) by one in the place of the first, where it has its effect.
 
         In one transaction: unless all copies that were just counted are still there, it comes to nothing. So of two
         sidecars that both count two and take one away, one fails, and there is a copy at every moment.
@@ -140,7 +146,7 @@ class Iptables:
         if len(positions) < 2:  # noqa: PLR2004 - one is right
             return False
         in_its_place = (rule.table, ("-I", rule.chain, str(positions[0]), *rule.match))
-        return self._transaction([*[_line(rule, "-D")] * len(positions), in_its_place])
+        return self._transaction([*[_line(rule, "-D")] * min(len(positions), MOST_AT_ONCE), in_its_place])
 
     def _transaction(self, lines: Sequence[_Line]) -> bool:
         """Do all or nothing: True if all was done, False if there was no such rule for one of the lines."""
