@@ -55,8 +55,8 @@ class Node:
     def reconcile(self) -> Report:
         return self.reconciler().reconcile()
 
-    def iptables(self, *words: str) -> str:
-        return self.namespace.iptables(self.backend, self.family, *words)
+    def iptables(self, *words: str, check: bool = True) -> str:
+        return self.namespace.iptables(self.backend, self.family, *words, check=check)
 
     def rules(self) -> list[str]:
         return self.namespace.rules(self.backend, self.family)
@@ -321,6 +321,8 @@ def test_a_chain_that_cannot_be_judged_is_left_alone_and_named(namespace: Namesp
     node = Node(namespace, NamespaceCommands(namespace), "nft", IPV4)
     node.iptables("-A", "INPUT", "-j", "DROP")
     namespace.run("nft", f"add rule ip filter INPUT {native}")
+    if "-j MARK" in node.iptables("-S", "INPUT", check=False):
+        pytest.skip("this release of iptables can express the rule")
     before = namespace.run("nft", "list", "chain", "ip", "filter", "INPUT")
     report = node.reconcile()
     (failure,) = report.failures
