@@ -227,6 +227,7 @@ def test_a_chain_that_cannot_be_read_does_not_keep_the_others_from_being_kept_ri
     report = reconciler(kernel).reconcile()
     assert len(report.changed) == 2 + 2 * 4
     assert [failure.attempt for failure in report.failures] == ["look at the IPv4 rules", "look at the IPv6 rules"]
+    assert report.exit_code == 1  # not 3, with which a daemon would end
     report = reconciler(kernel).cleanup(20.0)
     assert kernel.state() == FakeKernel().state()
     assert [action.todo for action in report.remaining] == [
