@@ -1,6 +1,7 @@
 """`python -m sidecar`, and the console script."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the program with this process's arguments, and exit."""
+    gc.disable()  # until all is loaded: there is nothing to collect in it
     # While the modules load nothing has been touched: a signal may end that at once, without a traceback. It takes a
     # handler, as the first process of a container would never see a signal left to its default.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -17,7 +19,7 @@ def main() -> NoReturn:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed before we were started
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as we live
-    from sidecar import cli  # noqa: PLC0415 - this is what takes its time
+    from sidecar import cli  # noqa: PLC0415 - signals are to be handled before anything takes its time
 
     code = cli.main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):

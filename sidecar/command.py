@@ -21,8 +21,18 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import sh
+from loguru import logger
 
-from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Interrupted, Stopped
+from sidecar import verbosity
+from sidecar.errors import (
+    CommandError,
+    CommandMissing,
+    CommandTimeout,
+    DeadlineReached,
+    Interrupted,
+    Stopped,
+    pasteable,
+)
 
 #: Debian keeps `ip` and `iptables` in /usr/sbin, which an ordinary user's PATH lacks.
 SEARCH_PATH: Final = ":".join(filter(None, (os.environ.get("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin")))
@@ -57,7 +67,6 @@ class Result:
     exit: int
     stdout: str
     stderr: str
-    seconds: float
 
 
 class Run(Protocol):
@@ -125,12 +134,18 @@ class Commands:
                 out, err = _text(stdout), _text(stderr)
         except (OSError, _StartError) as error:
             raise CommandError(argv, stdin, "could not be started", str(error)) from error
-        if exit_status is not None and exit_status >= 0:
-            return Result(exit_status, out, err, time.monotonic() - started)
-        self._raise_if_told_to_end()
+        seconds = time.monotonic() - started
         if exit_status is None:
-            raise CommandTimeout(argv, stdin, f"was killed after {timeout:.3g}s", err)
-        raise CommandError(argv, stdin, f"was ended by {_signal_name(-exit_status)}", err)
+            outcome = f"was killed after {timeout:.3g}s"
+        elif exit_status < 0:
+            outcome = f"was ended by {_signal_name(-exit_status)}"
+        else:
+            outcome = f"exited with {exit_status}"
+        _log(pasteable(argv, stdin), outcome, exit_status, seconds, {"stdout": out, "stderr": err})
+        if exit_status is not None and exit_status >= 0:
+            return Result(exit_status, out, err)
+        self._raise_if_told_to_end()
+        raise (CommandTimeout if exit_status is None else CommandError)(argv, stdin, outcome, err)
 
     def _raise_if_told_to_end(self) -> None:
         if self._interrupted:
@@ -238,6 +253,14 @@ def _children() -> set[int]:
         return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         return set()
+
+
+def _log(command: str, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
+    facts = logger.bind(command=command, exit=exit_status, seconds=round(seconds, 6))
+    facts.log(verbosity.COMMAND, f"`{command}` {outcome} in {seconds * 1000:.1f} ms")
+    for name, text in output.items():
+        if text:
+            facts.bind(**{name: text}).log(verbosity.OUTPUT, f"`{command}` to {name}: {text}")
 
 
 def _find(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 from loguru import logger
 
 from sidecar.errors import NodeError, Stopped
-from sidecar.model import Failure, Report
+from sidecar.model import Report
 from sidecar.reconcile import Reconciler
 from sidecar.wakeup import Wakeup
 
@@ -87,7 +87,7 @@ class Journal:
             return
         if not self._was_in_sync:
             after = f" after {self._failed_passes} failed passes" if self._failed_passes else ""
-            logger.info(f"in sync{after}: {self._goal}")
+            logger.bind(failed_passes=self._failed_passes).info(f"in sync{after}: {self._goal}")
         self._known.clear()
         self._failed_passes = 0
         self._was_in_sync = True
@@ -95,18 +95,16 @@ class Journal:
     def _log_new(self, report: Report) -> None:
         # Seconds and process ids in an error make no other failure of it, but an address in what was tried does.
         lines = {
-            f"{failure.attempt}: {re.sub('[0-9]+', '', str(failure.error))}": str(failure)
+            f"{failure.attempt}: {re.sub('[0-9]+', '', str(failure.error))}": (str(failure), failure.facts)
             for failure in report.failures
         }
         if not lines:
             # Everything that was tried succeeded, and yet it is not so: somebody else changes it at the same time.
-            lines = {action.todo: f"others keep changing it; still to do: {action.todo}" for action in report.remaining}
-        for gist, line in lines.items():
+            lines = {
+                action.todo: (f"others keep changing it; still to do: {action.todo}", action.facts)
+                for action in report.remaining
+            }
+        for gist, (line, facts) in lines.items():
             if gist not in self._known:
-                logger.error(line)
+                logger.bind(**facts).error(line)
         self._known = set(lines)
-
-
-def _gist(failure: Failure) -> str:
-    """Return what makes it this failure: what was tried, and the error but for its numbers, seconds for example."""
-    return f"{failure.attempt}: {re.sub('[0-9]+', '', str(failure.error))}"

@@ -31,6 +31,11 @@ class SidecarError(Exception):
     #: True where doing the same again a moment later may well succeed.
     transient = False
 
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        """The same as values, for a log in JSON."""
+        return {"err": str(self)}
+
 
 class ConfigError(SidecarError):
     """Faults in the settings, each one line."""
@@ -85,7 +90,12 @@ class CommandError(SidecarError):
 
     def __init__(self, argv: Sequence[str], stdin: str, outcome: str, stderr: str = "") -> None:
         said = " / ".join(line.strip() for line in stderr.splitlines() if line.strip())
-        super().__init__(f"`{pasteable(argv, stdin)}` {outcome}" + (f": {said}" if said else ""))
+        self.command = pasteable(argv, stdin)
+        super().__init__(f"`{self.command}` {outcome}" + (f": {said}" if said else ""))
+
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        return {**super().facts, "command": self.command}
 
 
 class CommandTimeout(CommandError):

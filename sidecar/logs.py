@@ -1,27 +1,131 @@
-"""The log: loguru, in the format of klog, to standard error."""
+"""The log: loguru in front, klog behind. Where a line goes is decided as in klog's `output` (klog.go).
 
+One thing differs: klog ends the program when it cannot write a file. Here the line goes to standard error instead,
+and the work goes on.
+"""
+
+import contextlib
 import sys
-from typing import TYPE_CHECKING
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from loguru import logger
 
-from sidecar.oneline import visible
+from sidecar import PROGRAM, klog, logfiles
+from sidecar.klog import Entry, Severity
+from sidecar.logfiles import LogFile
+from sidecar.verbosity import INFO
 
 if TYPE_CHECKING:
-    from loguru import Record
+    from loguru import Message, Record
+
+    from sidecar.settings import Settings
+
+#: What loguru calls the severities. Whatever is below its INFO is klog's INFO too, of a higher verbosity.
+_SEVERITIES: Final = {"WARNING": Severity.WARNING, "ERROR": Severity.ERROR, "CRITICAL": Severity.FATAL}
 
 
-def setup() -> None:
-    """Send every line to standard error under klog's header."""
+def setup(given: "Settings") -> None:
+    """Send every line from now on to where the settings say."""
+    output = _Output(given)
+    highest = max(0, given.v, *(level for _, level in given.vmodule.levels))
+
+    def is_wanted(record: "Record") -> bool:
+        """Whether -v or --vmodule ask for it (`VDepth`)."""
+        verbosity = INFO - record["level"].no
+        return verbosity <= 0 or verbosity <= max(given.v, given.vmodule.level(record["file"].name))
+
     logger.remove()
-    logger.add(sys.stderr, format=_line, level="INFO", backtrace=False, diagnose=False)
+    logger.add(output.write, level=max(0, INFO - highest), filter=is_wanted, format="", backtrace=False, diagnose=False)
 
 
-def _line(record: "Record") -> str:
-    """Return loguru's template for one record: `Lmmdd hh:mm:ss.uuuuuu threadid file:line] msg`.
+class _Output:
+    """Takes each line to standard error, to files, or both."""
 
-    (k8s.io/klog/v2, `formatHeader`.) What a command printed can stand in the message: control characters are
-    shown, so that no line can be forged.
-    """
-    record["extra"]["line"] = visible(record["message"])
-    return "{level.name[0]}{time:MMDD HH:mm:ss.SSSSSS} {process: >7} {file}:{line}] {extra[line]}\n{exception}"
+    def __init__(self, given: "Settings") -> None:
+        self._given = given
+        has_header = not given.skip_log_headers and given.logging_format == "text"
+        self._files: dict[Severity, LogFile] = {}
+        self._one_file: LogFile | None = None
+        if given.log_file:
+            self._one_file = logfiles.one_file(Path(given.log_file), given.log_file_max_size, has_header=has_header)
+        else:
+            for severity in Severity:
+                self._files[severity] = logfiles.severity_file(PROGRAM, given.log_dir, severity, has_header=has_header)
+        self._failing: set[LogFile] = set()
+
+    def write(self, message: "Message") -> None:
+        entry = _entry(message.record)
+        place = self._given.log_backtrace_at
+        if (Path(entry.path).name, entry.line) == (place.file, place.line):
+            entry = replace(entry, stack=_stack(entry))
+        line = self._line(entry)
+        is_said = self._is_for_stderr(entry.severity)
+        if is_said:
+            _say(line)
+        if not self._given.logtostderr:
+            failed = [file for file in self._files_for(entry.severity) if not self._append(file, line, entry)]
+            if failed and not is_said:
+                _say(line)
+
+    def _is_for_stderr(self, severity: Severity) -> bool:
+        if self._given.logtostderr:
+            return self._given.legacy_stderr_threshold_behavior or severity >= self._given.stderrthreshold
+        if self._given.alsologtostderr:
+            return severity >= self._given.alsologtostderrthreshold
+        return severity >= self._given.stderrthreshold
+
+    def _files_for(self, severity: Severity) -> list[LogFile]:
+        if self._one_file:
+            return [self._one_file]
+        if self._given.one_output:
+            return [self._files[severity]]
+        return [self._files[each] for each in reversed(Severity) if each <= severity]
+
+    def _append(self, file: LogFile, line: str, entry: Entry) -> bool:
+        """Write a line to a file. Return whether it could be done; say so the first time that it can't."""
+        try:
+            file.append(line, entry.time)
+        except OSError as error:
+            if file not in self._failing:
+                self._failing.add(file)
+                name = f" {error.filename}" if error.filename else ""
+                text = f"cannot write to log file{name}: {error.strerror}; its lines go to standard error"
+                _say(self._line(replace(entry, severity=Severity.WARNING, message=text, facts={}, stack="")))
+            return False
+        self._failing.discard(file)
+        return True
+
+    def _line(self, entry: Entry) -> str:
+        if self._given.logging_format == "json":
+            return klog.as_json(entry)
+        return klog.as_text(entry, skip_headers=self._given.skip_headers, add_dir_header=self._given.add_dir_header)
+
+
+def _entry(record: "Record") -> Entry:
+    level = record["level"]
+    return Entry(
+        severity=_SEVERITIES.get(level.name, Severity.INFO),
+        verbosity=max(0, INFO - level.no),
+        time=record["time"],
+        pid=record["process"].id,
+        path=record["file"].path,
+        line=record["line"],
+        message=record["message"],
+        facts=record["extra"],
+    )
+
+
+def _stack(entry: Entry) -> str:
+    """Return the calls that led to a line, the outermost first; without those inside loguru and here."""
+    frame = sys._getframe()  # noqa: SLF001 - documented in `sys`, and the way to a stack that is cut
+    while frame.f_back and (frame.f_code.co_filename, frame.f_lineno) != (entry.path, entry.line):
+        frame = frame.f_back
+    return "".join(traceback.format_stack(frame))
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to say so
+        sys.stderr.write(line)

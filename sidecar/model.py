@@ -1,7 +1,7 @@
 """The values that travel between the floors: all frozen, none knows how it is observed or applied."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, TypeAlias
 
@@ -9,6 +9,9 @@ from sidecar.errors import SidecarError
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 Family: TypeAlias = Literal[4, 6]
+
+#: What a line of the log tells, as values; they become the fields of a log in JSON.
+Facts: TypeAlias = dict[str, str | int | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,10 @@ class Address:
     @property
     def cidr(self) -> str:
         return f"{self.ip}/{self.prefix_length}"
+
+    @property
+    def facts(self) -> Facts:
+        return {"address": self.cidr, "interface": self.interface}
 
     def __str__(self) -> str:
         return f"{self.cidr} on {self.interface}"
@@ -40,6 +47,10 @@ class Rule:
     def line(self) -> str:
         """The rule as `iptables -S` prints it."""
         return f"-A {self.chain} {' '.join(self.match)}"
+
+    @property
+    def facts(self) -> Facts:
+        return {"rule": str(self), "family": self.family}
 
     def __str__(self) -> str:
         return f"-t {self.table} {self.line}"
@@ -71,7 +82,7 @@ class Observed:
     """How many copies of each of our rules there are; a rule that is not in here could not be looked for."""
 
 
-# What can be done to a node. `todo` and `done` are the words for it in the log.
+# What can be done to a node. `todo` and `done` are the words for it in the log, `facts` the same as values.
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,10 @@ class AddAddress:
     def done(self) -> str:
         return f"added {self.address.cidr} to {self.address.interface}"
 
+    @property
+    def facts(self) -> Facts:
+        return self.address.facts
+
 
 @dataclass(frozen=True, slots=True)
 class RemoveAddress:
@@ -99,6 +114,10 @@ class RemoveAddress:
     @property
     def done(self) -> str:
         return f"removed {self.address.cidr} from {self.address.interface}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.address.facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +133,10 @@ class AddRule:
     def done(self) -> str:
         where = ", in front" if self.insert else ""
         return f"rule missing, added{where}: {self.rule}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +154,10 @@ class RemoveSurplus:
     def done(self) -> str:
         return f"removed {_copies(self.surplus)} too many: {self.rule}"
 
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts | {"copies": self.surplus}
+
 
 @dataclass(frozen=True, slots=True)
 class RemoveRule:
@@ -146,6 +173,10 @@ class RemoveRule:
     @property
     def done(self) -> str:
         return f"removed rule{self._times}: {self.rule}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts | {"copies": self.copies}
 
     @property
     def _times(self) -> str:
@@ -167,6 +198,12 @@ class Failure:
 
     attempt: str
     error: SidecarError
+    about: Facts = field(default_factory=dict)
+    """What it was tried with."""
+
+    @property
+    def facts(self) -> Facts:
+        return {**self.about, **self.error.facts}
 
     def __str__(self) -> str:
         return f"could not {self.attempt}: {self.error}"

@@ -1,7 +1,8 @@
 """The grammar of Go's pflag (https://pkg.go.dev/github.com/spf13/pflag): a command line → words and values.
 
 `--name=value` and `--name value`; a boolean is `--name` or `--name=value`, never two words; `-v2`, `-v 2`, `-v=2`
-for a flag of one letter; `--` ends the flags. Flags and words may be mixed. What the values mean is not known here.
+for a flag of one letter; `--` ends the flags. Flags and words may be mixed. `-` and `_` in a name are one, as in the
+programs of Kubernetes (component-base, WordSepNormalizeFunc). What the values mean is not known here.
 """
 
 import difflib
@@ -23,6 +24,7 @@ class CommandLine:
 def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[str]) -> CommandLine:
     """Read a command line; `flags` are all known names, `booleans` those among them that need no value."""
     line = CommandLine()
+    known = {_normal(name): name for name in flags}
     rest = iter(argv)
     for argument in rest:
         if argument == "--":
@@ -30,36 +32,44 @@ def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[s
         elif not argument.startswith("-") or argument == "-":
             line.words.append(argument)
         else:
-            _flag(argument, rest, line, flags, booleans)
+            _flag(argument, rest, line, known, booleans)
     return line
 
 
-def _flag(
-    argument: str, rest: Iterator[str], line: CommandLine, flags: Collection[str], booleans: Collection[str]
-) -> None:
-    if argument.startswith("--"):
-        name, equals, value = argument[2:].partition("=")
-        given = value if equals else None
-    else:
-        name = argument[1]
-        given = argument[2:].removeprefix("=") if argument[2:] else None
-    spelled = f"--{name}" if argument.startswith("--") else f"-{name}"
-    if name not in flags:
-        line.faults.append(
-            f"unknown flag {quoted(argument.partition('=')[0])}{nearest(argument.strip('-'), flags, '--')}"
-        )
-        return
-    if given is None and name in booleans:
-        given = "true"
-    elif given is None:
-        given = next(rest, None)
-        if given is None:
-            line.faults.append(f"{spelled}: needs a value")
-            return
-    line.values.setdefault(name, []).append(given)
+def spelled(name: str) -> str:
+    """Return the name as it is typed: -v, --port."""
+    return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     """Return `; did you mean --x?` for the known name that looks most like this one, or nothing."""
     match = difflib.get_close_matches(name[:100], known, n=1)
     return f"; did you mean {prefix}{match[0]}?" if match else ""
+
+
+def _flag(
+    argument: str, rest: Iterator[str], line: CommandLine, known: dict[str, str], booleans: Collection[str]
+) -> None:
+    if argument.startswith("--"):
+        typed, equals, value = argument[2:].partition("=")
+        given = value if equals else None
+    else:
+        typed = argument[1]
+        given = argument[2:].removeprefix("=") if argument[2:] else None
+    name = known.get(_normal(typed))
+    if name is None:
+        word = argument.partition("=")[0]
+        line.faults.append(f"unknown flag {quoted(word)}{nearest(word.strip('-'), known.values(), '--')}")
+        return
+    if given is None and name in booleans:
+        given = "true"
+    elif given is None:
+        given = next(rest, None)
+        if given is None:
+            line.faults.append(f"{spelled(name)}: needs a value")
+            return
+    line.values.setdefault(name, []).append(given)
+
+
+def _normal(name: str) -> str:
+    return name.replace("_", "-")

@@ -7,6 +7,7 @@ from typing import Final
 
 from loguru import logger
 
+from sidecar import verbosity
 from sidecar.errors import CommandTimeout, DeadlineReached, InterfaceMissing, Interrupted, NodeError, SidecarError
 from sidecar.iproute import IpRoute
 from sidecar.iptables import Iptables
@@ -53,6 +54,13 @@ class Reconciler:
 
     def reconcile(self) -> Report:
         """Make one pass. Raises Stopped if a signal ended it; every other failure is in the report."""
+        started = self._clock()
+        report = self._reconcile()
+        seconds = self._clock() - started
+        _log_pass(report, seconds)
+        return report
+
+    def _reconcile(self) -> Report:
         changed: list[Action] = []
         failed: dict[Action, Failure] = {}
         for acts_left in reversed(range(ROUNDS + 1)):
@@ -93,7 +101,7 @@ class Reconciler:
         except Interrupted:
             for action in self._perhaps_left(observed, changed):
                 if action not in changed:
-                    logger.error(f"cleanup was cut short, perhaps left to do: {action.todo}")
+                    logger.bind(**action.facts).error(f"cleanup was cut short, perhaps left to do: {action.todo}")
             raise
         return Report(tuple(changed), self._perhaps_left(observed, changed), failures)
 
@@ -142,9 +150,9 @@ class Reconciler:
             try:
                 if self._apply_one(action):
                     changed.append(action)
-                    logger.info(action.done)
+                    logger.bind(**action.facts).info(action.done)
             except SidecarError as error:
-                failed[action] = Failure(action.todo, error)
+                failed[action] = Failure(action.todo, error, action.facts)
                 if error.transient or isinstance(error, NodeError):
                     given_up.add(tool)
         return failed
@@ -161,6 +169,13 @@ class Reconciler:
             return ()
         addresses = ", ".join(address.cidr for address in self._desired.addresses)
         return (Failure(f"add {addresses}", InterfaceMissing(interface)),)
+
+
+def _log_pass(report: Report, seconds: float) -> None:
+    changed, remaining, failed = len(report.changed), len(report.remaining), len(report.failures)
+    state = "in sync" if report.in_sync else f"not in sync, {remaining} still to do, {failed} failed"
+    facts = logger.bind(seconds=round(seconds, 6), changed=changed, remaining=remaining, failed=failed)
+    facts.log(verbosity.PASS, f"pass: {state}, {changed} changed, {seconds * 1000:.1f} ms")
 
 
 def _still_to_be_done(failed: dict[Action, Failure], actions: tuple[Action, ...]) -> dict[Action, Failure]:

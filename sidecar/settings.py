@@ -1,38 +1,29 @@
 """Flags, environment and env file → Settings: the one file that imports pydantic.
 
 Order: flags, then `SIDECAR_*` variables, then the env file, then defaults. pydantic-settings reads the environment
-and validates; flags are handed to it as initial values, which win. Their grammar is Go's (pflag.py), which no
-argparse speaks. Nothing on the node is touched here, and all faults of a configuration are told at once.
+and validates; what flags.py found on the command line is handed to it as initial values, which win. The defaults are
+texts like everything else, and so is what an operator is shown of the settings (`in_words`). Nothing on the node is
+touched here, and all faults of a configuration are told at once.
 """
 
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv6Address, ip_address
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from dotenv.parser import Binding, parse_stream  # of pydantic-settings, which reads such files with it
-from pydantic import Field, PlainValidator, ValidationError
+from pydantic import PlainValidator, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from sidecar import durations, pflag
+from sidecar import durations, klog, pflag, values
 from sidecar.errors import ConfigError
+from sidecar.flags import FLAGS, PREFIX, CommandLine, Flag
+from sidecar.klog import Place, Severity, Vmodule
 from sidecar.model import IPAddress
 from sidecar.oneline import quoted
-
-PREFIX: Final = "SIDECAR_"
-
-#: The words of Go's strconv.ParseBool.
-_BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
-    ("0", "f", "F", "FALSE", "false", "False"), False
-)
-
-_HIGHEST_PORT: Final = 65535
-
-#: The kernel's IFNAMSIZ, without the NUL at the end (linux/if.h).
-_LONGEST_INTERFACE: Final = 15
 
 #: Characters of an env file; more is some other file.
 _LONGEST_FILE: Final = 100_000
@@ -43,170 +34,124 @@ _SHORTEST: Final = 0.01
 #: No command and no cleanup takes an hour; a longer time is a slip of the unit.
 _LONGEST_TIMEOUT: Final = 3600.0
 
+#: What Kubernetes tells of a Service by name alone; it does so for each one of the pod's namespace.
+_OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT|PORT_.+)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
-def _variable(name: str) -> str:
-    """Return the name of a setting's variable."""
-    return PREFIX + name.upper()
+_BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
 
-
-def _boolean(text: str) -> bool:
-    if text not in _BOOLEANS:
-        raise ValueError("not a boolean: write true or false")
-    return _BOOLEANS[text]
-
-
-def _port(text: str) -> int:
-    if text.startswith("tcp://"):
-        raise ValueError(
-            "set by Kubernetes for a Service named `sidecar`, not by you: "
-            "set enableServiceLinks: false in the pod, or give --port"
-        )
-    if text.isascii() and text.isdigit() and len(text) <= len("65535") and 1 <= int(text) <= _HIGHEST_PORT:
-        return int(text)
-    raise ValueError("not a port: write a number from 1 to 65535")
-
-
-def _interface(text: str) -> str:
-    """Accept what the kernel accepts as a name (net/core/dev.c, dev_valid_name)."""
-    if not 1 <= len(os.fsencode(text)) <= _LONGEST_INTERFACE:
-        raise ValueError("not an interface name: it has 1 to 15 bytes")
-    if text in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
-        raise ValueError("not an interface name: no slash, colon, space or control character in it")
-    return text
-
-
-def _addresses(texts: str | Sequence[str]) -> tuple[IPAddress, ...]:
-    given = [texts] if isinstance(texts, str) else texts
-    return tuple(_address(text.strip()) for item in given for text in item.split(","))
-
-
-def _address(text: str) -> IPAddress:
-    if not text:
-        raise ValueError("there is an empty address in it: write it like 10.96.0.2 or fd00:10:96::2")
-    if "/" in text:
-        raise ValueError(f"{quoted(text)} has a prefix length: leave it out, it is always /32 or /128")
-    if "%" in text:
-        raise ValueError(f"{quoted(text)} has a zone: leave it out, the interface is --interface")
-    try:
-        ip = ip_address(text)
-    except ValueError:
-        raise ValueError(f"{quoted(text)} is not an IP address: write it like 10.96.0.2 or fd00:10:96::2") from None
-    for kind in ("loopback", "unspecified", "multicast"):
-        if getattr(ip, f"is_{kind}"):
-            raise ValueError(f"{ip} is a {kind} address: choose one that no other host uses, like 10.96.0.2")
-    if ip == ip_address("255.255.255.255"):
-        raise ValueError(f"{ip} is the broadcast address: choose one that no other host uses, like 10.96.0.2")
-    if isinstance(ip, IPv6Address) and int(ip) >> 32 in (0, 0xFFFF):
-        raise ValueError(f"{ip} is an IPv4 address in IPv6 notation: write it as IPv4")
-    return ip
-
-
-def _duration(shortest: float, longest: float = float("inf")) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        seconds = durations.parse(text)
-        if not shortest <= seconds <= longest:
-            limit = f" and at most {durations.render(longest)}" if longest < float("inf") else ""
-            raise ValueError(f"out of range: must be at least {durations.render(shortest)}{limit}")
-        return seconds
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"unknown: write one of {', '.join(words)}{pflag.nearest(text, words)}")
-        return text
-
-    return parse
-
-
-_Boolean = Annotated[bool, PlainValidator(_boolean)]
-_Timeout = Annotated[float, PlainValidator(_duration(_SHORTEST, _LONGEST_TIMEOUT))]
+_Boolean = Annotated[bool, PlainValidator(values.boolean)]
+_Path = Annotated[str, PlainValidator(values.path)]
+_Severity = Annotated[Severity, PlainValidator(klog.parse_severity)]
+_Timeout = Annotated[float, PlainValidator(values.duration(_SHORTEST, _LONGEST_TIMEOUT))]
 
 
 class Settings(BaseSettings):
-    """What the operator wants; each field is a flag and a variable. Durations are seconds."""
+    """What the operator wants; flags.py has each field's flag, variable and default. Durations are seconds."""
 
     model_config = SettingsConfigDict(
-        alias_generator=_variable,
+        alias_generator=lambda field: PREFIX + field.upper(),
         case_sensitive=True,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        validate_default=False,
     )
 
-    ip_address: Annotated[tuple[IPAddress, ...], NoDecode, PlainValidator(_addresses)] = Field(
-        description="address on which the proxy listens; repeat it, or separate several by commas",
-    )
-    interface: Annotated[str, PlainValidator(_interface)] = Field("lo", description="interface to add the address to")
-    port: Annotated[int, PlainValidator(_port)] = Field(443, description="port on which the proxy listens")
-    setup_iptables: _Boolean = Field(False, description="set up iptables rules that let the traffic in, untracked")
-    cleanup: _Boolean = Field(False, description="on exit, remove what was set up")
-    daemon: _Boolean = Field(True, description="keep running; false: one pass, then exit")
-    sync_interval: Annotated[float, PlainValidator(_duration(_SHORTEST))] = Field(
-        60.0, description="time between two looks at the node"
-    )
-    address_scope: Annotated[str, PlainValidator(_one_of("host", "global"))] = Field(
-        "host", description="host or global: scope of an IPv4 address"
-    )
-    iptables_backend: Annotated[str, PlainValidator(_one_of("auto", "nft", "legacy", "system"))] = Field(
-        "auto", description="auto, nft, legacy, or system: whatever `iptables` is"
-    )
-    iptables_wait: _Timeout = Field(5.0, description="how long to wait for the xtables lock")
-    rule_position: Annotated[str, PlainValidator(_one_of("append", "insert"))] = Field(
-        "append", description="append, or insert: in front of rules that would drop the traffic"
-    )
-    command_timeout: _Timeout = Field(10.0, description="no command may run longer")
-    cleanup_timeout: _Timeout = Field(20.0, description="the cleanup ends by then, done or not")
-    env_file: str | None = Field(None, description="read variables from this file")
+    ip_address: Annotated[tuple[IPAddress, ...], NoDecode, PlainValidator(values.addresses)]
+    interface: Annotated[str, PlainValidator(values.interface)]
+    port: Annotated[int, PlainValidator(values.port)]
+    address_scope: Annotated[str, PlainValidator(values.one_of("host", "global"))]
+
+    setup_iptables: _Boolean
+    iptables_backend: Annotated[str, PlainValidator(values.one_of("auto", "nft", "legacy", "system"))]
+    rule_position: Annotated[str, PlainValidator(values.one_of("append", "insert"))]
+    iptables_wait: _Timeout
+
+    daemon: _Boolean
+    sync_interval: Annotated[float, PlainValidator(values.duration(_SHORTEST))]
+    command_timeout: _Timeout
+    cleanup: _Boolean
+    cleanup_timeout: _Timeout
+    env_file: _Path
+
+    v: Annotated[int, PlainValidator(klog.parse_level)]
+    vmodule: Annotated[Vmodule, NoDecode, PlainValidator(klog.parse_vmodule)]
+    logging_format: Annotated[str, PlainValidator(values.one_of("text", "json"))]
+    skip_headers: _Boolean
+    add_dir_header: _Boolean
+    log_backtrace_at: Annotated[Place, NoDecode, PlainValidator(klog.parse_place)]
+
+    logtostderr: _Boolean
+    alsologtostderr: _Boolean
+    stderrthreshold: _Severity
+    log_dir: _Path
+    log_file: _Path
+    log_file_max_size: Annotated[int, PlainValidator(values.file_size)]
+    skip_log_headers: _Boolean
+    one_output: _Boolean
+    alsologtostderrthreshold: _Severity
+    legacy_stderr_threshold_behavior: _Boolean
 
 
-_FIELDS: Final = Settings.model_fields
-_FLAGS: Final = {name.replace("_", "-"): name for name in _FIELDS}
-_BOOLEAN_FLAGS: Final = [flag for flag, name in _FLAGS.items() if _FIELDS[name].annotation is bool]
-_VARIABLES: Final = {_variable(name): name for name in _FIELDS}
-
-
-def load(argv: Sequence[str]) -> tuple[Settings, list[str]]:
+def load(line: CommandLine) -> tuple[Settings, list[str]]:
     """Return the settings that flags, environment and env file add up to, and warnings.
 
     Raises ConfigError with all faults at once; the warnings come with them, as they may tell the reason.
     """
-    line = pflag.parse(argv, flags=_FLAGS, booleans=_BOOLEAN_FLAGS)
     # A list keeps all its values, of anything else the last one counts.
     flags: dict[str, Any] = {
-        _FLAGS[flag]: values if flag == "ip-address" else values[-1] for flag, values in line.values.items()
+        FLAGS[name].variable: texts if name == "ip-address" else texts[-1] for name, texts in line.values.items()
     }
-    path = flags.get("env_file") or os.environ.get(f"{PREFIX}ENV_FILE") or ""
+    variable = FLAGS["env-file"].variable
+    path = flags.get(variable) or os.environ.get(variable) or ""
     file, file_faults = _read_env_file(path) if path else ({}, [])
-    warnings = [_unknown_variable(name) for name in sorted({*os.environ, *file}) if _is_unknown(name)]
-    faults = [*line.faults, *_words(line.words), *file_faults]
-    # What the environment does not set, the file may: so its values go where the flags go, below them.
+    warnings = list(_unknown({**file, **os.environ}))
+    faults = [*line.faults, *file_faults]
+    # What the environment does not set, the file may, or else the default holds: they go where the flags go, below.
     given: dict[str, Any] = {
-        variable: file[variable] for variable in _VARIABLES if file.get(variable) and not os.environ.get(variable)
+        flag.variable: file.get(flag.variable) or flag.default
+        for flag in FLAGS.values()
+        if not os.environ.get(flag.variable) and (file.get(flag.variable) or flag.default is not None)
     }
-    given |= {_variable(name): value for name, value in flags.items()}
     try:
-        settings = Settings(**given)
+        settings = Settings(**{**given, **flags})
     except ValidationError as error:
         raise ConfigError([*faults, *_faults(error, flags, path), *warnings]) from None
     faults += _contradictions(settings)
     if faults:
         raise ConfigError([*faults, *warnings])
-    return settings, warnings
+    return settings, [*warnings, *_without_effect(settings)]
+
+
+def in_words(settings: Settings) -> dict[str, str]:
+    """Return every setting in an operator's spelling, by its flag's name. The file they came from is none of them."""
+    return {flag.name: _text(getattr(settings, flag.field)) for flag in FLAGS.values() if flag.name != "env-file"}
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return durations.render(value)
+        case Severity():
+            return str(int(value))
+        case tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
 
 
 def _read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
     """Return the variables in a file like .env.example, and a line for each fault in it."""
+    if "\0" in path:
+        return {}, []  # the setting itself is at fault, and is checked with the others
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(_LONGEST_FILE + 1)
-        if len(text) > _LONGEST_FILE:
-            return {}, [f"--env-file={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeError) as error:
         return {}, [f"--env-file={quoted(path)}: {getattr(error, 'strerror', None) or 'is no text in UTF-8'}"]
+    if len(text) > _LONGEST_FILE:
+        return {}, [f"--env-file={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
     bindings = list(parse_stream(io.StringIO(text)))
     faults = [
         f"{quoted(path, 200)}: line {_line_number(binding)} is no NAME=value: {quoted(binding.original.string.strip())}"
@@ -222,60 +167,15 @@ def _line_number(binding: Binding) -> int:
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
-def _is_unknown(name: str) -> bool:
-    return name.upper().startswith(PREFIX) and name not in _VARIABLES
-
-
-def _unknown_variable(name: str) -> str:
-    """Return a line for a `SIDECAR_*` variable that means nothing: a typo, or set by Kubernetes for a Service."""
-    known = [variable.removeprefix(PREFIX) for variable in _VARIABLES]
-    hint = pflag.nearest(name.upper().removeprefix(PREFIX), known, PREFIX)
-    return f"variable {quoted(name)} is not known and ignored{hint}"
-
-
-def usage() -> str:
-    """Return the text of --help: every flag with its meaning, its variable and its default."""
-    rows = []
-    for flag, name in _FLAGS.items():
-        field = _FIELDS[name]
-        rows += [f"  --{flag:<17} {field.description}", f"  {'':19} {_variable(name)}, {_default(field.default)}"]
-    return "\n".join(
-        (
-            "Usage: apiserver-proxy-sidecar [run] --ip-address=ADDRESS[,ADDRESS...] [flags]",
-            "       apiserver-proxy-sidecar version",
-            "",
-            "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
-            "",
-            *rows,
-            "",
-            "Each flag can also be set by the variable below it. Flags win over variables, variables over the",
-            "--env-file. A boolean is --cleanup or --cleanup=false; a duration is Go's: 90s, 1m30s, 500ms.",
-            "",
-            "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node lacks",
-            "something: a command, a capability, kernel support.",
-        )
-    )
-
-
-def _default(value: object) -> str:
-    match value:
-        case bool():
-            return f"default {str(value).lower()}"
-        case float():
-            return f"default {durations.render(value)}"
-        case str() | int():
-            return f"default {value}"
-        case None:
-            return "default none"
-        case _:
-            return "required"
-
-
-def _words(words: Sequence[str]) -> Iterator[str]:
-    for position, word in enumerate(words):
-        if word != "run" or position:
-            hint = "; a boolean takes its value with =, like --cleanup=false" if word in _BOOLEANS else ""
-            yield f"unexpected word {quoted(word)}{hint}"
+def _unknown(variables: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each `SIDECAR_*` variable that means nothing, but for those that tell of a Service."""
+    known = [variable.removeprefix(PREFIX) for variable in _BY_VARIABLE]
+    for name, value in sorted(variables.items()):
+        if not name.upper().startswith(PREFIX) or name in _BY_VARIABLE:
+            continue
+        if not _OF_A_SERVICE.fullmatch(name) and not values.is_of_a_service(value):
+            hint = pflag.nearest(name.upper().removeprefix(PREFIX), known, PREFIX)
+            yield f"variable {quoted(name)} is not known and ignored{hint}"
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
@@ -287,24 +187,31 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         )
 
 
-def _faults(error: ValidationError, flags: dict[str, Any], env_file: str) -> Iterator[str]:
+def _without_effect(settings: Settings) -> Iterator[str]:
+    """Yield a line for each flag that klog takes and does nothing with, beside these others."""
+    if settings.logtostderr and (settings.log_file or settings.log_dir):
+        name = "log_file" if settings.log_file else "log_dir"
+        yield f"--{name} has no effect without --logtostderr=false: the log goes to standard error, not to files"
+    elif settings.log_file and settings.log_dir:
+        yield "--log_dir has no effect beside --log_file"
+
+
+def _faults(error: ValidationError, flags: Mapping[str, str], env_file: str) -> Iterator[str]:
     for fault in error.errors(include_url=False):
-        variable = str(fault["loc"][0])
-        name = _VARIABLES[variable]
+        flag = _BY_VARIABLE[str(fault["loc"][0])]
         if fault["type"] == "missing":
-            yield f"--{name.replace('_', '-')} or {variable} is required: {_FIELDS[name].description}"
+            yield f"{flag.spelled} or {flag.variable} is required: {flag.meaning}"
             continue
         value = fault["input"]
         shown = ",".join(value) if isinstance(value, list) else str(value)
         reason = fault.get("ctx", {}).get("error", fault["msg"])
-        yield f"{_origin(name, flags, env_file)}={quoted(shown)}: {reason}"
+        yield f"{_origin(flag, flags, env_file)}={quoted(shown)}: {reason}"
 
 
-def _origin(name: str, flags: dict[str, Any], env_file: str) -> str:
+def _origin(flag: Flag, flags: Mapping[str, str], env_file: str) -> str:
     """Return where a setting's value came from, in the operator's words."""
-    variable = _variable(name)
-    if name in flags:
-        return f"--{name.replace('_', '-')}"
-    if os.environ.get(variable) or not env_file:
-        return variable
-    return f"{quoted(env_file, 200)}: {variable}"
+    if flag.variable in flags:
+        return flag.spelled
+    if os.environ.get(flag.variable) or not env_file:
+        return flag.variable
+    return f"{quoted(env_file, 200)}: {flag.variable}"

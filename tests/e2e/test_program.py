@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TypeAlias
 
 import pytest
 
-from sidecar import __version__
+from sidecar import __version__, flags
 from support.namespace import Namespace
 from support.program import PROGRAM, Sidecar
 
@@ -57,13 +58,32 @@ def test_one_pass_and_what_it_says(namespace: Namespace, start: Start, backend: 
     first = start(*ONCE, f"--iptables-backend={backend}")
     assert first.end() == 0
     assert in_place(namespace, backend)
-    messages = [line.split("] ", 1)[1] for line in first.log.splitlines()]
+    messages = [line.split("] ", 1)[1] for line in first.log.splitlines()[1:]]
     assert messages[0] == "added 10.96.0.2/32 to lo"
     assert len([message for message in messages if message.startswith("rule missing, added: -t ")]) == 5
     assert messages[-1] == f"in sync: 10.96.0.2/32 on lo, 5 rules by iptables-{backend}"
     second = start(*ONCE, f"--iptables-backend={backend}")
     assert second.end() == 0
-    assert len(second.log.splitlines()) == 1
+    assert len(second.log.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--ip-address=240.0.0.10", "--daemon=false", "--interface=lo"),
+        ("--ip-address=240.0.0.10", "--interface=lo"),
+        ("--ip-address=10.96.0.2", "--setup-iptables=true", "--cleanup=true", "-v=2", "--logtostderr=true"),
+    ],
+)
+def test_the_manifests_of_the_go_sidecar(namespace: Namespace, start: Start, arguments: tuple[str, ...]) -> None:
+    sidecar = start(*arguments)
+    sidecar.wait_for("in sync: ")
+    cidr = f"{arguments[0].partition('=')[2]}/32"
+    assert namespace.addresses() == [cidr]
+    assert len(namespace.rules("nft")) == 5 * ("--setup-iptables=true" in arguments)
+    assert (sidecar.end() if "--daemon=false" in arguments else sidecar.stop()) == 0
+    assert namespace.addresses() == ([] if "--cleanup=true" in arguments else [cidr])
+    assert namespace.rules("nft") == []
 
 
 def test_both_families_at_once(namespace: Namespace, start: Start, backend: str) -> None:
@@ -121,30 +141,6 @@ def test_configured_by_a_file(namespace: Namespace, start: Start, tmp_path: Path
 
 
 # What an operator can get wrong
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        (),
-        ("--ip-address=10.96.0.300",),
-        ("--ip-address=10.96.0.2", "--port=99999"),
-        ("--ip-address=10.96.0.2", "--nonsense"),
-        ("--ip-address=10.96.0.2", "--cleanup", "false"),
-        ("--ip-address=10.96.0.2", "--env-file=/nonexistent"),
-        ("--ip-address=10.96.0.2", "--interface=" + "x" * 10000),
-        ("--ip-address=" + "9" * 100_000,),
-    ],
-)
-def test_a_bad_configuration_ends_with_2_and_nothing_is_touched(
-    namespace: Namespace, start: Start, flags: tuple[str, ...]
-) -> None:
-    sidecar = start(*flags)
-    assert sidecar.end() == 2
-    (line,) = sidecar.log.splitlines()
-    assert line.startswith("apiserver-proxy-sidecar: ")
-    assert len(line) < 300
-    assert is_clean(namespace)
 
 
 def test_an_interface_that_does_not_exist(namespace: Namespace, start: Start) -> None:
@@ -340,7 +336,7 @@ def test_a_stop_at_any_moment_of_a_pass_cleans_up(
     namespace: Namespace, start: Start, backend: str, milliseconds: int
 ) -> None:
     sidecar = start(*FLAGS, f"--iptables-backend={backend}", "--cleanup")
-    sidecar.wait_for("to hold")
+    sidecar.wait_for(" --ip-address=")
     time.sleep(milliseconds / 1000)
     assert sidecar.stop() == 0
     assert is_clean(namespace)
@@ -351,7 +347,7 @@ def test_killed_at_any_moment_the_next_run_puts_everything_right(
 ) -> None:
     for milliseconds in range(0, 200, 15):
         sidecar = start(*FLAGS, f"--iptables-backend={backend}")
-        sidecar.wait_for("to hold")
+        sidecar.wait_for(" --ip-address=")
         time.sleep(milliseconds / 1000)
         assert sidecar.stop(signal.SIGKILL) == -signal.SIGKILL
         assert start(*ONCE, f"--iptables-backend={backend}").end() == 0
@@ -505,12 +501,27 @@ def test_a_held_lock_is_waited_for_and_said_once(namespace: Namespace, start: St
 # The rest
 
 
-def test_help_and_version() -> None:
-    for argument in ("--help", "-h"):
-        done = subprocess.run([PROGRAM, argument], capture_output=True, text=True, check=True)
-        assert "SIDECAR_IP_ADDRESS, required" in done.stdout
-    done = subprocess.run([PROGRAM, "version"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("help",), ("run", "--help"), ("--nonsense", "-h")])
+def test_help(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout == flags.usage() + "\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("argument", ["version", "--version"])
+def test_version(argument: str) -> None:
+    done = subprocess.run([PROGRAM, argument], capture_output=True, text=True, check=True)
     assert done.stdout == f"apiserver-proxy-sidecar {__version__}\n"
+
+
+@pytest.mark.parametrize("argument", ["help", "version"])
+def test_help_and_version_load_nothing_that_they_do_not_need(argument: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", PROGRAM, argument], capture_output=True, text=True, check=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sidecar.flags" in loaded
+    assert not loaded & {"pydantic", "sh", "loguru", "asyncio"}
 
 
 def test_interrupted_while_it_loads_it_ends_without_a_traceback() -> None:

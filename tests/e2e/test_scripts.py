@@ -39,7 +39,7 @@ def _needs(namespace: Namespace) -> None:  # noqa: ARG001 - it skips where there
         pytest.skip("these tests do not run in the .venv that scripts/run would use")
 
 
-@pytest.mark.parametrize("until", ["to hold 10.96.0.2/32", "Ctrl-C ends it"])
+@pytest.mark.parametrize("until", ["--ip-address=10.96.0.2", "Ctrl-C ends it"])
 def test_ctrl_c_shows_the_cleanup(until: str) -> None:
     code, output = at_a_terminal(until=until)
     assert code == 0

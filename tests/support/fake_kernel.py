@@ -36,7 +36,7 @@ class FakeKernel:
         status, output = self._ip(argv) if argv[0] == "ip" else self._iptables(argv, stdin)
         if number in self.after:
             self.after[number]()
-        return Result(status, output, "" if status == 0 else "the fake kernel says no", 0.0)
+        return Result(status, output, "" if status == 0 else "the fake kernel says no")
 
     def state(self) -> object:
         return copy.deepcopy((self.addresses, self.rules))

@@ -2,7 +2,7 @@ import pytest
 
 from sidecar import pflag
 
-FLAGS = ["ip-address", "cleanup", "daemon", "v", "h"]
+FLAGS = ["ip-address", "cleanup", "daemon", "v", "h", "log_dir"]
 BOOLEANS = ["cleanup", "daemon"]
 
 
@@ -21,6 +21,9 @@ BOOLEANS = ["cleanup", "daemon"]
         (["-v", "2"], {"v": ["2"]}),
         (["-v=2"], {"v": ["2"]}),
         (["--v=2"], {"v": ["2"]}),
+        (["--log_dir=x"], {"log_dir": ["x"]}),
+        (["--log-dir", "x"], {"log_dir": ["x"]}),
+        (["--ip_address=1"], {"ip-address": ["1"]}),
     ],
 )
 def test_the_grammar_of_pflag(argv: list[str], values: dict[str, list[str]]) -> None:
@@ -49,6 +52,7 @@ def test_words_are_what_no_flag_takes(argv: list[str], words: list[str]) -> None
         (["--ip-adress=1"], "unknown flag --ip-adress; did you mean --ip-address?"),
         (["--ip=1"], "unknown flag --ip"),
         (["-x"], "unknown flag -x"),
+        (["--log_dri=x"], "unknown flag --log_dri; did you mean --log_dir?"),
         (["-cleanup=true"], "unknown flag -cleanup; did you mean --cleanup?"),
         (["--=1"], "unknown flag --"),
         (["--a\nb" + "c" * 100_000], "unknown flag --a\\nb" + "c" * 53 + "…"),

@@ -80,11 +80,11 @@ def raise_(error: BaseException) -> NoReturn:
 
 
 FAILURES = {
-    "exit 2": lambda: Result(2, "", "it says no", 0.0),
-    "exit 4": lambda: Result(4, "", "it is locked", 0.0),
+    "exit 2": lambda: Result(2, "", "it says no"),
+    "exit 4": lambda: Result(4, "", "it is locked"),
     "hangs": lambda: raise_(CommandTimeout(("ip",), "", "was killed")),
-    "prints nothing": lambda: Result(0, "", "", 0.0),
-    "prints nonsense": lambda: Result(0, "[{\x00", "", 0.0),
+    "prints nothing": lambda: Result(0, "", ""),
+    "prints nonsense": lambda: Result(0, "[{\x00", ""),
 }
 
 
@@ -158,7 +158,7 @@ def test_one_family_failing_does_not_keep_the_other_from_being_repaired() -> Non
     class OnlyIPv4(FakeKernel):
         def __call__(self, *argv: str, stdin: str = "") -> Result:
             if argv[0].startswith("ip6tables"):
-                return Result(3, "", "Table does not exist", 0.0)
+                return Result(3, "", "Table does not exist")
             return super().__call__(*argv, stdin=stdin)
 
     kernel = OnlyIPv4()
@@ -220,7 +220,7 @@ def test_a_chain_that_cannot_be_read_does_not_keep_the_others_from_being_kept_ri
     class OneOpaqueChain(FakeKernel):
         def __call__(self, *argv: str, stdin: str = "") -> Result:
             if "INPUT" in argv or "INPUT" in stdin:
-                return Result(3, "", "Parsing nftables rule failed", 0.0)
+                return Result(3, "", "Parsing nftables rule failed")
             return super().__call__(*argv, stdin=stdin)
 
     kernel = OneOpaqueChain()
@@ -313,7 +313,7 @@ def test_when_time_is_up_the_reason_is_what_took_it(clock: Clock) -> None:
             clock.sleep(1)
             if clock() >= 5:
                 raise CommandTimeout(argv, stdin, "was killed after 0.3s")
-            return Result(4, "", "Another app is currently holding the xtables lock", 0.0)
+            return Result(4, "", "Another app is currently holding the xtables lock")
 
     report = reconciler(Hanging(), clock=clock).cleanup(10.0)
     assert [type(failure.error) for failure in report.failures if "rules" in failure.attempt] == [LockHeld] * 2
@@ -357,7 +357,7 @@ def test_cleanup_reports_what_it_cannot_remove_and_removes_the_rest() -> None:
     class Stubborn(FakeKernel):
         def __call__(self, *argv: str, stdin: str = "") -> Result:
             if "-D" in argv and "PREROUTING" in argv:
-                return Result(2, "", "no", 0.0)
+                return Result(2, "", "no")
             return super().__call__(*argv, stdin=stdin)
 
     kernel = Stubborn()
@@ -390,7 +390,7 @@ class Locked(FakeKernel):
 
     def __call__(self, *argv: str, stdin: str = "") -> Result:
         if argv[0] != "ip" and self.clock() < self.until:
-            return Result(4, "", "Another app is currently holding the xtables lock", 0.0)
+            return Result(4, "", "Another app is currently holding the xtables lock")
         return super().__call__(*argv, stdin=stdin)
 
 
@@ -426,7 +426,7 @@ def test_a_check_that_finds_what_is_not_there_does_not_keep_a_rule_from_being_ad
     class CredulousCheck(FakeKernel):
         def __call__(self, *argv: str, stdin: str = "") -> Result:
             result = super().__call__(*argv, stdin=stdin)
-            return Result(0, "", "", 0.0) if "-C" in argv else result
+            return Result(0, "", "") if "-C" in argv else result
 
     kernel = CredulousCheck()
     assert reconciler(kernel).reconcile().in_sync
@@ -440,7 +440,7 @@ def test_a_broken_check_does_not_add_copies_of_what_the_listing_shows() -> None:
         def __call__(self, *argv: str, stdin: str = "") -> Result:
             if "-C" in argv or "\n-C" in stdin:
                 self.calls.append(argv)
-                return Result(1, "", "Bad rule (does a matching rule exist in that chain?).", 0.0)
+                return Result(1, "", "Bad rule (does a matching rule exist in that chain?).")
             return super().__call__(*argv, stdin=stdin)
 
     kernel = BlindCheck()

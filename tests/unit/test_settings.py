@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import settings
+from sidecar import flags, settings
 from sidecar.errors import ConfigError
+from sidecar.klog import Place, Vmodule
 from sidecar.settings import Settings
 from support.namespace import IPV4, IPV6
 
@@ -15,72 +16,93 @@ REQUIRED = "--ip-address=10.96.0.2"
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(settings.PREFIX)]:
+    for name in [name for name in os.environ if name.startswith(flags.PREFIX)]:
         monkeypatch.delenv(name)
 
 
 def load(*argv: str) -> Settings:
-    return settings.load(argv)[0]
+    return settings.load(flags.parse(argv))[0]
+
+
+def warnings(*argv: str) -> list[str]:
+    return settings.load(flags.parse(argv))[1]
 
 
 def faults(*argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        settings.load(argv)
+        settings.load(flags.parse(argv))
     return list(caught.value.faults)
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
-    assert load(REQUIRED).model_dump() == {
-        "ip_address": (IPV4,),
-        "interface": "lo",
-        "port": 443,
-        "setup_iptables": False,
-        "cleanup": False,
-        "daemon": True,
-        "sync_interval": 60.0,
-        "address_scope": "host",
-        "iptables_backend": "auto",
-        "iptables_wait": 5.0,
-        "rule_position": "append",
-        "command_timeout": 10.0,
-        "cleanup_timeout": 20.0,
-        "env_file": None,
-    }
+def without_file(given: Settings) -> dict[str, object]:
+    return {name: value for name, value in given if name != "env_file"}
 
 
-#: Each setting in a spelling, and what it is inside.
-SPELLINGS = {
-    "ip_address": ("10.96.0.2, fd00:10:96::2", (IPV4, IPV6)),
-    "interface": ("dummy0", "dummy0"),
-    "port": ("9443", 9443),
-    "setup_iptables": ("T", True),
-    "cleanup": ("1", True),
-    "daemon": ("FALSE", False),
-    "sync_interval": ("1h15m30.5s", 4530.5),
-    "address_scope": ("global", "global"),
-    "iptables_backend": ("legacy", "legacy"),
-    "iptables_wait": ("2500ms", 2.5),
-    "rule_position": ("insert", "insert"),
-    "command_timeout": ("1m", 60.0),
-    "cleanup_timeout": ("25s", 25.0),
+#: Each setting: its default, a spelling of another value, and what that is inside.
+SETTINGS = {
+    "ip_address": ((IPV4,), "10.96.0.2, fd00:10:96::2", (IPV4, IPV6)),
+    "interface": ("lo", "dummy0", "dummy0"),
+    "port": (443, "9443", 9443),
+    "setup_iptables": (False, "T", True),
+    "cleanup": (False, "1", True),
+    "daemon": (True, "FALSE", False),
+    "sync_interval": (60.0, "1h15m30.5s", 4530.5),
+    "address_scope": ("host", "global", "global"),
+    "iptables_backend": ("auto", "legacy", "legacy"),
+    "iptables_wait": (5.0, "2500ms", 2.5),
+    "rule_position": ("append", "insert", "insert"),
+    "command_timeout": (10.0, "1m", 60.0),
+    "cleanup_timeout": (20.0, "25s", 25.0),
+    "v": (0, "4", 4),
+    "vmodule": (Vmodule(), "daemon=2,ip*=6", Vmodule((("daemon", 2), ("ip*", 6)))),
+    "logging_format": ("text", "json", "json"),
+    "skip_headers": (False, "true", True),
+    "add_dir_header": (False, "true", True),
+    "log_backtrace_at": (Place(), "daemon.py:90", Place("daemon.py", 90)),
+    "logtostderr": (True, "false", False),
+    "alsologtostderr": (False, "true", True),
+    "stderrthreshold": (2, "warning", 1),
+    "log_dir": ("", "/var/log/sidecar", "/var/log/sidecar"),
+    "log_file": ("", "/var/log/sidecar.log", "/var/log/sidecar.log"),
+    "log_file_max_size": (1800, "10", 10),
+    "skip_log_headers": (False, "true", True),
+    "one_output": (False, "true", True),
+    "alsologtostderrthreshold": (0, "ERROR", 2),
+    "legacy_stderr_threshold_behavior": (True, "false", False),
 }
+TEXTS = {name: text for name, (_, text, _) in SETTINGS.items()}
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    assert without_file(load(REQUIRED)) == {name: default for name, (default, _, _) in SETTINGS.items()}
+
+
+def test_every_flag_has_a_setting() -> None:
+    assert {flag.field for flag in flags.FLAGS.values()} == set(Settings.model_fields) == {*SETTINGS, "env_file"}
+
+
+def test_the_defaults_are_spelled_as_they_are_shown() -> None:
+    shown = settings.in_words(load(REQUIRED))
+    assert shown == {
+        name: flag.default or shown[name] * (flag.default is None)
+        for name, flag in flags.FLAGS.items()
+        if name != "env-file"
+    }
 
 
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])
 def test_every_setting_comes_from_every_source(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     argv = []
     if source == "flags":
-        argv = [f"--{name.replace('_', '-')}={text}" for name, (text, _) in SPELLINGS.items()]
+        argv = [f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()]
     elif source == "environment":
-        for name, (text, _) in SPELLINGS.items():
+        for name, text in TEXTS.items():
             monkeypatch.setenv(f"SIDECAR_{name.upper()}", text)
     else:
         file = tmp_path / "env"
-        file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, (text, _) in SPELLINGS.items()))
+        file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, text in TEXTS.items()))
         argv = [f"--env-file={file}"]
-    given = load(*argv).model_dump(exclude={"env_file"})
-    assert given == {name: value for name, (_, value) in SPELLINGS.items()}
-    assert set(SPELLINGS) | {"env_file"} == set(Settings.model_fields)
+    assert without_file(load(*argv)) == {name: value for name, (_, _, value) in SETTINGS.items()}
 
 
 def test_flags_win_over_environment_over_file_over_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,9 +118,7 @@ def test_flags_win_over_environment_over_file_over_default(monkeypatch: pytest.M
 def test_a_variable_in_lower_case_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("sidecar_port", "1")
     assert load(REQUIRED).port == 443
-    assert settings.load([REQUIRED])[1] == [
-        "variable sidecar_port is not known and ignored; did you mean SIDECAR_PORT?"
-    ]
+    assert warnings(REQUIRED) == ["variable sidecar_port is not known and ignored; did you mean SIDECAR_PORT?"]
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +147,7 @@ FAULTY = {
     "--ip-address=fe80::1%eth0": "has a zone: leave it out",
     "--ip-address=127.0.0.1": "is a loopback address",
     "--ip-address=::1": "is a loopback address",
-    "--ip-address=0.0.0.0": "is a unspecified address",
+    "--ip-address=0.0.0.0": "is the unspecified address",
     "--ip-address=224.0.0.1": "is a multicast address",
     "--ip-address=ff02::1": "is a multicast address",
     "--ip-address=255.255.255.255": "is the broadcast address",
@@ -159,6 +179,27 @@ FAULTY = {
     "--iptables-backend=nftables": "one of auto, nft, legacy, system",
     "--rule-position=front": "one of append, insert",
     "--address-scope=link": "one of host, global",
+    "--logging-format=jsno": "one of text, json; did you mean json?",
+    "--vmodule=daemon": "write it like daemon=2,ip*=6",
+    "--vmodule=daemon=-1": "write it like daemon=2,ip*=6",
+    "--vmodule=a=1=2": "write it like daemon=2,ip*=6",
+    "--vmodule==1": "write it like daemon=2,ip*=6",
+    "--log_backtrace_at=daemon:90": "write it like daemon.py:90",
+    "--log_backtrace_at=daemon.py": "write it like daemon.py:90",
+    "--log_backtrace_at=daemon.py:0": "write it like daemon.py:90",
+    "--log_backtrace_at=daemon.py:1:2": "write it like daemon.py:90",
+    "--stderrthreshold=4": "0 to 3, or INFO, WARNING, ERROR or FATAL",
+    "--stderrthreshold=-1": "0 to 3, or INFO, WARNING, ERROR or FATAL",
+    "--stderrthreshold=": "0 to 3, or INFO, WARNING, ERROR or FATAL",
+    "--alsologtostderrthreshold=loud": "0 to 3, or INFO, WARNING, ERROR or FATAL",
+    "--log_file_max_size=-1": "a whole number of megabytes",
+    "--log_file_max_size=1.5": "a whole number of megabytes",
+    "--log_file_max_size=99999999999999": "a whole number of megabytes",
+    "--logtostderr=maybe": "write true or false",
+    "-v=x": "a number like 2",
+    "-v=": "a number like 2",
+    "-v=2147483648": "a number like 2",
+    "-v=1_0": "a number like 2",
 }
 
 
@@ -172,7 +213,7 @@ def test_a_fault_names_the_flag_the_value_and_what_would_be_right(flag: str, adv
 
 @pytest.mark.parametrize("flag", FAULTY)
 def test_a_fault_in_a_variable_names_the_variable(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, _, value = flag.removeprefix("--").partition("=")
+    name, _, value = flag.lstrip("-").partition("=")
     variable = f"SIDECAR_{name.replace('-', '_').upper()}"
     monkeypatch.setenv("SIDECAR_IP_ADDRESS", "10.96.0.2")
     monkeypatch.setenv(variable, value)
@@ -220,6 +261,11 @@ def test_a_wait_that_no_command_survives_is_refused(flags: tuple[str, ...]) -> N
     assert load(REQUIRED, *flags)  # without rules there is no lock to wait for
 
 
+def test_a_path_with_a_nul_in_it_is_a_fault() -> None:
+    assert faults(REQUIRED, "--env-file=a\0b") == ["--env-file=a\\x00b: not a path: there is a NUL in it"]
+    assert faults(REQUIRED, "--log_file=a\0b") == ["--log_file=a\\x00b: not a path: there is a NUL in it"]
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
 def test_an_env_file_that_cannot_be_read_is_a_fault(content: bytes | None, tmp_path: Path) -> None:
     file = tmp_path / "env"
@@ -236,8 +282,9 @@ def test_a_file_that_does_not_end_is_a_fault() -> None:
 def test_variables_that_kubernetes_sets_for_a_service_are_not_taken_for_typos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECAR_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("SIDECAR_PORT_80_TCP_ADDR", "10.0.0.1")
-    for warning in settings.load([REQUIRED])[1]:
-        assert "did you mean" not in warning
+    monkeypatch.setenv("SIDECAR_PORT_80_TCP", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("SIDECAR_OF_ANOTHER_NAME_PORT", "tcp://10.0.0.1:80")
+    assert warnings(REQUIRED) == []
 
 
 def test_an_env_file_is_read_once(tmp_path: Path) -> None:
@@ -265,26 +312,36 @@ def test_unknown_variables_are_named_with_the_nearest_known_one(
     file = tmp_path / "env"
     file.write_text("SIDECAR_SETUP_IPTABLE=true\nSIDECAR_PORT=443\nOTHER=1\n")
     monkeypatch.setenv("SIDECAR_IP_ADRESS", "10.96.0.2")
-    warnings = [
+    expected = [
         "variable SIDECAR_IP_ADRESS is not known and ignored; did you mean SIDECAR_IP_ADDRESS?",
         "variable SIDECAR_SETUP_IPTABLE is not known and ignored; did you mean SIDECAR_SETUP_IPTABLES?",
     ]
-    assert settings.load([REQUIRED, f"--env-file={file}"])[1] == warnings
-    assert faults(f"--env-file={file}")[1:] == warnings  # they are the reason why the address is missing
-
-
-def test_the_help_has_every_flag_its_variable_and_its_default_in_100_columns() -> None:
-    text = settings.usage()
-    for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')} " in text
-        assert f"SIDECAR_{name.upper()}, " in text
-    assert "default 1m0s" in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert warnings(REQUIRED, f"--env-file={file}") == expected
+    assert faults(f"--env-file={file}")[1:] == expected  # they are the reason why the address is missing
 
 
 def test_the_example_env_file_has_every_variable_with_its_default() -> None:
     example = (Path(__file__).parents[2] / ".env.example").read_text()
     given = load(f"--env-file={Path(__file__).parents[2] / '.env.example'}")
-    assert given.model_dump(exclude={"env_file"}) == load(REQUIRED).model_dump(exclude={"env_file"})
-    for name in Settings.model_fields:
-        assert f"SIDECAR_{name.upper()}=" in example
+    assert without_file(given) == without_file(load(REQUIRED))
+    for flag in flags.FLAGS.values():
+        assert f"\n{flag.variable}={flag.default or ''}" in example
+
+
+def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
+    given = load(*(f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()))
+    again = load(*(f"--{name}={text}" for name, text in settings.in_words(given).items()))
+    assert again == given
+
+
+@pytest.mark.parametrize(
+    ("argv", "warning"),
+    [
+        (["--log_file=/x"], "--log_file has no effect without --logtostderr=false"),
+        (["--log_dir=/x"], "--log_dir has no effect without --logtostderr=false"),
+        (["--log_dir=/x", "--log_file=/x", "--logtostderr=false"], "--log_dir has no effect beside --log_file"),
+    ],
+)
+def test_a_flag_that_does_nothing_is_a_warning(argv: list[str], warning: str) -> None:
+    (line,) = warnings(REQUIRED, *argv)
+    assert line.startswith(warning)

@@ -1,0 +1,102 @@
+"""The command `run`: from settings to an exit code."""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from loguru import logger
+
+from sidecar import PROGRAM, __version__, daemon, iproute, logs, settings
+from sidecar.command import Commands
+from sidecar.desired import desired
+from sidecar.errors import Interrupted, NodeError, Stopped
+from sidecar.flags import FLAGS
+from sidecar.iproute import IpRoute
+from sidecar.iptables import Iptables
+from sidecar.model import Desired, Family, Report
+from sidecar.reconcile import Reconciler
+from sidecar.settings import Settings
+from sidecar.wakeup import Wakeup
+
+#: How many addresses a line of the log names before it counts the rest.
+SHOWN: Final = 4
+
+
+def run(given: Settings, warnings: Sequence[str]) -> int:
+    """Do what the settings ask for, warn of what is wrong with them, and return the exit code."""
+    logs.setup(given)
+    _log_settings(given, warnings)
+    goal = desired(
+        given.ip_address,
+        interface=given.interface,
+        port=given.port,
+        scope=given.address_scope,
+        setup_iptables=given.setup_iptables,
+        insert=given.rule_position == "insert",
+    )
+    # Until this program finds out by itself which backend the node uses, auto is the administrator's choice.
+    backend = "system" if given.iptables_backend == "auto" else given.iptables_backend
+    commands = Commands(given.command_timeout)
+    families: list[Family] = sorted({rule.family for rule in goal.rules})
+    iptables = {family: Iptables(commands.run, family, backend, given.iptables_wait) for family in families}
+    programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.commands)]
+    reconciler = Reconciler(goal, IpRoute(commands.run), iptables)
+    wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
+    try:
+        commands.require(programs)
+        report = _work(given, reconciler, wakeup, daemon.Journal(_in_words(goal, iptables)))
+        # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
+        code = report.exit_code if report else int(not given.daemon)
+        if given.cleanup:
+            code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
+    except NodeError as error:
+        logger.bind(**error.facts).error(error)
+        return error.exit_code
+    except Interrupted:
+        logger.error("a second signal: ended at once")
+        return 1
+    return code
+
+
+def _log_settings(given: Settings, warnings: Sequence[str]) -> None:
+    """Log the version, and the settings that differ from the default: the same line wherever they came from."""
+    texts = settings.in_words(given)
+    changed = [f"{FLAGS[name].spelled}={text}" for name, text in texts.items() if text != FLAGS[name].default]
+    logger.bind(version=__version__, settings=texts).info(f"{PROGRAM} {__version__}: {shlex.join(changed)}")
+    for warning in warnings:
+        logger.warning(warning)
+
+
+def _work(given: Settings, reconciler: Reconciler, wakeup: Wakeup, journal: daemon.Journal) -> Report | None:
+    """Make one pass, or many. Return None if a signal ended it."""
+    if given.daemon:
+        return daemon.run(reconciler, wakeup, given.sync_interval, journal)
+    try:
+        report = reconciler.reconcile()
+    except Stopped:
+        logger.error("stopped by a signal before the pass was done")
+        return None
+    journal.record(report)
+    return report
+
+
+def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands) -> int:
+    deadline = time.monotonic() + seconds
+    commands.finish_by(deadline)
+    report = reconciler.cleanup(deadline)
+    for failure in report.failures:
+        logger.bind(**failure.facts).error(failure)
+    for action in report.remaining:
+        logger.bind(**action.facts).error(f"cleanup is not done, perhaps left to do: {action.todo}")
+    if report.in_sync:
+        logger.info("cleanup done: nothing of it is left on this node")
+    return report.exit_code
+
+
+def _in_words(goal: Desired, iptables: Mapping[Family, Iptables]) -> str:
+    shown = [address.cidr for address in goal.addresses[:SHOWN]]
+    if len(goal.addresses) > SHOWN:
+        shown.append(f"{len(goal.addresses) - SHOWN} more")
+    rules = f", {len(goal.rules)} rules by {' and '.join(each.command for each in iptables.values())}"
+    return f"{', '.join(shown)} on {goal.interface}" + (rules if goal.rules else "")

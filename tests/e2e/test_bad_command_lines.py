@@ -1,0 +1,146 @@
+"""What an operator can get wrong: each ends with 2 and a line or a few that help; nothing on the node is touched."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+from sidecar import cli
+from support.namespace import Namespace
+from support.program import Sidecar
+
+Start: TypeAlias = Callable[..., Sidecar]
+
+GOOD = "--ip-address=10.96.0.2"
+
+#: Arguments, and what the answer has to contain.
+BAD: list[tuple[list[str], str]] = [
+    # nothing, or words
+    ([], "--ip-address or SIDECAR_IP_ADDRESS is required"),
+    (["run"], "--ip-address or SIDECAR_IP_ADDRESS is required"),
+    (["verison"], "did you mean version?"),
+    (["start", GOOD], "unknown command start"),
+    (["RUN", GOOD], "unknown command RUN"),
+    (["", GOOD], "unknown command : it is one of"),
+    (["zurücksetzen", GOOD], "unknown command zurücksetzen"),
+    (["run", "run", GOOD], "unexpected word run"),
+    (["10.96.0.2"], "unknown command 10.96.0.2"),
+    ([GOOD, "--cleanup", "false"], "a boolean takes its value with =, like --cleanup=false"),
+    ([GOOD, "--", "--cleanup"], "unknown command --cleanup"),
+    (["version", "--short"], "unknown flag --short"),
+    # flags
+    ([GOOD, "--nonsense"], "unknown flag --nonsense"),
+    ([GOOD, "--clean-up"], "did you mean --cleanup?"),
+    ([GOOD, "--setup-iptable=true"], "did you mean --setup-iptables?"),
+    ([GOOD, "-cleanup"], "did you mean --cleanup?"),
+    ([GOOD, "-x"], "unknown flag -x"),
+    ([GOOD, "--=x"], "unknown flag --"),
+    ([GOOD, "---port=1"], "did you mean --port?"),
+    ([GOOD, "--PORT=1"], "unknown flag --PORT"),
+    ([GOOD, "--端口=443"], "unknown flag --端口"),
+    ([GOOD, "--" + "x" * 10_000], "unknown flag --xxx"),
+    ([GOOD, "--port"], "--port: needs a value"),
+    ([GOOD, "-v"], "-v: needs a value"),
+    # addresses
+    (["--ip-address="], "there is an empty address in it"),
+    (["--ip-address=10.96.0.2,,10.96.0.3"], "there is an empty address in it"),
+    (["--ip-address=10.96.0.300"], "is not an IP address"),
+    (["--ip-address=10.96.0"], "is not an IP address"),
+    (["--ip-address=localhost"], "is not an IP address"),
+    (["--ip-address=10.96.0.2:443"], "is not an IP address"),
+    (["--ip-address=10.96.0.2 10.96.0.3"], "is not an IP address"),
+    (["--ip-address=١٠.٩٦.٠.٢"], "is not an IP address"),
+    (["--ip-address=" + "9" * 100_000], "is not an IP address"),
+    (["--ip-address=" + "10.96.0.2," * 2_000], "there is an empty address in it"),
+    (["--ip-address=10.96.0.0/24"], "has a prefix length"),
+    (["--ip-address=fe80::1%lo"], "has a zone"),
+    (["--ip-address=127.0.0.1"], "is a loopback address"),
+    (["--ip-address=10.96.0.2,224.0.0.1"], "is a multicast address"),
+    (["--ip-address=::"], "is the unspecified address"),
+    (["--ip-address=255.255.255.255"], "is the broadcast address"),
+    # interfaces
+    ([GOOD, "--interface=" + "x" * 10_000], "it has 1 to 15 bytes"),
+    ([GOOD, "--interface=ネットワーク"], "it has 1 to 15 bytes"),
+    ([GOOD, "--interface=lo/0"], "no slash, colon, space or control character"),
+    ([GOOD, "--interface=lo\n"], "no slash, colon, space or control character"),
+    ([GOOD, "--interface=\x1b[2J"], "no slash, colon, space or control character"),
+    # numbers
+    ([GOOD, "--port=99999"], "a number from 1 to 65535"),
+    ([GOOD, "--port=443.0"], "a number from 1 to 65535"),
+    ([GOOD, "--port=0x1bb"], "a number from 1 to 65535"),
+    ([GOOD, "--port=４４３"], "a number from 1 to 65535"),
+    ([GOOD, "--port=" + "4" * 10_000], "a number from 1 to 65535"),
+    ([GOOD, "--port=tcp://10.0.0.1:443"], "set enableServiceLinks: false"),
+    ([GOOD, "-v=loud"], "write a number like 2"),
+    ([GOOD, "-vv"], "write a number like 2"),
+    ([GOOD, "--log_file_max_size=1GB"], "a whole number of megabytes"),
+    # booleans, words
+    ([GOOD, "--cleanup=ja"], "write true or false"),
+    ([GOOD, "--daemon="], "write true or false"),
+    ([GOOD, "--logtostderr=tRUE"], "write true or false"),
+    ([GOOD, "--iptables-backend=nftables"], "one of auto, nft, legacy, system"),
+    ([GOOD, "--logging-format=yaml"], "one of text, json"),
+    ([GOOD, "--stderrthreshold=CRITICAL"], "0 to 3, or INFO, WARNING, ERROR or FATAL"),
+    # durations
+    ([GOOD, "--sync-interval=60"], "write it like 90s, 1m30s or 500ms"),
+    ([GOOD, "--sync-interval=1 m"], "write it like 90s, 1m30s or 500ms"),
+    ([GOOD, "--sync-interval=-1m"], "write it like 90s, 1m30s or 500ms"),
+    ([GOOD, "--sync-interval=" + "1h" * 5_000], "write it like 90s, 1m30s or 500ms"),
+    ([GOOD, "--sync-interval=1d"], "write it like 90s, 1m30s or 500ms"),
+    ([GOOD, "--command-timeout=0s"], "must be at least 10ms and at most 1h0m0s"),
+    ([GOOD, "--setup-iptables", "--iptables-wait=30s"], "the timeout must be longer than the wait"),
+    # lists, files, places
+    ([GOOD, "--vmodule=daemon:2"], "write it like daemon=2,ip*=6"),
+    ([GOOD, "--log_backtrace_at=90"], "write it like daemon.py:90"),
+    ([GOOD, "--env-file=/nonexistent"], "No such file or directory"),
+    ([GOOD, "--env-file=/"], "Is a directory"),
+    ([GOOD, "--env-file=/dev/zero"], "is longer than 100000 characters"),
+    ([GOOD, "--env-file=" + "x" * 10_000], "File name too long"),
+]
+
+LIBRARIES = ("pydantic", "loguru", "argparse", "validation error", "traceback", "errno", "for further information")
+
+
+def check(answer: str, advice: str) -> None:
+    lines = answer.splitlines()
+    assert 1 <= len(lines) <= 4
+    for line in lines:
+        assert line.startswith("apiserver-proxy-sidecar: ")
+        assert line.isprintable()
+        assert len(line) < 300
+    assert advice in answer
+    assert not [name for name in LIBRARIES if name in answer.lower()]
+
+
+def test_a_bad_command_line(start: Start, namespace: Namespace) -> None:
+    for argv, advice in BAD:
+        sidecar = start(*argv)
+        assert sidecar.end() == 2, argv
+        check(sidecar.log, advice)
+    assert namespace.addresses() == namespace.rules("nft") == namespace.rules("legacy") == []
+
+
+@pytest.mark.parametrize("flag", ["--ip-address", "--interface", "--port", "--v", "--daemon", "--sync-interval",
+                                  "--vmodule", "--log_file", "--log_dir", "--env-file", "--no\0nsense"])  # fmt: skip
+def test_a_nul_that_no_shell_lets_through(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([GOOD, f"{flag}=a\0b"]) == 2
+    check(capsys.readouterr().err, "\\x00")
+
+
+def test_bytes_that_are_no_text(start: Start) -> None:
+    sidecar = start(b"--interface=\xff\xfe\n".decode(errors="surrogateescape"), GOOD)
+    assert sidecar.end() == 2
+    check(sidecar.log, "--interface=\\udcff\\udcfe\\n: not an interface name")
+
+
+def test_a_variable_is_named_where_the_value_came_from_one(start: Start) -> None:
+    sidecar = start(SIDECAR_IP_ADDRESS="10.96.0.2", SIDECAR_PORT="tcp://10.0.0.1:443", SIDECAR_V="x")
+    assert sidecar.end() == 2
+    check(sidecar.log, "SIDECAR_PORT=tcp://10.0.0.1:443: set by Kubernetes for a Service named `sidecar`")
+    assert "SIDECAR_V=x: " in sidecar.log
+
+
+def test_every_fault_is_told_at_once(start: Start) -> None:
+    sidecar = start("--port=0", "--nonsense", "--ip-address=x", SIDECAR_DAEMON="maybe")
+    assert sidecar.end() == 2
+    assert len(sidecar.log.splitlines()) == 4

@@ -1,0 +1,339 @@
+"""klog's flags, each by what comes out on standard error and in files.
+
+Most tests make one pass on an interface that is not there, with a variable that means nothing. It logs one line of
+each severity: the settings, the variable, the interface.
+"""
+
+import json
+import os
+import pwd
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from sidecar import __version__
+from support.namespace import Namespace
+from support.program import Sidecar
+
+Start: TypeAlias = Callable[..., Sidecar]
+
+FLAGS = ("--ip-address=10.96.0.2", "--interface=eth9", "--daemon=false")
+WARNING = {"SIDECAR_NONSENSE": "1"}
+HEADER = re.compile(r"([IWE])(\d{4}) (\d\d:\d\d:\d\d\.\d{6}) {1,7}(\d+) ([\w/]+\.py:\d+)\] (.*)")
+FILE_HEADER = [
+    r"Log file created at: \d{4}/\d\d/\d\d \d\d:\d\d:\d\d",
+    r"Running on machine: \S+",
+    r"Binary: Built with cpython 3\.\S+ for linux/\w+",
+    r"Log line format: \[IWEF\]mmdd hh:mm:ss\.uuuuuu threadid file:line\] msg",
+]
+
+
+@pytest.fixture
+def passes(start: Start) -> Callable[..., Sidecar]:
+    """Make the pass that logs one line of each severity."""
+
+    def passes(*flags: str, **env: str) -> Sidecar:
+        sidecar = start(*FLAGS, *flags, **WARNING, **env)
+        assert sidecar.end() == 1
+        return sidecar
+
+    return passes
+
+
+def severities(text: str) -> str:
+    """Return the letters of all lines; those of a file's header do not count."""
+    lines = text.splitlines()
+    if lines and lines[0].startswith("Log file created"):
+        assert all(re.fullmatch(pattern, line) for pattern, line in zip(FILE_HEADER, lines, strict=False))
+        lines = lines[len(FILE_HEADER) :]
+    letters = ""
+    for line in lines:
+        match = HEADER.fullmatch(line)
+        assert match, line
+        letters += match[1]
+    return letters
+
+
+def in_files(directory: Path) -> dict[str, str]:
+    """Return what the links in a directory point to: severity → letters of all its lines."""
+    return {
+        link.name.removeprefix("apiserver-proxy-sidecar."): severities(link.read_text())
+        for link in directory.iterdir()
+        if link.is_symlink()
+    }
+
+
+def test_by_default_everything_goes_to_standard_error_under_klogs_header(passes: Callable[..., Sidecar]) -> None:
+    sidecar = passes()
+    assert severities(sidecar.log) == "IWE"
+    for line in sidecar.log.splitlines():
+        match = HEADER.fullmatch(line)
+        assert match
+        assert match[4] == str(sidecar.process.pid)
+        assert "/" not in match[5]
+    settings = "--ip-address=10.96.0.2 --interface=eth9 --daemon=false"
+    assert sidecar.log.splitlines()[0].endswith(f"] apiserver-proxy-sidecar {__version__}: {settings}")
+
+
+def test_skip_headers(passes: Callable[..., Sidecar]) -> None:
+    sidecar = passes("--skip_headers")
+    assert sidecar.log.startswith("apiserver-proxy-sidecar 0.1.0: ")
+    assert "\ncould not add 10.96.0.2/32: interface eth9 does not exist" in sidecar.log
+
+
+def test_add_dir_header(passes: Callable[..., Sidecar]) -> None:
+    for line in passes("--add_dir_header").log.splitlines():
+        match = HEADER.fullmatch(line)
+        assert match
+        assert match[5].startswith("sidecar/")
+
+
+# Verbosity
+
+
+def contents(log: str) -> set[int]:
+    """Return which of the levels 2, 4 and 6 speak in a log."""
+    marks = {2: "] pass: ", 4: "` exited with 0 in ", 6: "` to stdout: [{"}
+    return {level for level, mark in marks.items() if mark in log}
+
+
+@pytest.mark.parametrize("spelling", ["-v{}", "-v={}", "--v={}"])
+def test_v(passes: Callable[..., Sidecar], spelling: str) -> None:
+    seen = {level: contents(passes(spelling.format(level)).log) for level in (-1, 0, 1, 2, 3, 4, 5, 6, 1000)}
+    assert seen == {
+        -1: set(), 0: set(), 1: set(), 2: {2}, 3: {2}, 4: {2, 4}, 5: {2, 4}, 6: {2, 4, 6}, 1000: {2, 4, 6}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("vmodule", "levels"),
+    [
+        ("reconcile=2", {2}),
+        ("reconcile=1", set()),
+        ("command=4", {4}),
+        ("c*=6", {4, 6}),
+        ("comm=6,reconcile.py=6", set()),
+        ("command=4,*=9", {2, 4}),
+    ],
+)
+def test_vmodule(passes: Callable[..., Sidecar], vmodule: str, levels: set[int]) -> None:
+    log = passes(f"--vmodule={vmodule}").log
+    assert contents(log) == levels
+    assert severities(log).startswith("IW")  # what has no level is said all the same
+
+
+def test_v_counts_where_vmodule_says_less(passes: Callable[..., Sidecar]) -> None:
+    assert contents(passes("--vmodule=command=1", "-v4").log) == {2, 4}
+
+
+def test_log_backtrace_at(passes: Callable[..., Sidecar]) -> None:
+    place = next(line for line in passes("-v2").log.splitlines() if "] pass: " in line).split()[3].rstrip("]")
+    log = passes("-v2", f"--log_backtrace_at={place}").log
+    assert log.count('  File "') >= 3
+    trace = log.split("] pass: ")[1].split("\n", 1)[1]
+    assert trace.startswith('  File "')
+    assert re.search(r'^  File ".*/reconcile.py", line \d+, in reconcile$', trace, re.MULTILINE)
+    assert "loguru" not in trace
+    assert "] could not add" in trace  # the log goes on
+    assert '  File "' not in passes(f"--log_backtrace_at={place}").log  # nothing is said there without -v
+
+
+# Files
+
+
+def test_log_dir(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+    sidecar = passes("--logtostderr=false", f"--log_dir={tmp_path}")
+    assert severities(sidecar.log) == "E"  # by --stderrthreshold
+    assert in_files(tmp_path) == {"INFO": "IWE", "WARNING": "WE", "ERROR": "E"}
+    host, user = os.uname().nodename.partition(".")[0], pwd.getpwuid(os.getuid()).pw_name
+    for link in tmp_path.iterdir():
+        if link.is_symlink():
+            severity = link.name.rpartition(".")[2]
+            assert re.fullmatch(
+                rf"apiserver-proxy-sidecar\.{host}\.(root|{user})\.log\.{severity}\.\d{{8}}-\d{{6}}\.{sidecar.process.pid}",
+                link.readlink().name,
+            )
+
+
+def test_one_output(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+    passes("--logtostderr=false", f"--log_dir={tmp_path}", "--one_output")
+    assert in_files(tmp_path) == {"INFO": "I", "WARNING": "W", "ERROR": "E"}
+
+
+def test_without_a_directory_it_is_the_one_for_temporary_files(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+    passes("--logtostderr=false", TMPDIR=str(tmp_path))
+    assert in_files(tmp_path)["INFO"] == "IWE"
+
+
+def test_a_directory_that_cannot_be_used_is_replaced(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+    passes("--logtostderr=false", "--log_dir=/nonexistent", TMPDIR=str(tmp_path))
+    assert in_files(tmp_path)["INFO"] == "IWE"
+
+
+@pytest.mark.parametrize(
+    ("flags", "letters"),
+    [
+        ((), "E"),
+        (("--stderrthreshold=INFO",), "IWE"),
+        (("--stderrthreshold=1",), "WE"),
+        (("--stderrthreshold=error",), "E"),
+        (("--stderrthreshold=3",), ""),
+        (("--alsologtostderr",), "IWE"),
+        (("--alsologtostderr", "--stderrthreshold=3"), "IWE"),
+        (("--alsologtostderr", "--alsologtostderrthreshold=WARNING"), "WE"),
+        (("--alsologtostderrthreshold=INFO",), "E"),
+    ],
+)
+def test_what_goes_to_standard_error_beside_a_file(
+    passes: Callable[..., Sidecar], tmp_path: Path, flags: tuple[str, ...], letters: str
+) -> None:
+    file = tmp_path / "log"
+    assert severities(passes("--logtostderr=false", f"--log_file={file}", *flags).log) == letters
+    assert severities(file.read_text()) == "IWE"
+
+
+@pytest.mark.parametrize(
+    ("flags", "letters"),
+    [
+        (("--logtostderr", "--stderrthreshold=3"), "IWWE"),
+        (("--logtostderr=true", "--alsologtostderr"), "IWWE"),
+        (("--legacy_stderr_threshold_behavior=false",), "E"),
+        (("--legacy_stderr_threshold_behavior=false", "--stderrthreshold=WARNING"), "WWE"),
+    ],
+)
+def test_logtostderr_wins_over_files(
+    passes: Callable[..., Sidecar], tmp_path: Path, flags: tuple[str, ...], letters: str
+) -> None:
+    assert severities(passes(f"--log_file={tmp_path / 'log'}", *flags).log) == letters
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_log_file_is_continued_and_wins_over_log_dir(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    for _ in range(2):
+        passes("--logtostderr=false", f"--log_file={file}", f"--log_dir={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    text = file.read_text()
+    assert text.count("Log file created at: ") == 2
+    assert severities(text[text.rindex("Log file created at: ") :]) == "IWWE"
+
+
+def test_skip_log_headers(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    passes("--logtostderr=false", f"--log_file={file}", "--skip_log_headers")
+    assert file.read_text().startswith("I")
+
+
+@pytest.mark.parametrize(("megabytes", "starts_over"), [(1, True), (2, False), (0, False)])
+def test_log_file_max_size(
+    passes: Callable[..., Sidecar],
+    tmp_path: Path,
+    megabytes: int,
+    starts_over: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    file = tmp_path / "log"
+    old = "I old\n" * 175_000  # a little more than a megabyte
+    file.write_text(old)
+    passes("--logtostderr=false", f"--log_file={file}", f"--log_file_max_size={megabytes}")
+    text = file.read_text()
+    assert ("I old" not in text) == starts_over
+    assert severities(text.removeprefix(old)) == "IWE"
+
+
+def test_a_file_that_was_taken_away_is_made_anew(start: Start, tmp_path: Path, namespace: Namespace) -> None:
+    file = tmp_path / "log"
+    sidecar = start(
+        "--ip-address=10.96.0.2", "--logtostderr=false", f"--log_file={file}", "--stderrthreshold=0",
+        "--sync-interval=100ms",
+    )  # fmt: skip
+    sidecar.wait_for("in sync")
+    file.rename(tmp_path / "log.1")
+    sidecar.log = ""
+    namespace.run("ip", "address", "delete", "10.96.0.2/32", "dev", "lo")
+    sidecar.wait_for("added 10.96.0.2/32 to lo\n")
+    assert sidecar.stop() == 0
+    assert "Log file created at: " in file.read_text()
+    assert "added 10.96.0.2/32 to lo" in file.read_text()
+
+
+@pytest.mark.parametrize("file", ["/nonexistent/log", "/dev/full", "/", "pipe"])
+def test_a_log_that_cannot_be_written_stops_nothing(
+    start: Start, namespace: Namespace, tmp_path: Path, file: str
+) -> None:
+    if file == "pipe":
+        file = str(tmp_path / "pipe")
+        os.mkfifo(file)
+    sidecar = start("--ip-address=10.96.0.2", "--daemon=false", "--logtostderr=false", f"--log_file={file}")
+    assert sidecar.end() == 0
+    assert namespace.addresses() == ["10.96.0.2/32"]
+    first, *rest = sidecar.log.splitlines()
+    assert re.search(rf"^W.*\] cannot write to log file {file}: .*; its lines go to standard error$", first)
+    settings = f"--ip-address=10.96.0.2 --daemon=false --logtostderr=false --log_file={file}"
+    assert [line.split("] ")[1] for line in rest] == [
+        f"apiserver-proxy-sidecar {__version__}: {settings}",
+        "added 10.96.0.2/32 to lo",
+        "in sync: 10.96.0.2/32 on lo",
+    ]
+
+
+# JSON
+
+
+def test_json(start: Start) -> None:
+    sidecar = start(
+        "--ip-address=10.96.0.2", "--setup-iptables", "--iptables-backend=nft", "--daemon=false", "-v4",
+        "--logging-format=json",
+    )  # fmt: skip
+    assert sidecar.end() == 0
+    objects = [json.loads(line) for line in sidecar.log.splitlines()]
+    for each in objects:
+        assert {"ts", "severity", "v", "caller", "msg"} <= set(each)
+        assert re.fullmatch(r"sidecar/\w+\.py:\d+", each["caller"])
+    settings = objects[0]["settings"]
+    assert (settings["ip-address"], settings["v"], settings["port"]) == ("10.96.0.2", "4", "443")
+    added = next(each for each in objects if each["msg"] == "added 10.96.0.2/32 to lo")
+    assert (added["address"], added["interface"], added["v"]) == ("10.96.0.2/32", "lo", 0)
+    rule = next(each for each in objects if each["msg"].startswith("rule missing"))
+    assert rule["rule"] == "-t raw -A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK"
+    command = next(each for each in objects if each.get("command") == "ip -json address show")
+    assert (command["exit"], command["v"]) == (0, 4)
+    assert 0 < command["seconds"] < 10
+    assert next(each for each in objects if each["v"] == 2)["changed"] == 6
+
+
+def test_a_failure_in_json(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    passes("--logging-format=json", "--logtostderr=false", f"--log_file={file}")
+    failure = json.loads(file.read_text().splitlines()[-1])  # and no header: every line is an object
+    assert len(file.read_text().splitlines()) == 3
+    assert failure["severity"] == "ERROR"
+    assert failure["err"].startswith("interface eth9 does not exist")
+
+
+# The line of the settings
+
+
+def test_the_same_settings_give_the_same_line_wherever_they_come_from(
+    start: Start, namespace: Namespace, tmp_path: Path
+) -> None:
+    variables = {
+        "SIDECAR_IP_ADDRESS": "10.96.0.2,fd00:10:96::2", "SIDECAR_SETUP_IPTABLES": "1", "SIDECAR_DAEMON": "F",
+        "SIDECAR_SYNC_INTERVAL": "90s", "SIDECAR_IPTABLES_BACKEND": "nft", "SIDECAR_VMODULE": "x*=1",
+    }  # fmt: skip
+    file = tmp_path / "env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+    flags = ["--ip-address=10.96.0.2", "--ip-address", "fd00:10:96::2", "--setup-iptables", "--daemon=false"]
+    flags += ["--sync-interval=1m30s", "--iptables_backend=nft", "--vmodule", "x*=1"]
+    lines, states = set(), set()
+    for sidecar in (start(*flags), start(**variables), start(f"--env-file={file}")):
+        assert sidecar.end() == 0
+        lines.add(sidecar.log.splitlines()[0].split("] ")[1])
+        states.add((*namespace.addresses(), *namespace.rules("nft", 4), *namespace.rules("nft", 6)))
+    assert len(lines) == len(states) == 1
+    assert lines.pop() == (
+        f"apiserver-proxy-sidecar {__version__}: --ip-address=10.96.0.2,fd00:10:96::2 --setup-iptables=true "
+        "--iptables-backend=nft --daemon=false --sync-interval=1m30s '--vmodule=x*=1'"
+    )
