@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     if line.command == "help":
         _print(flags.usage(), sys.stdout)
         return 0
-    if line.command == "run":
+    if line.command != "version":
         return _run(line)
     if line.faults:
         return _refuse(ConfigError(line.faults))

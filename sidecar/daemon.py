@@ -75,11 +75,16 @@ class Journal:
         """`goal` is what "in sync" means, in words."""
         self._goal = goal
         self._known: set[str] = set()
+        self._noticed: set[str] = set()
         self._failed_passes = 0
         self._was_in_sync = False
 
     def record(self, report: Report) -> None:
         """Log what is new about this report."""
+        for notice in report.notices:
+            if notice.text not in self._noticed:
+                logger.bind(**notice.facts).warning(notice)
+        self._noticed = {notice.text for notice in report.notices}
         if not report.in_sync:
             self._failed_passes += 1
             self._was_in_sync = False

@@ -1,12 +1,16 @@
 """What should be on the node, from plain values. The five rules stand here, and nowhere else."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from sidecar.model import Address, Desired, IPAddress, Rule
 
+#: The kind of link that is created where the interface is missing (man 8 ip-link): it only holds addresses.
+LINK_KIND: Final = "dummy"
+
 #: They let traffic to the address in, and keep it out of connection tracking: the address is local to the machine.
 #: The spelling is that of `iptables -S`, so that a listing can be compared with it, letter by letter.
-RULES = (
+RULES: Final = (
     "-t raw    -A PREROUTING -d {address} -p tcp -m tcp --dport {port} -j NOTRACK",
     "-t raw    -A OUTPUT     -d {address} -p tcp -m tcp --dport {port} -j NOTRACK",
     "-t raw    -A OUTPUT     -s {address} -p tcp -m tcp --sport {port} -j NOTRACK",
@@ -23,11 +27,13 @@ def desired(  # noqa: PLR0913 - one for each thing an operator can wish for, all
     scope: str = "host",
     setup_iptables: bool = False,
     insert: bool = False,
+    link_kind: str = LINK_KIND,
+    remove_duplicates: bool = False,
 ) -> Desired:
     """Return what should be there: every IP address once, as /32 or /128, and with `setup_iptables` its rules."""
     addresses = tuple(Address(ip, ip.max_prefixlen, interface) for ip in dict.fromkeys(ips))
     rules = tuple(rule for address in addresses for rule in rules_for(address, port)) if setup_iptables else ()
-    return Desired(interface, addresses, scope, rules, insert)
+    return Desired(interface, addresses, scope, rules, insert, link_kind, remove_duplicates)
 
 
 def rules_for(address: Address, port: int) -> tuple[Rule, ...]:

@@ -28,8 +28,11 @@ _DURATION = re.compile(rf"(?:{_NUMBER_AND_UNIT.pattern})+", re.ASCII)
 
 def parse(text: str) -> float:
     """Return the seconds that a Go duration stands for, in whole nanoseconds; ValueError if it is none."""
+    if text == "0":  # the one number that Go takes without a unit
+        return 0.0
     if len(text) > _LONGEST_TEXT or not _DURATION.fullmatch(text):
-        raise ValueError("not a duration: write it like 90s, 1m30s or 500ms")
+        hint = f"; did you mean {text}s?" if re.fullmatch("[0-9]{1,9}", text) else ""
+        raise ValueError(f"not a duration: write it like 90s, 1m30s or 500ms{hint}")
     seconds = sum(Decimal(number) * _SECONDS[unit] for number, unit in _NUMBER_AND_UNIT.findall(text))
     if seconds > _LONGEST:
         raise ValueError("out of range: Go's durations end at 2562047h47m")

@@ -7,6 +7,7 @@
     │   ├── PermissionMissing       a capability is not granted
     │   └── NotSupported            the kernel has no such table
     ├── InterfaceMissing        1  the interface does not exist (yet)
+    ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
     ├── ChainUnreadable         1  a chain could not be looked at, while others could
     ├── CommandError            1  a command did not do what it was asked
     │   ├── CommandTimeout          it was killed when its time was up
@@ -79,6 +80,17 @@ class InterfaceMissing(SidecarError):
 
     def __init__(self, interface: str) -> None:
         super().__init__(f"interface {interface} does not exist on this node: see `ip link show`, or set --interface")
+
+
+class AddressUnusable(SidecarError):
+    """The address is there, but the kernel does not let it be used (yet)."""
+
+    def __init__(self, *, duplicate: bool) -> None:
+        super().__init__(
+            "another host on the link has it (dadfailed, as `ip address` shows it): remove it there, then here"
+            if duplicate
+            else "tentative: the kernel still finds out whether another host on the link has it"
+        )
 
 
 class ChainUnreadable(SidecarError):

@@ -3,7 +3,8 @@
 Pure text, so that --help and version need not wait for what reads and checks the values (settings.py).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +47,8 @@ GROUPS: Final = {
         Flag("interface", "lo", "interface to add the address to"),
         Flag("port", "443", "port on which the proxy listens"),
         Flag("address-scope", "host", "host or global: scope of IPv4 addresses"),
+        Flag("create-interface", "true", "create the interface where it is missing"),
+        Flag("remove-duplicates", "false", "take the address off other interfaces"),
     ),
     "iptables rules": (
         Flag("setup-iptables", "false", "let the traffic in, untracked"),
@@ -63,7 +66,7 @@ GROUPS: Final = {
     ),
     "Log": (
         Flag("v", "0", "2 each pass, 4 each command, 6 output"),
-        Flag("vmodule", "", "the same by source file: daemon=2,ip*=6"),
+        Flag("vmodule", "", "by source file: reconcile=2,command=6"),
         Flag("logging-format", "text", "text, or json: one object a line"),
         Flag("skip_headers", "false", "lines without time, place and severity"),
         Flag("add_dir_header", "false", "the place with its directory"),
@@ -78,8 +81,10 @@ GROUPS: Final = {
         Flag("log_file_max_size", "1800", "MB, then it starts over; 0: no limit"),
         Flag("skip_log_headers", "false", "files without a header at their start"),
         Flag("one_output", "false", "a line only in its severity's file"),
-        Flag("alsologtostderrthreshold", "0", "for --alsologtostderr: 0-3"),
-        Flag("legacy_stderr_threshold_behavior", "true", "see README"),
+    ),
+    "Log files, rarely needed": (
+        Flag("alsologtostderrthreshold", "0", "0-3"),
+        Flag("legacy_stderr_threshold_behavior", "true", "false: see below"),
     ),
 }
 
@@ -91,6 +96,13 @@ COMMANDS: Final = ("run", "version", "help")
 _ASIDE: Final = ("help", "h", "version")
 
 _WORDS_OF_A_BOOLEAN: Final = ("true", "false", "t", "f", "1", "0", "yes", "no")
+
+
+#: How wide the column of names is in --help.
+_NAME: Final = 19
+
+#: What looks like an address, and is no word.
+_ADDRESS: Final = re.compile(r"[0-9.,]+|[0-9a-fA-F:.,]*:[0-9a-fA-F:.,]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +125,27 @@ def parse(argv: Sequence[str]) -> CommandLine:
     asked = {name for name in _ASIDE if line.values.pop(name, None)}
     if command == "help" or asked & {"help", "h"}:
         return CommandLine("help", {}, [])
-    if command in COMMANDS:
-        return CommandLine("version" if asked else command, line.values, [*line.faults, *map(_unexpected, rest)])
-    if command.lower() in _WORDS_OF_A_BOOLEAN:
-        return CommandLine("run", line.values, [*line.faults, *map(_unexpected, line.words)])
-    known = f"unknown command {quoted(command)}: it is one of {', '.join(COMMANDS)}"
-    return CommandLine("unknown", line.values, [*line.faults, known + pflag.nearest(command, COMMANDS)])
+    if command not in COMMANDS:
+        known = (
+            f"unknown command {quoted(command)}: it is one of {', '.join(COMMANDS)}{pflag.nearest(command, COMMANDS)}"
+        )
+        if hint := _hint(command):
+            known = f"unexpected word {quoted(command)}{hint}"
+        return CommandLine("unknown", line.values, [*line.faults, known, *map(_unexpected, rest)])
+    return CommandLine("version" if asked else command, line.values, [*line.faults, *map(_unexpected, rest)])
 
 
 def _unexpected(word: str) -> str:
-    hint = "; a boolean takes its value with =, like --cleanup=false" if word.lower() in _WORDS_OF_A_BOOLEAN else ""
-    return f"unexpected word {quoted(word)}{hint}"
+    return f"unexpected word {quoted(word)}{_hint(word)}"
+
+
+def _hint(word: str) -> str:
+    """Return what a word was perhaps meant to be."""
+    if word.lower() in _WORDS_OF_A_BOOLEAN:
+        return "; a boolean takes its value with =, like --cleanup=false"
+    if _ADDRESS.fullmatch(word):
+        return "; several addresses are separated by commas: --ip-address=10.96.0.2,10.96.0.3"
+    return ""
 
 
 def usage() -> str:
@@ -135,7 +157,7 @@ def usage() -> str:
         "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
     ]
     for title, group in GROUPS.items():
-        lines += ["", f"{title}:", *map(_row, group)]
+        lines += ["", f"{title}:", *_rows(group)]
     return "\n".join(
         (
             *lines,
@@ -143,6 +165,8 @@ def usage() -> str:
             "Second column: the variable that sets the same. Flags win over variables, variables over the",
             "--env-file, that over the default in the third column. A boolean is --cleanup or --cleanup=false;",
             "a duration is Go's: 90s, 1m30s, 500ms; a severity is 0 to 3 or INFO, WARNING, ERROR, FATAL.",
+            "With --alsologtostderr, --alsologtostderrthreshold is the severity from which it holds. With",
+            "--legacy_stderr_threshold_behavior=false, --logtostderr drops what is below --stderrthreshold.",
             "",
             "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node lacks",
             "something: a command, a capability, kernel support.",
@@ -150,6 +174,11 @@ def usage() -> str:
     )
 
 
-def _row(flag: Flag) -> str:
-    default = "required" if flag.default is None else flag.default or "-"
-    return f"  {flag.spelled:<19} {flag.variable:<26} {default:<8} {flag.meaning}"
+def _rows(group: Sequence[Flag]) -> Iterator[str]:
+    """Yield a line for each flag; a group with longer names has columns of its own."""
+    is_wide = any(len(flag.spelled) > _NAME for flag in group)
+    names, variables, defaults = (34, 40, 4) if is_wide else (_NAME, 26, 8)
+    for flag in group:
+        spelled = "-v, --v" if flag.name == "v" else flag.spelled
+        default = "required" if flag.default is None else flag.default or "-"
+        yield f"  {spelled:<{names}} {flag.variable:<{variables}} {default:<{defaults}} {flag.meaning}"

@@ -6,11 +6,13 @@ from typing import NoReturn
 from sidecar import parse, privileges
 from sidecar.command import Result, Run
 from sidecar.errors import CommandError, OutputUnreadable, PermissionMissing
-from sidecar.model import AddAddress, Address, AddressAction, RemoveAddress
+from sidecar.model import AddAddress, CreateLink, DeleteLink, Link, LinkAction, RemoveAddress, SetLinkUp
+from sidecar.plan import MARK
 
 COMMAND = "ip"
 
-_SHOW = (COMMAND, "-json", "address", "show")
+#: Details have the kind of a link and its alias, which tell whether we created it.
+_SHOW = (COMMAND, "-json", "-details", "address", "show")
 
 
 class IpRoute:
@@ -19,38 +21,46 @@ class IpRoute:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def observe(self) -> tuple[frozenset[str], frozenset[Address]]:
-        """Return the names of all links and every address on them; raise a SidecarError if it could not look."""
+    def observe(self) -> tuple[Link, ...]:
+        """Return all links with their addresses; raise a SidecarError if it could not look."""
         result = self._run(*_SHOW)
         if result.exit:
             _fail(_SHOW, result)
         try:
-            return parse.links_and_addresses(result.stdout)
+            return parse.links(result.stdout)
         except ValueError as error:
             raise OutputUnreadable(_SHOW, "", f"cannot be understood: {error}") from error
 
-    def apply(self, action: AddressAction) -> None:
+    def apply(self, action: LinkAction) -> None:
         """Carry out one action; raise a SidecarError if `ip` refuses."""
-        argv = arguments(action)
-        result = self._run(*argv)
+        argv, stdin = command(action)
+        result = self._run(*argv, stdin=stdin)
         if result.exit:
-            _fail(argv, result)
+            _fail(argv, result, stdin)
 
 
-def arguments(action: AddressAction) -> tuple[str, ...]:
-    """Return the command that carries out the action."""
+def command(action: LinkAction) -> tuple[tuple[str, ...], str]:
+    """Return the command that carries out the action, and its standard input."""
     match action:
+        case CreateLink(interface, kind):
+            # In one process, which ends its work even if we are killed: no link of ours stays without its mark.
+            lines = (f"link add name {interface} type {kind}", f"link set dev {interface} alias {MARK} up", "")
+            return (COMMAND, "-batch", "-"), "\n".join(lines)
+        case SetLinkUp(interface):
+            return (COMMAND, "link", "set", "dev", interface, "up"), ""
+        case DeleteLink(interface):
+            return (COMMAND, "link", "delete", "dev", interface), ""
         case AddAddress(address, scope):
             # The kernel gives an IPv6 address the scope that its prefix implies, whatever is asked for
             # (net/ipv6/addrconf.c). nodad: without it the address is not usable for its first second.
             extra = ("nodad",) if isinstance(address.ip, IPv6Address) else ("scope", scope)
-            return (COMMAND, "address", "add", address.cidr, "dev", address.interface, *extra)
+            return (COMMAND, "address", "add", address.cidr, "dev", address.interface, *extra), ""
         case RemoveAddress(address):
-            return (COMMAND, "address", "delete", address.cidr, "dev", address.interface)
+            return (COMMAND, "address", "delete", address.cidr, "dev", address.interface), ""
 
 
-def _fail(argv: tuple[str, ...], result: Result) -> NoReturn:
-    failure = CommandError(argv, "", f"exited with {result.exit}", result.stderr)
+def _fail(argv: tuple[str, ...], result: Result, stdin: str = "") -> NoReturn:
+    failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
     if lacking := privileges.missing("CAP_NET_ADMIN"):
         raise PermissionMissing(lacking, str(failure))
     raise failure

@@ -89,7 +89,7 @@ def parse_vmodule(text: str) -> Vmodule:
         pattern, equals, number = part.partition("=")
         level = _integer(number)
         if not pattern or not equals or level is None or level < 0:
-            raise ValueError("not a list of file=N: write it like daemon=2,ip*=6, without .py")
+            raise ValueError("not a list of file=N: write it like reconcile=2,command=6, without .py")
         if level:
             levels.append((pattern, level))
     return Vmodule(tuple(levels))

@@ -45,6 +45,13 @@ class LogFile:
         self._link = link
         self._name = ""
         self._path: Path | None = None
+        #: Why a directory before the one that took the last line did not take it.
+        self.refused: OSError | None = None
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the last line went."""
+        return self._path and self._path.parent
 
     def append(self, line: str, time: datetime) -> None:
         """Write the line. Raises OSError if no directory takes it, or the disk is full."""
@@ -69,14 +76,15 @@ class LogFile:
 
     def _open(self, flags: int = 0) -> int:
         failure = OSError()
+        self.refused = None
         for directory in self._directories:
             path = directory / self._name
             try:
                 descriptor = os.open(path, _FLAGS | flags | (os.O_NOFOLLOW if self._link else 0), 0o666)
             except OSError as error:
-                failure = error
+                self.refused = failure = error
                 continue
-            if path != self._path:
+            if path != self._path or not os.fstat(descriptor).st_size:
                 self._path = path
                 self._make_link(directory)
             return descriptor

@@ -89,14 +89,19 @@ class _Output:
         try:
             file.append(line, entry.time)
         except OSError as error:
-            if file not in self._failing:
-                self._failing.add(file)
-                name = f" {error.filename}" if error.filename else ""
-                text = f"cannot write to log file{name}: {error.strerror}; its lines go to standard error"
-                _say(self._line(replace(entry, severity=Severity.WARNING, message=text, facts={}, stack="")))
+            self._complain(file, error, "its lines go to standard error", entry)
             return False
-        self._failing.discard(file)
+        if file.refused:
+            self._complain(file, file.refused, f"its lines go to {file.directory}", entry)
+        else:
+            self._failing.discard(file)
         return True
+
+    def _complain(self, file: LogFile, error: OSError, instead: str, entry: Entry) -> None:
+        if file not in self._failing:
+            self._failing.add(file)
+            text = f"cannot write to log file {error.filename}: {error.strerror}; {instead}"
+            _say(self._line(replace(entry, severity=Severity.WARNING, verbosity=0, message=text, facts={}, stack="")))
 
     def _line(self, entry: Entry) -> str:
         if self._given.logging_format == "json":

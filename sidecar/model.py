@@ -1,5 +1,6 @@
 """The values that travel between the floors: all frozen, none knows how it is observed or applied."""
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -67,22 +68,126 @@ class Desired:
     insert: bool
     """True: rules go in front of the others in their chain; False: behind them."""
 
+    link_kind: str
+    """The kind of link to create where the interface is missing; empty: none is created."""
+
+    remove_duplicates: bool
+    """Whether the addresses are taken off other interfaces."""
+
+
+class AddressState(enum.Enum):
+    """What the kernel thinks of an IPv6 address (linux/if_addr.h); an IPv4 address is always usable."""
+
+    USABLE = enum.auto()
+    TENTATIVE = enum.auto()
+    """Duplicate address detection is under way."""
+    DUPLICATE = enum.auto()
+    """It failed: another host on the link has the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An IP address as it was found on a link."""
+
+    ip: IPAddress
+    prefix_length: int
+    scope: str
+    state: AddressState = AddressState.USABLE
+
+    @property
+    def cidr(self) -> str:
+        return f"{self.ip}/{self.prefix_length}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface as it was found."""
+
+    name: str
+    altnames: tuple[str, ...] = ()
+    kind: str = ""
+    """Of a virtual link: dummy, veth, …"""
+
+    alias: str = ""
+    is_up: bool = True
+    addresses: tuple[LinkAddress, ...] = ()
+
+    def goes_by(self, name: str) -> bool:
+        return name == self.name or name in self.altnames
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What is on the node, as far as it could be seen. What could not be seen is unknown, never absent."""
 
-    links: frozenset[str] | None
-    """The names of all interfaces; None: could not look."""
-
-    addresses: frozenset[Address] | None
-    """Every address on every interface; None: could not look."""
+    links: tuple[Link, ...] | None
+    """All interfaces, with their addresses; None: could not look."""
 
     copies: Mapping[Rule, int]
     """How many copies of each of our rules there are; a rule that is not in here could not be looked for."""
 
+    def link(self, name: str) -> Link | None:
+        """Return the link that goes by this name, if it was seen."""
+        return next((link for link in self.links or () if link.goes_by(name)), None)
+
 
 # What can be done to a node. `todo` and `done` are the words for it in the log, `facts` the same as values.
+
+
+@dataclass(frozen=True, slots=True)
+class CreateLink:
+    """Create an interface, marked as ours, and set it up."""
+
+    interface: str
+    kind: str
+
+    @property
+    def todo(self) -> str:
+        return f"create interface {self.interface} ({self.kind})"
+
+    @property
+    def done(self) -> str:
+        return f"interface {self.interface} missing, created ({self.kind})"
+
+    @property
+    def facts(self) -> Facts:
+        return {"interface": self.interface}
+
+
+@dataclass(frozen=True, slots=True)
+class SetLinkUp:
+    interface: str
+
+    @property
+    def todo(self) -> str:
+        return f"set interface {self.interface} up"
+
+    @property
+    def done(self) -> str:
+        return f"interface {self.interface} was down, set up"
+
+    @property
+    def facts(self) -> Facts:
+        return {"interface": self.interface}
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    """Delete an interface that this program created."""
+
+    interface: str
+
+    @property
+    def todo(self) -> str:
+        return f"delete interface {self.interface}"
+
+    @property
+    def done(self) -> str:
+        return f"deleted interface {self.interface}"
+
+    @property
+    def facts(self) -> Facts:
+        return {"interface": self.interface}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +292,9 @@ def _copies(number: int) -> str:
     return "1 copy" if number == 1 else f"{number} copies"
 
 
-AddressAction: TypeAlias = AddAddress | RemoveAddress
+LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | RemoveAddress
 RuleAction: TypeAlias = AddRule | RemoveSurplus | RemoveRule
-Action: TypeAlias = AddressAction | RuleAction
+Action: TypeAlias = LinkAction | RuleAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +315,17 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that an operator should know, though nothing is missing because of it."""
+
+    text: str
+    facts: Facts = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """How a pass, or a cleanup, ended: what was read back, not what was asked for."""
 
@@ -218,6 +334,7 @@ class Report:
     """What would still have to be done."""
 
     failures: tuple[Failure, ...]
+    notices: tuple[Notice, ...] = ()
 
     @property
     def in_sync(self) -> bool:

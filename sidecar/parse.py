@@ -3,32 +3,45 @@
 import json
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from sidecar.model import Address, Rule
+from sidecar.model import AddressState, Link, LinkAddress, Rule
 
 #: A table and one of its chains.
 Chain: TypeAlias = tuple[str, str]
 
 
-def links_and_addresses(text: str) -> tuple[frozenset[str], frozenset[Address]]:
-    """Read `ip -json address show`: the names of all links, and every address on them, by each of the link's names.
+def links(text: str) -> tuple[Link, ...]:
+    """Read `ip -json -details address show`.
 
     Only the fields that decide something are read, by name; iproute2 adds others from release to release.
     Some releases print an empty object for a link that a filter left out: it is passed over.
     """
-    links: set[str] = set()
-    addresses: set[Address] = set()
     try:
-        for link in filter(None, json.loads(text)):
-            for name in (link["ifname"], *link.get("altnames", ())):
-                links.add(name)
-                for info in link["addr_info"]:
-                    if "address" not in info:  # it has one of its own where it is the end of a point-to-point link
-                        addresses.add(Address(ip_address(info["local"]), int(info["prefixlen"]), name))
-    except (ValueError, TypeError, KeyError) as error:
+        return tuple(map(_link, filter(None, json.loads(text))))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not the output of `ip -json address show` ({type(error).__name__}: {error})") from error
-    return frozenset(links), frozenset(addresses)
+
+
+def _link(shown: dict[str, Any]) -> Link:
+    return Link(
+        name=shown["ifname"],
+        altnames=tuple(shown.get("altnames", ())),
+        kind=shown.get("linkinfo", {}).get("info_kind", ""),
+        alias=shown.get("ifalias", ""),
+        is_up="UP" in shown["flags"],
+        # An address has another one of its own where it is the end of a point-to-point link: it is not ours.
+        addresses=tuple(_address(info) for info in shown["addr_info"] if "address" not in info),
+    )
+
+
+def _address(info: dict[str, Any]) -> LinkAddress:
+    state = AddressState.USABLE
+    if info.get("dadfailed"):
+        state = AddressState.DUPLICATE
+    elif info.get("tentative") and not info.get("optimistic"):
+        state = AddressState.TENTATIVE
+    return LinkAddress(ip_address(info["local"]), int(info["prefixlen"]), info["scope"], state)
 
 
 def rule_positions(text: str, chains: Sequence[Chain], rules: Iterable[Rule]) -> dict[Rule, list[int]]:

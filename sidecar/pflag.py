@@ -57,8 +57,10 @@ def _flag(
         typed = argument[1]
         given = argument[2:].removeprefix("=") if argument[2:] else None
     name = known.get(_normal(typed))
-    if name is None:
-        word = argument.partition("=")[0]
+    word = argument.partition("=")[0]
+    # To pflag, -vmodule=x is the flag -v with the rest as its value; here it is taken for the slip that it is.
+    is_slip = not argument.startswith("--") and _normal(word[1:]) != name and _normal(word[1:]) in known
+    if name is None or is_slip:
         line.faults.append(f"unknown flag {quoted(word)}{nearest(word.strip('-'), known.values(), '--')}")
         return
     if given is None and name in booleans:

@@ -1,49 +1,126 @@
-"""The decisions: desired and observed state in, actions out. No I/O, so that every situation can be tested.
+"""The decisions: desired and observed state in; actions, obstacles and notices out. No I/O: every case can be tested.
 
-Both functions say nothing about what could not be looked at: acting on a guess is worse than waiting for the
-next look. From any half-done list of actions, looking and planning again leads to the same goal.
+Nothing is said about what could not be looked at: acting on a guess is worse than waiting for the next look. From any
+half-done list of actions, looking and planning again leads to the same goal.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
+from sidecar import PROGRAM
+from sidecar.errors import AddressUnusable, InterfaceMissing
 from sidecar.model import (
     Action,
     AddAddress,
+    Address,
+    AddressState,
     AddRule,
+    CreateLink,
+    DeleteLink,
     Desired,
+    Failure,
+    Link,
+    LinkAction,
+    LinkAddress,
+    Notice,
     Observed,
     RemoveAddress,
     RemoveRule,
     RemoveSurplus,
+    SetLinkUp,
 )
+
+#: The alias (man 8 ip-link) of a link that this program created. Without it none is taken for ours.
+MARK: Final = PROGRAM
+
+LOOPBACK: Final = "lo"
 
 
 def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
-    """Return what leads from the observed state to the desired one: addresses first, then rules."""
-    return (*_add_addresses(desired, observed), *_correct_rules(desired, observed))
+    """Return what leads from the observed state to the desired one: the interface, its addresses, then rules."""
+    return (
+        *_prepare_link(desired, observed),
+        *_correct_addresses(desired, observed),
+        *_correct_rules(desired, observed),
+    )
 
 
 def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> tuple[Action, ...]:
     """Return what takes away everything desired that is there: rules first.
 
     The address goes last, so that it answers for as long as anything still leads to it. With `patient` it stays
-    while it is unknown whether its rules are there.
+    while it is unknown whether its rules are there. An interface goes if this program created it, and nothing but
+    what is desired is on it.
     """
     rules = (RemoveRule(rule, observed.copies[rule]) for rule in desired.rules if observed.copies.get(rule))
+    link = observed.link(desired.interface)
+    if link is None:
+        return tuple(rules)
     kept = {rule.family for rule in desired.rules if rule not in observed.copies} if patient else set()
-    present = observed.addresses or frozenset()
-    addresses = (
-        RemoveAddress(address) for address in desired.addresses if address in present and address.ip.version not in kept
-    )
-    return (*rules, *addresses)
+    going = [
+        address for address in desired.addresses if address.ip.version not in kept and _on(link, address, exactly=True)
+    ]
+    links = () if kept or not _is_ours_alone(desired, link) else (DeleteLink(desired.interface),)
+    return (*rules, *map(RemoveAddress, going), *links)
 
 
-def _add_addresses(desired: Desired, observed: Observed) -> Iterator[AddAddress]:
-    if observed.links is None or observed.addresses is None or desired.interface not in observed.links:
+def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
+    """Yield what keeps the desired state from being reached, that no action can change."""
+    if observed.links is None:
+        return
+    link = observed.link(desired.interface)
+    if link is None and not desired.link_kind:
+        for address in desired.addresses:
+            yield Failure(f"add {address.cidr}", InterfaceMissing(desired.interface), address.facts)
+    for address in desired.addresses:
+        found = _on(link, address) if link else None
+        if found and found.state is not AddressState.USABLE:
+            failed = found.state is AddressState.DUPLICATE
+            yield Failure(f"use {address}", AddressUnusable(duplicate=failed), address.facts)
+
+
+def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
+    """Yield what an operator should know of a node, though nothing is missing."""
+    link = observed.link(desired.interface)
+    if link and not link.is_up and not _may_be_set_up(link):
+        text = (
+            f"interface {link.name} is down and not ours: nothing reaches its addresses; `ip link set {link.name} up`"
+        )
+        yield Notice(text, {"interface": link.name})
+    for address in desired.addresses:
+        found = _on(link, address) if link else None
+        if found and found.prefix_length != address.prefix_length:
+            yield Notice(f"{found.cidr} on {desired.interface} is taken as it is, and cleanup leaves it", address.facts)
+        elif found and found.ip.version == 4 and found.scope != desired.scope:  # noqa: PLR2004 - the protocol's name
+            text = f"{address} keeps its scope {found.scope}; for scope {desired.scope} remove it, it is added again"
+            yield Notice(text, address.facts)
+        if not desired.remove_duplicates:
+            for other, duplicate in _duplicates(desired, observed, address):
+                text = f"{duplicate.cidr} is on {other.name} as well; --remove-duplicates takes it off there"
+                yield Notice(text, {"address": duplicate.cidr, "interface": other.name})
+
+
+def _prepare_link(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
+    if observed.links is None:
+        return
+    link = observed.link(desired.interface)
+    if link is None:
+        if desired.link_kind:
+            yield CreateLink(desired.interface, desired.link_kind)
+    elif not link.is_up and _may_be_set_up(link):
+        yield SetLinkUp(desired.interface)
+
+
+def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
+    link = observed.link(desired.interface)
+    if observed.links is None or not (link or desired.link_kind):
         return
     for address in desired.addresses:
-        if address not in observed.addresses:
+        if link is None or _on(link, address) is None:
             yield AddAddress(address, desired.scope)
+        elif desired.remove_duplicates:
+            for other, duplicate in _duplicates(desired, observed, address):
+                yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))
 
 
 def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | RemoveSurplus]:
@@ -55,3 +132,36 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | R
                 yield AddRule(rule, desired.insert)
             case copies:
                 yield RemoveSurplus(rule, copies - 1)
+
+
+def _on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
+    """Return the address as it is on the link.
+
+    IPv4 takes the same address with another prefix length beside it, IPv6 does not (net/ipv6/addrconf.c,
+    ipv6_add_addr): unless `exactly`, it counts there as the address, which it is for every purpose of ours.
+    """
+    for found in link.addresses:
+        if found.ip == address.ip and (
+            found.prefix_length == address.prefix_length or (found.ip.version == 6 and not exactly)  # noqa: PLR2004
+        ):
+            return found
+    return None
+
+
+def _duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[tuple[Link, LinkAddress]]:
+    for link in observed.links or ():
+        if not link.goes_by(desired.interface):
+            yield from ((link, found) for found in link.addresses if found.ip == address.ip)
+
+
+def _may_be_set_up(link: Link) -> bool:
+    """Leave a link of somebody else's down: there may be a reason. lo is so only in a namespace that is new."""
+    return link.name == LOOPBACK or link.alias == MARK
+
+
+def _is_ours_alone(desired: Desired, link: Link) -> bool:
+    """Whether we created a link, and nothing is on it but what is desired and what the kernel put there itself."""
+    if not desired.link_kind or (link.alias, link.kind) != (MARK, desired.link_kind):
+        return False
+    expected = {(address.ip, address.prefix_length) for address in desired.addresses}
+    return all((found.ip, found.prefix_length) in expected or found.scope == "link" for found in link.addresses)

@@ -8,23 +8,26 @@ from typing import Final
 from loguru import logger
 
 from sidecar import verbosity
-from sidecar.errors import CommandTimeout, DeadlineReached, InterfaceMissing, Interrupted, NodeError, SidecarError
+from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, SidecarError
 from sidecar.iproute import IpRoute
 from sidecar.iptables import Iptables
 from sidecar.model import (
     Action,
-    AddAddress,
-    Address,
+    AddRule,
+    CreateLink,
     Desired,
     Failure,
     Family,
+    Link,
+    LinkAddress,
     Observed,
     RemoveAddress,
     RemoveRule,
+    RemoveSurplus,
     Report,
     Rule,
 )
-from sidecar.plan import plan, teardown
+from sidecar.plan import notices, obstacles, plan, teardown
 
 #: How often one pass acts before it gives up. More than once is for what others did at the same moment.
 ROUNDS: Final = 3
@@ -70,7 +73,8 @@ class Reconciler:
             if not acts_left or not _worth_another_round(actions, failed):
                 break
             failed |= self._apply(actions, changed)
-        return Report(tuple(changed), actions, (*unseen, *self._interface_missing(observed), *failed.values()))
+        unsolved = (*unseen, *obstacles(self._desired, observed), *failed.values())
+        return Report(tuple(changed), actions, unsolved, tuple(notices(self._desired, observed)))
 
     def cleanup(self, deadline: float) -> Report:
         """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
@@ -83,7 +87,7 @@ class Reconciler:
         changed: list[Action] = []
         failed: dict[Action, Failure] = {}
         failures: tuple[Failure, ...] = ()
-        observed = Observed(None, None, {})
+        observed = Observed(None, {})
         tries_left = ROUNDS
         try:
             for attempt in itertools.count():
@@ -109,19 +113,22 @@ class Reconciler:
         """Return what there is to remove if all that was not seen is there, but for what was just removed."""
         removed = {action.rule for action in changed if isinstance(action, RemoveRule)}
         copies = {**{rule: int(rule not in removed) for rule in self._desired.rules}, **observed.copies}
-        gone = {action.address for action in changed if isinstance(action, RemoveAddress)}
-        addresses = frozenset(self._desired.addresses) - gone if observed.addresses is None else observed.addresses
-        return teardown(self._desired, Observed(observed.links, addresses, copies))
+        links = observed.links
+        if links is None:
+            gone = {action.address for action in changed if isinstance(action, RemoveAddress)}
+            left = [address for address in self._desired.addresses if address not in gone]
+            addresses = tuple(LinkAddress(each.ip, each.prefix_length, self._desired.scope) for each in left)
+            links = (Link(self._desired.interface, addresses=addresses),)
+        return teardown(self._desired, Observed(links, copies))
 
     def _observe(self) -> tuple[Observed, tuple[Failure, ...]]:
         """Return what is there, and for what could not be seen, why."""
-        failures: list[Failure] = []
-        links: frozenset[str] | None = None
-        addresses: frozenset[Address] | None = None
+        unseen: list[Failure] = []
+        links: tuple[Link, ...] | None = None
         try:
-            links, addresses = self._iproute.observe()
+            links = self._iproute.observe()
         except SidecarError as error:
-            failures.append(Failure("look at the addresses", error))
+            unseen.append(Failure("look at the addresses", error))
         copies: dict[Rule, int] = {}
         for family, iptables in self._iptables.items():
             rules = tuple(rule for rule in self._desired.rules if rule.family == family)
@@ -129,22 +136,22 @@ class Reconciler:
             try:
                 seen, errors = iptables.observe(rules)
             except SidecarError as error:
-                failures.append(Failure(attempt, error))
+                unseen.append(Failure(attempt, error))
             else:
                 copies |= seen
-                failures += [Failure(attempt, error) for error in errors]
-        return Observed(links, addresses, copies), tuple(failures)
+                unseen += [Failure(attempt, error) for error in errors]
+        return Observed(links, copies), tuple(unseen)
 
     def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
         """Carry out the actions in order, add to `changed` those that changed something, return what failed.
 
         It goes on after a failure. But a tool that hung, had to wait, or may not do what is asked, is not asked
-        again and again.
+        again and again; nor is anything asked of an interface that could not be created.
         """
         failed: dict[Action, Failure] = {}
         given_up: set[Family | None] = set()
         for action in actions:
-            tool = None if isinstance(action, AddAddress | RemoveAddress) else action.rule.family
+            tool = action.rule.family if isinstance(action, AddRule | RemoveSurplus | RemoveRule) else None
             if tool in given_up:
                 continue
             try:
@@ -153,22 +160,15 @@ class Reconciler:
                     logger.bind(**action.facts).info(action.done)
             except SidecarError as error:
                 failed[action] = Failure(action.todo, error, action.facts)
-                if error.transient or isinstance(error, NodeError):
+                if error.transient or isinstance(error, NodeError) or isinstance(action, CreateLink):
                     given_up.add(tool)
         return failed
 
     def _apply_one(self, action: Action) -> bool:
-        if isinstance(action, AddAddress | RemoveAddress):
-            self._iproute.apply(action)
-            return True
-        return self._iptables[action.rule.family].apply(action)
-
-    def _interface_missing(self, observed: Observed) -> tuple[Failure, ...]:
-        interface = self._desired.interface
-        if observed.links is None or interface in observed.links:
-            return ()
-        addresses = ", ".join(address.cidr for address in self._desired.addresses)
-        return (Failure(f"add {addresses}", InterfaceMissing(interface)),)
+        if isinstance(action, AddRule | RemoveSurplus | RemoveRule):
+            return self._iptables[action.rule.family].apply(action)
+        self._iproute.apply(action)
+        return True
 
 
 def _log_pass(report: Report, seconds: float) -> None:

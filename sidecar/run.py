@@ -9,7 +9,7 @@ from loguru import logger
 
 from sidecar import PROGRAM, __version__, daemon, iproute, logs, settings
 from sidecar.command import Commands
-from sidecar.desired import desired
+from sidecar.desired import LINK_KIND, desired
 from sidecar.errors import Interrupted, NodeError, Stopped
 from sidecar.flags import FLAGS
 from sidecar.iproute import IpRoute
@@ -34,6 +34,8 @@ def run(given: Settings, warnings: Sequence[str]) -> int:
         scope=given.address_scope,
         setup_iptables=given.setup_iptables,
         insert=given.rule_position == "insert",
+        link_kind=LINK_KIND if given.create_interface else "",
+        remove_duplicates=given.remove_duplicates,
     )
     # Until this program finds out by itself which backend the node uses, auto is the administrator's choice.
     backend = "system" if given.iptables_backend == "auto" else given.iptables_backend
@@ -45,7 +47,7 @@ def run(given: Settings, warnings: Sequence[str]) -> int:
     wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
     try:
         commands.require(programs)
-        report = _work(given, reconciler, wakeup, daemon.Journal(_in_words(goal, iptables)))
+        report = _work(given, reconciler, wakeup, daemon.Journal(_in_words(goal, given.port, iptables)))
         # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
         code = report.exit_code if report else int(not given.daemon)
         if given.cleanup:
@@ -94,9 +96,10 @@ def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands) -> int
     return report.exit_code
 
 
-def _in_words(goal: Desired, iptables: Mapping[Family, Iptables]) -> str:
+def _in_words(goal: Desired, port: int, iptables: Mapping[Family, Iptables]) -> str:
     shown = [address.cidr for address in goal.addresses[:SHOWN]]
     if len(goal.addresses) > SHOWN:
         shown.append(f"{len(goal.addresses) - SHOWN} more")
-    rules = f", {len(goal.rules)} rules by {' and '.join(each.command for each in iptables.values())}"
+    commands = " and ".join(each.command for each in iptables.values())
+    rules = f", {len(goal.rules)} rules for port {port} by {commands}"
     return f"{', '.join(shown)} on {goal.interface}" + (rules if goal.rules else "")

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 from dotenv.parser import Binding, parse_stream  # of pydantic-settings, which reads such files with it
 from pydantic import PlainValidator, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sidecar import durations, klog, pflag, values
@@ -60,6 +61,8 @@ class Settings(BaseSettings):
     interface: Annotated[str, PlainValidator(values.interface)]
     port: Annotated[int, PlainValidator(values.port)]
     address_scope: Annotated[str, PlainValidator(values.one_of("host", "global"))]
+    create_interface: _Boolean
+    remove_duplicates: _Boolean
 
     setup_iptables: _Boolean
     iptables_backend: Annotated[str, PlainValidator(values.one_of("auto", "nft", "legacy", "system"))]
@@ -115,7 +118,10 @@ def load(line: CommandLine) -> tuple[Settings, list[str]]:
     try:
         settings = Settings(**{**given, **flags})
     except ValidationError as error:
-        raise ConfigError([*faults, *_faults(error, flags, path), *warnings]) from None
+        wrong = [
+            fault for fault in error.errors(include_url=False) if fault["type"] != "missing" or line.command == "run"
+        ]
+        raise ConfigError([*faults, *(_fault(fault, flags, path) for fault in wrong), *warnings]) from None
     faults += _contradictions(settings)
     if faults:
         raise ConfigError([*faults, *warnings])
@@ -194,18 +200,20 @@ def _without_effect(settings: Settings) -> Iterator[str]:
         yield f"--{name} has no effect without --logtostderr=false: the log goes to standard error, not to files"
     elif settings.log_file and settings.log_dir:
         yield "--log_dir has no effect beside --log_file"
+    sources = [path.stem for path in Path(__file__).parent.glob("*.py")]
+    for pattern, level in settings.vmodule.levels:
+        if not any(Vmodule(((pattern, level),)).level(source) for source in sources):
+            yield f"--vmodule: no source file goes by {quoted(pattern)}{pflag.nearest(pattern, sources)}"
 
 
-def _faults(error: ValidationError, flags: Mapping[str, str], env_file: str) -> Iterator[str]:
-    for fault in error.errors(include_url=False):
-        flag = _BY_VARIABLE[str(fault["loc"][0])]
-        if fault["type"] == "missing":
-            yield f"{flag.spelled} or {flag.variable} is required: {flag.meaning}"
-            continue
-        value = fault["input"]
-        shown = ",".join(value) if isinstance(value, list) else str(value)
-        reason = fault.get("ctx", {}).get("error", fault["msg"])
-        yield f"{_origin(flag, flags, env_file)}={quoted(shown)}: {reason}"
+def _fault(fault: ErrorDetails, flags: Mapping[str, str], env_file: str) -> str:
+    flag = _BY_VARIABLE[str(fault["loc"][0])]
+    if fault["type"] == "missing":
+        return f"{flag.spelled} or {flag.variable} is required: {flag.meaning}"
+    value = fault["input"]
+    shown = ",".join(value) if isinstance(value, list) else str(value)
+    reason = fault.get("ctx", {}).get("error", fault["msg"])
+    return f"{_origin(flag, flags, env_file)}={quoted(shown)}: {reason}"
 
 
 def _origin(flag: Flag, flags: Mapping[str, str], env_file: str) -> str:

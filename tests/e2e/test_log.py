@@ -20,7 +20,7 @@ from support.program import Sidecar
 
 Start: TypeAlias = Callable[..., Sidecar]
 
-FLAGS = ("--ip-address=10.96.0.2", "--interface=eth9", "--daemon=false")
+FLAGS = ("--ip-address=10.96.0.2", "--interface=eth9", "--create-interface=false", "--daemon=false")
 WARNING = {"SIDECAR_NONSENSE": "1"}
 HEADER = re.compile(r"([IWE])(\d{4}) (\d\d:\d\d:\d\d\.\d{6}) {1,7}(\d+) ([\w/]+\.py:\d+)\] (.*)")
 FILE_HEADER = [
@@ -74,7 +74,7 @@ def test_by_default_everything_goes_to_standard_error_under_klogs_header(passes:
         assert match
         assert match[4] == str(sidecar.process.pid)
         assert "/" not in match[5]
-    settings = "--ip-address=10.96.0.2 --interface=eth9 --daemon=false"
+    settings = "--ip-address=10.96.0.2 --interface=eth9 --create-interface=false --daemon=false"
     assert sidecar.log.splitlines()[0].endswith(f"] apiserver-proxy-sidecar {__version__}: {settings}")
 
 
@@ -116,6 +116,7 @@ def test_v(passes: Callable[..., Sidecar], spelling: str) -> None:
         ("command=4", {4}),
         ("c*=6", {4, 6}),
         ("comm=6,reconcile.py=6", set()),
+        ("reconcile=2,command=6", {2, 4, 6}),  # the example of all documents
         ("command=4,*=9", {2, 4}),
     ],
 )
@@ -123,6 +124,7 @@ def test_vmodule(passes: Callable[..., Sidecar], vmodule: str, levels: set[int])
     log = passes(f"--vmodule={vmodule}").log
     assert contents(log) == levels
     assert severities(log).startswith("IW")  # what has no level is said all the same
+    assert log.count("--vmodule: no source file goes by") == vmodule.count("comm=") + vmodule.count(".py")
 
 
 def test_v_counts_where_vmodule_says_less(passes: Callable[..., Sidecar]) -> None:
@@ -169,7 +171,10 @@ def test_without_a_directory_it_is_the_one_for_temporary_files(passes: Callable[
 
 
 def test_a_directory_that_cannot_be_used_is_replaced(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
-    passes("--logtostderr=false", "--log_dir=/nonexistent", TMPDIR=str(tmp_path))
+    sidecar = passes("--logtostderr=false", "--log_dir=/nonexistent", TMPDIR=str(tmp_path))
+    assert re.search(
+        rf"cannot write to log file /nonexistent/.*INFO.*: No such file.*; its lines go to {tmp_path}\n", sidecar.log
+    )
     assert in_files(tmp_path)["INFO"] == "IWE"
 
 
@@ -298,7 +303,7 @@ def test_json(start: Start) -> None:
     assert (added["address"], added["interface"], added["v"]) == ("10.96.0.2/32", "lo", 0)
     rule = next(each for each in objects if each["msg"].startswith("rule missing"))
     assert rule["rule"] == "-t raw -A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK"
-    command = next(each for each in objects if each.get("command") == "ip -json address show")
+    command = next(each for each in objects if each.get("command") == "ip -json -details address show")
     assert (command["exit"], command["v"]) == (0, 4)
     assert 0 < command["seconds"] < 10
     assert next(each for each in objects if each["v"] == 2)["changed"] == 6

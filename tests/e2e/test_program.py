@@ -61,7 +61,7 @@ def test_one_pass_and_what_it_says(namespace: Namespace, start: Start, backend: 
     messages = [line.split("] ", 1)[1] for line in first.log.splitlines()[1:]]
     assert messages[0] == "added 10.96.0.2/32 to lo"
     assert len([message for message in messages if message.startswith("rule missing, added: -t ")]) == 5
-    assert messages[-1] == f"in sync: 10.96.0.2/32 on lo, 5 rules by iptables-{backend}"
+    assert messages[-1] == f"in sync: 10.96.0.2/32 on lo, 5 rules for port 443 by iptables-{backend}"
     second = start(*ONCE, f"--iptables-backend={backend}")
     assert second.end() == 0
     assert len(second.log.splitlines()) == 2
@@ -144,7 +144,7 @@ def test_configured_by_a_file(namespace: Namespace, start: Start, tmp_path: Path
 
 
 def test_an_interface_that_does_not_exist(namespace: Namespace, start: Start) -> None:
-    sidecar = start(*ONCE, "--interface=eth9", "--iptables-backend=nft")
+    sidecar = start(*ONCE, "--interface=eth9", "--create-interface=false", "--iptables-backend=nft")
     assert sidecar.end() == 1
     assert "could not add 10.96.0.2/32: interface eth9 does not exist on this node" in sidecar.log
     assert len(namespace.rules("nft")) == 5
@@ -200,7 +200,7 @@ def test_output_that_cannot_be_read_is_no_absence(
     env = fake("ip", f"printf '%s' '{output}'")
     sidecar = start("--ip-address=10.96.0.2", "--daemon=false", **env)
     assert sidecar.end() == 1
-    assert "could not look at the addresses: `ip -json address show` cannot be understood" in sidecar.log
+    assert "could not look at the addresses: `ip -json -details address show` cannot be understood" in sidecar.log
     assert is_clean(namespace)
 
 
@@ -210,7 +210,7 @@ def test_a_hung_command_is_killed_and_named(start: Start, fake: Callable[[str, s
     sidecar = start("--ip-address=10.96.0.2", "--daemon=false", "--command-timeout=1s", "--iptables-wait=500ms", **env)
     assert sidecar.end() == 1
     assert time.monotonic() - started < 5
-    assert "`ip -json address show` was killed after 1s" in sidecar.log
+    assert "`ip -json -details address show` was killed after 1s" in sidecar.log
 
 
 def test_a_network_that_belongs_to_another_user_is_a_missing_capability(start: Start) -> None:
@@ -283,7 +283,7 @@ def test_a_hangup_makes_it_look_at_once(namespace: Namespace, start: Start) -> N
 
 
 def test_it_waits_for_an_interface_and_says_so_once(namespace: Namespace, start: Start) -> None:
-    sidecar = start("--ip-address=10.96.0.2", "--interface=later", "--sync-interval=200ms")
+    sidecar = start("--ip-address=10.96.0.2", "--interface=later", "--create-interface=false", "--sync-interval=200ms")
     sidecar.wait_for("interface later does not exist")
     time.sleep(1.5)
     namespace.run("ip", "link", "add", "later", "type", "veth")

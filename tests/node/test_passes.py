@@ -354,7 +354,7 @@ def test_a_table_that_the_kernel_lacks(namespace: Namespace, backend: str) -> No
 
 
 def test_an_interface_that_does_not_exist(node: Node) -> None:
-    goal = desired([node.ip], interface="eth9", port=443, setup_iptables=True)
+    goal = desired([node.ip], interface="eth9", port=443, setup_iptables=True, link_kind="")
     report = node.reconciler(goal).reconcile()
     assert report.exit_code == 1
     assert "interface eth9 does not exist" in str(report.failures[0])

@@ -18,6 +18,10 @@ Chains = dict[tuple[str, str], list[str]]
 class FakeKernel:
     def __init__(self, *links: str) -> None:
         self.addresses: dict[str, list[str]] = {link: [] for link in ("lo", *links)}
+        self.links: dict[str, dict[str, object]] = {link: {"flags": ["UP"]} for link in self.addresses}
+        """Link → what `ip -json -details` shows of it."""
+        self.states: dict[str, dict[str, object]] = {}
+        """CIDR → what is shown of this address besides."""
         self.rules: dict[str, Chains] = {
             program: {(table, chain): [] for table, chains in TABLES.items() for chain in chains}
             for program in ("iptables", "ip6tables")
@@ -33,23 +37,42 @@ class FakeKernel:
         self.calls.append(argv)
         if number in self.before and (result := self.before[number]()) is not None:
             return result
-        status, output = self._ip(argv) if argv[0] == "ip" else self._iptables(argv, stdin)
+        status, output = self._ip(argv, stdin) if argv[0] == "ip" else self._iptables(argv, stdin)
         if number in self.after:
             self.after[number]()
         return Result(status, output, "" if status == 0 else "the fake kernel says no")
 
     def state(self) -> object:
-        return copy.deepcopy((self.addresses, self.rules))
+        return copy.deepcopy((self.addresses, self.links, self.rules))
 
-    def _ip(self, argv: Sequence[str]) -> tuple[int, str]:
+    def _ip(self, argv: Sequence[str], stdin: str) -> tuple[int, str]:
         match argv[1:]:
-            case ["-json", "address", "show"]:
+            case ["-json", "-details", "address", "show"]:
                 return 0, json.dumps([self._link(name) for name in self.addresses])
+            case ["-batch", "-"]:
+                return next((1 for line in stdin.splitlines() if self._change_link(line.split()[1:])), 0), ""
+            case ["link", *words]:
+                return self._change_link(words), ""
             case ["address", "add", cidr, "dev", link, *_]:
                 return self._change_address(link, cidr, add=True), ""
             case ["address", "delete", cidr, "dev", link]:
                 return self._change_address(link, cidr, add=False), ""
         raise AssertionError(f"the fake kernel does not know {argv}")
+
+    def _change_link(self, words: Sequence[str]) -> int:
+        match words:
+            case ["add", "name", name, "type", kind] if name not in self.links:
+                self.addresses[name] = []
+                self.links[name] = {"flags": [], "linkinfo": {"info_kind": kind}}
+            case ["set", "dev", name, "alias", alias, "up"] if name in self.links:
+                self.links[name] |= {"flags": ["UP"], "ifalias": alias}
+            case ["set", "dev", name, "up"] if name in self.links:
+                self.links[name]["flags"] = ["UP"]
+            case ["delete", "dev", name] if name in self.links:
+                del self.links[name], self.addresses[name]
+            case _:
+                return 1
+        return 0
 
     def _change_address(self, link: str, cidr: str, *, add: bool) -> int:
         if link not in self.addresses:
@@ -67,8 +90,9 @@ class FakeKernel:
         for cidr in self.addresses[name]:
             interface = ip_interface(cidr)
             family = "inet" if interface.version == 4 else "inet6"
-            info.append({"family": family, "local": str(interface.ip), "prefixlen": interface.network.prefixlen})
-        return {"ifname": name, "addr_info": info}
+            shown = {"family": family, "local": str(interface.ip), "prefixlen": interface.network.prefixlen}
+            info.append({**shown, "scope": "host", **self.states.get(cidr, {})})
+        return {"ifname": name, **self.links[name], "addr_info": info}
 
     def _iptables(self, argv: Sequence[str], stdin: str) -> tuple[int, str]:
         program = argv[0].removesuffix("-restore").removesuffix("-nft").removesuffix("-legacy")

@@ -6,7 +6,7 @@ from sidecar import flags
 def test_the_help_has_every_flag_in_one_line_with_its_variable_and_its_default() -> None:
     lines = flags.usage().splitlines()
     for flag in flags.FLAGS.values():
-        (line,) = [line for line in lines if line.startswith(f"  {flag.spelled} ")]
+        (line,) = [line for line in lines if line.startswith((f"  {flag.spelled} ", f"  {flag.spelled}, "))]
         assert f" {flag.variable} " in line
         assert f" {flag.default or '-' * (flag.default is not None) or 'required'} " in line
         assert line.endswith(f" {flag.meaning}")
@@ -43,6 +43,14 @@ def test_the_command(argv: list[str], command: str) -> None:
     ("argv", "faults"),
     [
         (["verison"], ["unknown command verison: it is one of run, version, help; did you mean version?"]),
+        (
+            ["10.96.0.2"],
+            ["unexpected word 10.96.0.2; several addresses are separated by commas: --ip-address=10.96.0.2,10.96.0.3"],
+        ),
+        (
+            ["run", "fd00::2"],
+            ["unexpected word fd00::2; several addresses are separated by commas: --ip-address=10.96.0.2,10.96.0.3"],
+        ),
         (["run", "run"], ["unexpected word run"]),
         (["version", "now"], ["unexpected word now"]),
         (["version", "--nonsense"], ["unknown flag --nonsense"]),

@@ -30,7 +30,12 @@ FLOORS = {
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 
 #: Who alone may import what.
-RESERVED = {"sh": {"command"}, "pydantic": {"settings"}, "pydantic_settings": {"settings"}}
+RESERVED = {
+    "sh": {"command"},
+    "pydantic": {"settings"},
+    "pydantic_settings": {"settings"},
+    "pydantic_core": {"settings"},
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from sidecar import parse
 from sidecar.desired import desired
-from sidecar.model import Address
+from sidecar.model import AddressState, LinkAddress
 from support.namespace import IPV4, IPV6
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -16,27 +16,52 @@ RULES = desired([IPV4], interface="lo", port=443, setup_iptables=True).rules
 
 
 def test_links_and_addresses_of_a_real_node() -> None:
-    links, addresses = parse.links_and_addresses((RECORDED / "ip-6.1.0.json").read_text())
-    assert links == {"lo", "v0", "v1"}
-    assert {address for address in addresses if address.ip in (IPV4, IPV6)} == {
-        Address(IPV4, 32, "lo"),
-        Address(IPV6, 128, "v0"),
+    links = {link.name: link for link in parse.links((RECORDED / "ip-6.1.0.json").read_text())}
+    assert {name: (link.kind, link.alias, link.is_up) for name, link in links.items()} == {
+        "lo": ("", "", True),
+        "ifb9": ("ifb", "apiserver-proxy-sidecar", True),
+        "v1": ("veth", "", False),
+        "v0": ("veth", "", True),
     }
-    assert Address(ip_address("192.168.7.1"), 24, "v0") in addresses
-    assert not [address for address in addresses if address.ip == ip_address("10.1.0.0")]  # it has a peer
+    assert LinkAddress(IPV4, 32, "host") in links["lo"].addresses
+    assert LinkAddress(IPV6, 128, "global") in links["v0"].addresses
+    assert LinkAddress(ip_address("fd00::3"), 64, "global", AddressState.TENTATIVE) in links["v0"].addresses
+    assert not [found for link in links.values() for found in link.addresses if found.ip == ip_address("10.1.0.0")]
 
 
 def test_an_interface_goes_by_each_of_its_names() -> None:
-    text = '[{"ifname": "eth0", "altnames": ["enp0s3"], "addr_info": [{"local": "10.96.0.2", "prefixlen": 32}]}]'
-    links, addresses = parse.links_and_addresses(text)
-    assert links == {"eth0", "enp0s3"}
-    assert addresses == {Address(IPV4, 32, "eth0"), Address(IPV4, 32, "enp0s3")}
+    (link,) = parse.links('[{"ifname": "eth0", "altnames": ["enp0s3"], "flags": [], "addr_info": []}]')
+    assert link.goes_by("eth0")
+    assert link.goes_by("enp0s3")
+    assert not link.goes_by("eth1")
 
 
-@pytest.mark.parametrize("text", ["", "[", "null", "7", '[{"ifname": "lo"}]', '[{"addr_info": []}]', '["lo"]'])
+@pytest.mark.parametrize(
+    ("flags", "state"),
+    [
+        ("", AddressState.USABLE),
+        (', "nodad": true', AddressState.USABLE),
+        (', "tentative": true', AddressState.TENTATIVE),
+        (', "tentative": true, "optimistic": true', AddressState.USABLE),
+        (', "tentative": true, "dadfailed": true', AddressState.DUPLICATE),
+    ],
+)
+def test_whether_an_address_can_be_used(flags: str, state: AddressState) -> None:
+    info = f'{{"local": "fd00::3", "prefixlen": 128, "scope": "global"{flags}}}'
+    (link,) = parse.links(f'[{{"ifname": "lo", "flags": [], "addr_info": [{info}]}}]')
+    assert link.addresses[0].state is state
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[", "null", "7", '[{"ifname": "lo"}]', '[{"addr_info": []}]', '["lo"]',
+        '[{"ifname": "lo", "flags": [], "addr_info": [], "linkinfo": 7}]',
+    ],
+)  # fmt: skip
 def test_what_ip_never_prints_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not the output of"):
-        parse.links_and_addresses(text)
+        parse.links(text)
 
 
 @pytest.mark.parametrize("recorded", ["iptables-nft-1.8.9.txt", "iptables-legacy-1.8.9.txt"])

@@ -251,12 +251,43 @@ def test_others_that_keep_deleting_do_not_make_a_pass_endless() -> None:
 
 def test_a_missing_interface_fails_and_the_rules_are_set_up_all_the_same() -> None:
     kernel = FakeKernel()
-    goal = desired([IPV4], interface="eth9", port=443, setup_iptables=True)
+    goal = desired([IPV4], interface="eth9", port=443, setup_iptables=True, link_kind="")
     report = reconciler(kernel, goal).reconcile()
     assert [type(failure.error) for failure in report.failures] == [InterfaceMissing]
     assert report.exit_code == 1
     assert kernel.rules["iptables"]["raw", "PREROUTING"] == [RAW_RULE]
     assert kernel.addresses == {"lo": []}
+
+
+def test_an_interface_that_cannot_be_created_is_one_failure() -> None:
+    kernel = FakeKernel()
+    refused = Result(2, "", "it says no")
+    kernel.before = dict.fromkeys(range(50), lambda: refused if "-batch" in kernel.calls[-1] else None)
+    goal = desired([IPV4], interface="own0", port=443, setup_iptables=True)
+    report = reconciler(kernel, goal).reconcile()
+    assert [failure.attempt for failure in report.failures] == ["create interface own0 (dummy)"]
+    assert kernel.rules["iptables"]["raw", "PREROUTING"] == [RAW_RULE]
+
+
+def test_an_interface_is_created_and_goes_with_the_cleanup() -> None:
+    kernel = FakeKernel()
+    before = kernel.state()
+    goal = desired([IPV4], interface="own0", port=443)
+    assert reconciler(kernel, goal).reconcile().in_sync
+    assert kernel.addresses["own0"] == ["10.96.0.2/32"]
+    assert reconciler(kernel, goal).cleanup(60.0).in_sync
+    assert kernel.state() == before
+
+
+def test_a_duplicate_goes_only_after_the_address_is_in_place() -> None:
+    kernel = FakeKernel("eth0")
+    kernel.addresses["eth0"] = ["10.96.0.2/32", "10.0.0.1/24"]
+    goal = desired([IPV4], interface="lo", port=443, remove_duplicates=True)
+    kernel.before[1] = FAILURES["exit 2"]  # the address cannot be added
+    assert not reconciler(kernel, goal).reconcile().in_sync
+    assert "10.96.0.2/32" in kernel.addresses["eth0"]
+    assert reconciler(kernel, goal).reconcile().in_sync
+    assert kernel.addresses == {"lo": ["10.96.0.2/32"], "eth0": ["10.0.0.1/24"]}
 
 
 def test_insert_puts_the_rules_in_front() -> None:

@@ -48,13 +48,15 @@ SETTINGS = {
     "daemon": (True, "FALSE", False),
     "sync_interval": (60.0, "1h15m30.5s", 4530.5),
     "address_scope": ("host", "global", "global"),
+    "create_interface": (True, "false", False),
+    "remove_duplicates": (False, "true", True),
     "iptables_backend": ("auto", "legacy", "legacy"),
     "iptables_wait": (5.0, "2500ms", 2.5),
     "rule_position": ("append", "insert", "insert"),
     "command_timeout": (10.0, "1m", 60.0),
     "cleanup_timeout": (20.0, "25s", 25.0),
     "v": (0, "4", 4),
-    "vmodule": (Vmodule(), "daemon=2,ip*=6", Vmodule((("daemon", 2), ("ip*", 6)))),
+    "vmodule": (Vmodule(), "reconcile=2,command=6", Vmodule((("reconcile", 2), ("command", 6)))),
     "logging_format": ("text", "json", "json"),
     "skip_headers": (False, "true", True),
     "add_dir_header": (False, "true", True),
@@ -180,10 +182,10 @@ FAULTY = {
     "--rule-position=front": "one of append, insert",
     "--address-scope=link": "one of host, global",
     "--logging-format=jsno": "one of text, json; did you mean json?",
-    "--vmodule=daemon": "write it like daemon=2,ip*=6",
-    "--vmodule=daemon=-1": "write it like daemon=2,ip*=6",
-    "--vmodule=a=1=2": "write it like daemon=2,ip*=6",
-    "--vmodule==1": "write it like daemon=2,ip*=6",
+    "--vmodule=daemon": "write it like reconcile=2,command=6",
+    "--vmodule=daemon=-1": "write it like reconcile=2,command=6",
+    "--vmodule=a=1=2": "write it like reconcile=2,command=6",
+    "--vmodule==1": "write it like reconcile=2,command=6",
     "--log_backtrace_at=daemon:90": "write it like daemon.py:90",
     "--log_backtrace_at=daemon.py": "write it like daemon.py:90",
     "--log_backtrace_at=daemon.py:0": "write it like daemon.py:90",
@@ -238,7 +240,7 @@ def test_a_value_is_shown_in_one_line_of_bounded_length() -> None:
 
 
 def test_all_faults_are_told_at_once() -> None:
-    assert len(faults("--port=x", "--sync-interval=y", "--nonsense", "word")) == 5  # and the address is missing
+    assert len(faults("--port=x", "--sync-interval=y", "--nonsense", "run", "word")) == 5  # and the address is missing
 
 
 def test_without_an_address_it_says_how_to_give_one() -> None:

@@ -1,0 +1,189 @@
+"""Interfaces and addresses on the real kernel: what is created, set up, kept, noticed, removed.
+
+Not every kernel has the dummy type. Where this one has not, links of another kind stand in for it, of one that this
+program treats in no other way.
+"""
+
+import json
+import time
+from ipaddress import ip_address
+
+import pytest
+
+from sidecar.desired import LINK_KIND, desired
+from sidecar.iproute import IpRoute
+from sidecar.model import Desired, IPAddress
+from sidecar.plan import MARK
+from sidecar.reconcile import Reconciler
+from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
+
+pytestmark = pytest.mark.usefixtures("privileged")
+
+BOTH = ["10.96.0.2/32", "fd00:10:96::2/128"]
+
+
+@pytest.fixture(params=[LINK_KIND, "ifb"])
+def kind(namespace: Namespace, request: pytest.FixtureRequest) -> str:
+    kind = str(request.param)
+    with Namespace() as other:
+        if kind not in other.run("sh", "-c", f"ip link add test0 type {kind} && echo {kind}", check=False):
+            pytest.skip(f"this kernel has no links of type {kind}")
+    assert namespace
+    return kind
+
+
+def reconciler(namespace: Namespace, goal: Desired) -> Reconciler:
+    return Reconciler(goal, IpRoute(NamespaceCommands(namespace).run), {})
+
+
+def goal(interface: str, *ips: IPAddress, kind: str = "", remove_duplicates: bool = False) -> Desired:
+    return desired(
+        ips or [IPV4, IPV6], interface=interface, port=443, link_kind=kind, remove_duplicates=remove_duplicates
+    )
+
+
+def links(namespace: Namespace) -> list[dict[str, object]]:
+    shown: list[dict[str, object]] = json.loads(namespace.run("ip", "-json", "-details", "link", "show"))
+    return shown
+
+
+def deadline() -> float:
+    return time.monotonic() + 10
+
+
+def test_a_missing_interface_is_created_marked_up_and_goes_with_the_cleanup(namespace: Namespace, kind: str) -> None:
+    before = links(namespace)
+    wish = goal("own0", kind=kind)
+    assert reconciler(namespace, wish).reconcile().in_sync
+    assert namespace.addresses("own0")[:2] == BOTH
+    (link,) = [link for link in links(namespace) if link["ifname"] == "own0"]
+    assert (link["ifalias"], "UP" in str(link["flags"])) == (MARK, True)
+    assert reconciler(namespace, wish).reconcile().changed == ()
+    assert reconciler(namespace, wish).cleanup(deadline()).in_sync
+    assert links(namespace) == before
+
+
+def test_one_that_is_down_again_is_set_up(namespace: Namespace, kind: str) -> None:
+    wish = goal("own0", kind=kind)
+    assert reconciler(namespace, wish).reconcile().in_sync
+    namespace.run("ip", "link", "set", "own0", "down")
+    report = reconciler(namespace, wish).reconcile()
+    assert report.in_sync
+    assert report.changed[0].done == "interface own0 was down, set up"
+    assert namespace.addresses("own0")[:2] == BOTH  # the kernel had taken the IPv6 address with it
+
+
+def test_with_something_else_on_it_it_stays(namespace: Namespace, kind: str) -> None:
+    wish = goal("own0", kind=kind)
+    assert reconciler(namespace, wish).reconcile().in_sync
+    namespace.run("ip", "address", "add", "192.168.7.1/24", "dev", "own0")
+    assert reconciler(namespace, wish).cleanup(deadline()).in_sync
+    assert [cidr for cidr in namespace.addresses("own0") if not cidr.startswith("fe80")] == ["192.168.7.1/24"]
+
+
+@pytest.mark.parametrize("alias", ["", "of somebody else", MARK])
+def test_one_of_the_same_name_that_is_not_ours_is_used_and_never_touched(
+    namespace: Namespace, kind: str, alias: str
+) -> None:
+    """The mark alone does not make it ours: its kind must be the one that is created."""
+    namespace.run("ip", "link", "add", "own0", "type", "veth")
+    namespace.run("ip", "link", "set", "own0", "alias", alias)
+    namespace.run("ip", "link", "set", "own0", "up")
+    before = links(namespace)
+    wish = goal("own0", kind=kind)
+    assert reconciler(namespace, wish).reconcile().in_sync
+    assert reconciler(namespace, wish).cleanup(deadline()).in_sync
+    assert links(namespace) == before
+
+
+def test_a_link_of_somebody_else_that_is_down_stays_down_and_is_noticed(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "add", "own0", "type", "veth")
+    report = reconciler(namespace, goal("own0", IPV4)).reconcile()
+    assert "interface own0 is down and not ours" in str(report.notices[0])
+    assert "UP" not in namespace.run("ip", "-brief", "link", "show", "own0").split("<")[1].split(">")[0].split(",")
+
+
+def test_lo_that_is_down_is_set_up(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "set", "lo", "down")
+    report = reconciler(namespace, goal("lo")).reconcile()
+    assert report.in_sync
+    assert "interface lo was down, set up" in [action.done for action in report.changed]
+    assert namespace.addresses() == BOTH
+
+
+def test_an_address_elsewhere_is_noticed_or_taken_off_there(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "add", "v0", "type", "veth")
+    for cidr in (*BOTH, "10.96.0.2/24", "10.96.0.3/32"):
+        namespace.run("ip", "address", "add", cidr, "dev", "v0")
+    report = reconciler(namespace, goal("lo")).reconcile()
+    assert report.in_sync
+    assert len(report.notices) == 3
+    report = reconciler(namespace, goal("lo", remove_duplicates=True)).reconcile()
+    assert report.in_sync
+    assert report.notices == ()
+    assert namespace.addresses() == BOTH
+    assert namespace.addresses("v0") == ["10.96.0.3/32"]
+
+
+def test_an_ipv4_address_with_another_prefix_length_gets_ours_beside_it(namespace: Namespace) -> None:
+    namespace.run("ip", "address", "add", "10.96.0.2/24", "dev", "lo")
+    assert reconciler(namespace, goal("lo", IPV4)).reconcile().in_sync
+    assert sorted(namespace.addresses()) == ["10.96.0.2/24", "10.96.0.2/32"]
+    assert reconciler(namespace, goal("lo", IPV4)).cleanup(deadline()).in_sync
+    assert namespace.addresses() == ["10.96.0.2/24"]
+
+
+def test_an_ipv6_address_with_another_prefix_length_is_taken_as_it_is(namespace: Namespace) -> None:
+    namespace.run("ip", "address", "add", "fd00:10:96::2/64", "dev", "lo")
+    report = reconciler(namespace, goal("lo", IPV6)).reconcile()
+    assert report.in_sync
+    assert "fd00:10:96::2/64 on lo is taken as it is" in str(report.notices[0])
+    assert reconciler(namespace, goal("lo", IPV6)).cleanup(deadline()).in_sync
+    assert namespace.addresses() == ["fd00:10:96::2/64"]
+
+
+def test_another_scope_is_kept_and_noticed(namespace: Namespace) -> None:
+    namespace.run("ip", "address", "add", "10.96.0.2/32", "dev", "lo", "scope", "global")
+    report = reconciler(namespace, goal("lo", IPV4)).reconcile()
+    assert (report.in_sync, report.changed) == (True, ())
+    assert "keeps its scope global" in str(report.notices[0])
+
+
+def test_an_ipv6_address_that_is_tentative_is_not_in_sync_until_it_is_not(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    namespace.run("ip", "link", "set", "v0", "up")
+    namespace.run("ip", "address", "add", "fd00:10:96::2/128", "dev", "v0")  # no carrier: it waits
+    report = reconciler(namespace, goal("v0", IPV6)).reconcile()
+    assert (report.in_sync, report.exit_code) == (False, 1)
+    assert "could not use fd00:10:96::2/128 on v0: tentative" in str(report.failures[0])
+    namespace.run("ip", "link", "set", "v1", "up")
+    for _ in range(100):
+        if reconciler(namespace, goal("v0", IPV6)).reconcile().in_sync:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("it stays tentative")
+
+
+def test_an_ipv6_address_that_another_host_has_is_a_failure(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    for name in ("v0", "v1"):
+        namespace.run("ip", "link", "set", name, "up")
+    namespace.run("ip", "address", "add", "fd00:10:96::2/64", "dev", "v1", "nodad")
+    namespace.run("ip", "address", "add", "fd00:10:96::2/128", "dev", "v0")
+    for _ in range(100):
+        report = reconciler(namespace, goal("v0", IPV6)).reconcile()
+        assert not report.in_sync
+        if "another host on the link has it" in str(report.failures[0]):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("no duplicate was detected")
+
+
+def test_addresses_of_our_own_are_usable_at_once(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    for name in ("v0", "v1"):
+        namespace.run("ip", "link", "set", name, "up")
+    report = reconciler(namespace, goal("v0", ip_address("fd00:10:96::3"))).reconcile()
+    assert report.in_sync
