@@ -263,6 +263,11 @@ def _log(command: str, outcome: str, exit_status: int | None, seconds: float, ou
             facts.bind(**{name: text}).log(verbosity.OUTPUT, f"`{command}` to {name}: {text}")
 
 
+def is_installed(name: str) -> bool:
+    """Whether there is such a program on the search path."""
+    return shutil.which(name, path=SEARCH_PATH) is not None
+
+
 def _find(name: str) -> str:
     path = shutil.which(name, path=SEARCH_PATH)
     if path is None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from loguru import logger
 
+from sidecar import verbosity
 from sidecar.errors import NodeError, Stopped
 from sidecar.model import Report
 from sidecar.reconcile import Reconciler
@@ -71,8 +72,8 @@ class Schedule:
 class Journal:
     """Writes the log of passes: a failure when it is new, success when it is news, and nothing otherwise."""
 
-    def __init__(self, goal: str) -> None:
-        """`goal` is what "in sync" means, in words."""
+    def __init__(self, goal: Callable[[], str]) -> None:
+        """`goal` tells what "in sync" means, in words."""
         self._goal = goal
         self._known: set[str] = set()
         self._noticed: set[str] = set()
@@ -83,7 +84,7 @@ class Journal:
         """Log what is new about this report."""
         for notice in report.notices:
             if notice.text not in self._noticed:
-                logger.bind(**notice.facts).warning(notice)
+                logger.bind(**notice.facts).log("WARNING" if notice.certain else verbosity.PASS, str(notice))
         self._noticed = {notice.text for notice in report.notices}
         if not report.in_sync:
             self._failed_passes += 1
@@ -92,7 +93,7 @@ class Journal:
             return
         if not self._was_in_sync:
             after = f" after {self._failed_passes} failed passes" if self._failed_passes else ""
-            logger.bind(failed_passes=self._failed_passes).info(f"in sync{after}: {self._goal}")
+            logger.bind(failed_passes=self._failed_passes).info(f"in sync{after}: {self._goal()}")
         self._known.clear()
         self._failed_passes = 0
         self._was_in_sync = True

@@ -5,7 +5,8 @@
     ├── NodeError               3  this node cannot do it as it is
     │   ├── CommandMissing          a program is not installed
     │   ├── PermissionMissing       a capability is not granted
-    │   └── NotSupported            the kernel has no such table
+    │   ├── NotSupported            the kernel has no such table
+    │   └── BackendUnknown          which iptables the node uses cannot be seen
     ├── InterfaceMissing        1  the interface does not exist (yet)
     ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
     ├── ChainUnreadable         1  a chain could not be looked at, while others could
@@ -73,6 +74,16 @@ class PermissionMissing(NodeError):
 
 class NotSupported(NodeError):
     """iptables exited with 3: the kernel lacks the table or an extension."""
+
+
+class BackendUnknown(NodeError):
+    """It cannot be seen whether the node uses iptables-legacy."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"may not read {path}, so whether this node uses iptables-legacy is unknown: run as root, "
+            "or set --iptables-backend"
+        )
 
 
 class InterfaceMissing(SidecarError):

@@ -15,12 +15,13 @@ Exit status, not wording, decides what a command's failure means.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from loguru import logger
 
-from sidecar import parse, privileges
+from sidecar import parse, privileges, shadow
 from sidecar.command import Result, Run
 from sidecar.errors import (
     ChainUnreadable,
@@ -31,8 +32,7 @@ from sidecar.errors import (
     PermissionMissing,
     SidecarError,
 )
-from sidecar.model import AddRule, Family, RemoveRule, RemoveSurplus, Rule, RuleAction
-from sidecar.parse import Chain
+from sidecar.model import AddRule, Chain, Family, Hindrance, MoveToFront, RemoveRule, RemoveSurplus, Rule, RuleAction
 
 #: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
 _SUFFIX: Final = {"nft": "-nft", "legacy": "-legacy", "system": ""}
@@ -51,6 +51,18 @@ MOST_AT_ONCE: Final = 100
 _Line: TypeAlias = tuple[str, tuple[str, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at rules found."""
+
+    copies: dict[Rule, int]
+    """How many copies of each rule there are; one that is not in here could not be looked for."""
+
+    hindrances: dict[Rule, Hindrance] = field(default_factory=dict)
+    errors: tuple[SidecarError, ...] = ()
+    """Why some could not be looked for."""
+
+
 class Iptables:
     """Observes and changes the rules of one address family through one backend."""
 
@@ -63,38 +75,80 @@ class Iptables:
         # iptables takes whole seconds, and with 0 it would not wait at all.
         self._wait = ("-w", str(max(1, math.ceil(wait))))
         self._said_that_it_cannot_count = False
+        self._last: tuple[str, Sequence[Rule], Seen] | None = None
 
     @property
     def commands(self) -> tuple[str, str]:
         """The programs that have to be installed."""
         return self.command, f"{self.command}-restore"
 
-    def observe(self, rules: Sequence[Rule]) -> tuple[dict[Rule, int], list[SidecarError]]:
-        """Return how many copies of each rule there are, and for rules that could not be looked for, why.
+    def observe(self, rules: Sequence[Rule]) -> Seen:
+        """Look at the chains of these rules; raise a SidecarError if nothing could be looked at.
 
-        One process, if all chains can be listed. Raises a SidecarError if nothing could be looked at.
+        One process, if all chains can be listed.
         """
-        chains = sorted({(rule.table, rule.chain) for rule in rules})
+        chains = sorted({rule.place for rule in rules})
         argv, stdin = self._restore([(table, ("-S", chain)) for table, chain in chains])
         result = self._run(*argv, stdin=stdin)
         if result.exit == _TRY_AGAIN:
             raise self._failure(argv, stdin, result)
         if result.exit == 0:
-            return _numbers(self._read(argv, stdin, result, chains, rules)), []
+            # A node in sync answers the same again and again: it need not be read again.
+            if self._last is None or self._last[:2] != (result.stdout, rules):
+                seen = _found(self._read(argv, stdin, result, chains), rules)
+                self._last = (result.stdout, rules, seen)
+            return self._last[2]
         # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
-        copies: dict[Rule, int] = {}
+        return self._observe_chains(chains, rules)
+
+    def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
+        """Return the rules of these chains, as far as they can be printed.
+
+        A chain that iptables cannot print has something in it: it stands for one rule. Raises a SidecarError if the
+        look failed otherwise.
+        """
+        if not chains:
+            return {}
+        argv, stdin = self._restore([(table, ("-S", chain)) for table, chain in chains])
+        result = self._run(*argv, stdin=stdin)
+        if result.exit == 0:
+            return self._read(argv, stdin, result, chains)
+        lines: dict[Chain, tuple[str, ...]] = {}
+        for table, chain in chains:
+            argv = self._argv(table, ("-S", chain))
+            result = self._run(*argv)
+            if result.exit == 0:
+                lines |= self._read(argv, "", result, [(table, chain)])
+            elif isinstance(failure := self._failure(argv, "", result), PermissionMissing | LockHeld):
+                raise failure
+            else:
+                lines[table, chain] = ("?",)
+        return lines
+
+    def has_chain(self, chain: Chain) -> bool:
+        """Whether there is such a chain; to be asked of a table that exists, as legacy would create it."""
+        argv = self._argv(chain[0], ("-S", chain[1]))
+        result = self._run(*argv)
+        if result.exit not in _YES_OR_NO:
+            raise self._failure(argv, "", result)
+        return result.exit == 0
+
+    def _observe_chains(self, chains: Sequence[Chain], rules: Sequence[Rule]) -> Seen:
+        seen = Seen({})
         errors: list[SidecarError] = []
         for chain in chains:
             try:
-                copies |= self._observe_chain(chain, [rule for rule in rules if (rule.table, rule.chain) == chain])
+                part = self._observe_chain(chain, [rule for rule in rules if rule.place == chain])
             except (CommandError, NotSupported) as error:
                 errors.append(error)
+            else:
+                seen = Seen({**seen.copies, **part.copies}, {**seen.hindrances, **part.hindrances})
         if len(errors) == len(chains):
             raise errors[0]
-        return copies, [ChainUnreadable(str(error)) for error in errors]
+        return replace(seen, errors=tuple(ChainUnreadable(str(error)) for error in errors))
 
-    def _observe_chain(self, chain: Chain, rules: Sequence[Rule]) -> dict[Rule, int]:
-        """Return the copies of rules in one chain.
+    def _observe_chain(self, chain: Chain, rules: Sequence[Rule]) -> Seen:
+        """Look at one chain.
 
         nft does not list a chain in which there is a rule that only it can express. There -C often tells all the
         same whether ours is in it; where that exits with 3, it cannot judge either, and the failure to list stands.
@@ -102,12 +156,12 @@ class Iptables:
         argv = self._argv(chain[0], ("-S", chain[1]))
         result = self._run(*argv)
         if result.exit == 0:
-            return _numbers(self._read(argv, "", result, [chain], rules))
-        if not self._is_legacy():
+            return _found(self._read(argv, "", result, [chain]), rules)
+        if not self.is_legacy():
             answers = {rule: self._run(*self._argv(*_line(rule, "-C"))).exit for rule in rules}
             if set(answers.values()) <= set(_YES_OR_NO):
                 self._say_that_it_cannot_count(chain, result)
-                return {rule: 1 - answer for rule, answer in answers.items()}
+                return Seen({rule: 1 - answer for rule, answer in answers.items()})
         raise self._failure(argv, "", result)
 
     def apply(self, action: RuleAction) -> bool:
@@ -118,10 +172,12 @@ class Iptables:
         """
         match action:
             case AddRule(rule, insert):
-                if self._ask(rule, "-C") and self.observe([rule])[0].get(rule):
+                if self._ask(rule, "-C") and self.observe([rule]).copies.get(rule):
                     return False
                 self._ask(rule, "-I" if insert else "-A", answers=(0,))
                 return True
+            case MoveToFront(rule):
+                return self._transaction([_line(rule, "-D"), _line(rule, "-I")])
             case RemoveSurplus(rule):
                 return self._remove_surplus(rule)
             case RemoveRule(rule, 1):
@@ -137,12 +193,13 @@ class Iptables:
         In one transaction: unless all copies that were just counted are still there, it comes to nothing. So of two
         sidecars that both count two and take one away, one fails, and there is a copy at every moment.
         """
-        chain = (rule.table, rule.chain)
+        chain = rule.place
         argv = self._argv(rule.table, ("-S", rule.chain))
         result = self._run(*argv)
         if result.exit:
             raise self._failure(argv, "", result)
-        positions = self._read(argv, "", result, [chain], [rule])[rule]
+        lines = self._read(argv, "", result, [chain])[chain]
+        positions = [number for number, line in enumerate(lines, start=1) if line == rule.line]
         if len(positions) < 2:  # noqa: PLR2004 - one is right
             return False
         in_its_place = (rule.table, ("-I", rule.chain, str(positions[0]), *rule.match))
@@ -158,10 +215,10 @@ class Iptables:
 
     @staticmethod
     def _read(
-        argv: tuple[str, ...], stdin: str, result: Result, chains: Sequence[Chain], rules: Iterable[Rule]
-    ) -> dict[Rule, list[int]]:
+        argv: tuple[str, ...], stdin: str, result: Result, chains: Sequence[Chain]
+    ) -> dict[Chain, tuple[str, ...]]:
         try:
-            return parse.rule_positions(result.stdout, chains, rules)
+            return parse.listings(result.stdout, chains)
         except ValueError as error:
             raise OutputUnreadable(argv, stdin, f"cannot be understood: {error}") from error
 
@@ -190,7 +247,7 @@ class Iptables:
         A missing privilege shows as 1, 3 or 4, by backend and verb: what tells it is what this process may do.
         """
         failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
-        needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self._is_legacy() else ("CAP_NET_ADMIN",)
+        needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self.is_legacy() else ("CAP_NET_ADMIN",)
         if lacking := privileges.missing(*needed):
             return PermissionMissing(lacking, str(failure))
         if result.exit == _NOT_SUPPORTED:
@@ -204,7 +261,7 @@ class Iptables:
             )
         return failure
 
-    def _is_legacy(self) -> bool:
+    def is_legacy(self) -> bool:
         """Legacy works through a raw socket, and so needs CAP_NET_RAW as well."""
         if self._legacy is None:
             self._legacy = "(legacy)" in self._run(self.command, "--version").stdout
@@ -223,5 +280,12 @@ def _line(rule: Rule, verb: str) -> _Line:
     return rule.table, (verb, rule.chain, *rule.match)
 
 
-def _numbers(positions: dict[Rule, list[int]]) -> dict[Rule, int]:
-    return {rule: len(where) for rule, where in positions.items()}
+def _found(listings: Mapping[Chain, Sequence[str]], rules: Sequence[Rule]) -> Seen:
+    copies = {rule: listings[rule.place].count(rule.line) for rule in rules}
+    hindrances = {}
+    for rule, number in copies.items():
+        if number:
+            lines = listings[rule.place]
+            if found := shadow.hindrance(rule, lines[: lines.index(rule.line)]):
+                hindrances[rule] = found
+    return Seen(copies, hindrances)

@@ -11,6 +11,9 @@ from sidecar.errors import SidecarError
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 Family: TypeAlias = Literal[4, 6]
 
+#: A table and one of its chains.
+Chain: TypeAlias = tuple[str, str]
+
 #: What a line of the log tells, as values; they become the fields of a log in JSON.
 Facts: TypeAlias = dict[str, str | int | float]
 
@@ -43,6 +46,10 @@ class Rule:
     table: str
     chain: str
     match: tuple[str, ...]
+
+    @property
+    def place(self) -> Chain:
+        return self.table, self.chain
 
     @property
     def line(self) -> str:
@@ -117,6 +124,18 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Hindrance:
+    """A rule in front of one of ours that keeps its traffic from it."""
+
+    line: str
+    certain: bool
+    """False: perhaps, or only some of it."""
+
+    direct: bool
+    """True: it drops the traffic itself; False: what it jumps to may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What is on the node, as far as it could be seen. What could not be seen is unknown, never absent."""
 
@@ -125,6 +144,9 @@ class Observed:
 
     copies: Mapping[Rule, int]
     """How many copies of each of our rules there are; a rule that is not in here could not be looked for."""
+
+    hindrances: Mapping[Rule, Hindrance] = field(default_factory=dict)
+    """What stands before a rule that is there."""
 
     def link(self, name: str) -> Link | None:
         """Return the link that goes by this name, if it was seen."""
@@ -245,6 +267,26 @@ class AddRule:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveToFront:
+    """Put a rule in front of all others, without a moment in which it is missing."""
+
+    rule: Rule
+    behind: str
+
+    @property
+    def todo(self) -> str:
+        return f"move to the front, behind `{self.behind}` it has no effect: {self.rule}"
+
+    @property
+    def done(self) -> str:
+        return f"moved to the front, it was behind `{self.behind}`: {self.rule}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts | {"behind": self.behind}
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveSurplus:
     """Remove copies of a rule, but one."""
 
@@ -293,7 +335,7 @@ def _copies(number: int) -> str:
 
 
 LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | RemoveAddress
-RuleAction: TypeAlias = AddRule | RemoveSurplus | RemoveRule
+RuleAction: TypeAlias = AddRule | MoveToFront | RemoveSurplus | RemoveRule
 Action: TypeAlias = LinkAction | RuleAction
 
 
@@ -320,6 +362,8 @@ class Notice:
 
     text: str
     facts: Facts = field(default_factory=dict)
+    certain: bool = True
+    """False: perhaps it matters; said to who asks for more than the usual log."""
 
     def __str__(self) -> str:
         return self.text

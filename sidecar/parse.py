@@ -1,14 +1,11 @@
 """What `ip` and `iptables` print, turned into values. Pure; each raises ValueError on anything unexpected."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any, TypeAlias
+from typing import Any
 
-from sidecar.model import AddressState, Link, LinkAddress, Rule
-
-#: A table and one of its chains.
-Chain: TypeAlias = tuple[str, str]
+from sidecar.model import AddressState, Chain, Link, LinkAddress
 
 
 def links(text: str) -> tuple[Link, ...]:
@@ -44,8 +41,8 @@ def _address(info: dict[str, Any]) -> LinkAddress:
     return LinkAddress(ip_address(info["local"]), int(info["prefixlen"]), info["scope"], state)
 
 
-def rule_positions(text: str, chains: Sequence[Chain], rules: Iterable[Rule]) -> dict[Rule, list[int]]:
-    """Find each rule in the listings (`-S`) of `chains`, which were asked for in this order: its rule numbers, from 1.
+def listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
+    """Read the listings (`-S`) of `chains`, which were asked for in this order: the rules of each.
 
     A listing begins with the chain's policy (`-P INPUT ACCEPT`; `-N NAME` for a chain without one), which is
     what tells the OUTPUT chain of one table from that of the next: the lines do not name the table.
@@ -61,8 +58,4 @@ def rule_positions(text: str, chains: Sequence[Chain], rules: Iterable[Rule]) ->
     listed = [section[0].split()[1] for section in sections]
     if listed != [chain for _, chain in chains]:
         raise ValueError(f"asked for the chains {[chain for _, chain in chains]}, got {listed}")
-    positions: dict[tuple[Chain, str], list[int]] = {}
-    for chain, section in zip(chains, sections, strict=True):
-        for number, line in enumerate(section):
-            positions.setdefault((chain, line), []).append(number)
-    return {rule: positions.get(((rule.table, rule.chain), rule.line), []) for rule in rules}
+    return {chain: tuple(section[1:]) for chain, section in zip(chains, sections, strict=True)}

@@ -22,6 +22,7 @@ from sidecar.model import (
     Link,
     LinkAction,
     LinkAddress,
+    MoveToFront,
     Notice,
     Observed,
     RemoveAddress,
@@ -98,6 +99,13 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
             for other, duplicate in _duplicates(desired, observed, address):
                 text = f"{duplicate.cidr} is on {other.name} as well; --remove-duplicates takes it off there"
                 yield Notice(text, {"address": duplicate.cidr, "interface": other.name})
+    for rule, hindrance in observed.hindrances.items():
+        facts = rule.facts | {"behind": hindrance.line}
+        if hindrance.certain:
+            remedy = "" if desired.insert else "; --rule-position=insert puts it in front"
+            yield Notice(f"without effect behind `{hindrance.line}`: {rule}{remedy}", facts)
+        else:
+            yield Notice(f"perhaps without effect behind `{hindrance.line}`: {rule}", facts, certain=False)
 
 
 def _prepare_link(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
@@ -123,11 +131,16 @@ def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAct
                 yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))
 
 
-def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | RemoveSurplus]:
+def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | MoveToFront | RemoveSurplus]:
     for rule in desired.rules:
         match observed.copies.get(rule):
-            case None | 1:
+            case None:
                 pass
+            case 1:
+                hindrance = observed.hindrances.get(rule)
+                # Not for the sake of a jump: others want theirs to be first, and would move it back.
+                if desired.insert and hindrance and hindrance.direct:
+                    yield MoveToFront(rule, hindrance.line)
             case 0:
                 yield AddRule(rule, desired.insert)
             case copies:

@@ -28,6 +28,14 @@ def missing(*capabilities: str) -> tuple[str, ...]:
     return tuple(name for name in capabilities if not effective >> _BITS[name] & 1)
 
 
+def in_initial_user_namespace() -> bool:
+    """Whether user ids are those of the node (man 7 user_namespaces: all of them are mapped to themselves)."""
+    try:
+        return Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
+    except OSError:  # a kernel without user namespaces
+        return True
+
+
 def _owns_network() -> bool:
     """Whether the network namespace belongs to our user namespace, or one within it."""
     with Path("/proc/self/ns/net").open() as network:

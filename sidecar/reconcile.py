@@ -2,30 +2,30 @@
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
 
 from loguru import logger
 
 from sidecar import verbosity
 from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, SidecarError
 from sidecar.iproute import IpRoute
-from sidecar.iptables import Iptables
+from sidecar.iptables import Seen
 from sidecar.model import (
     Action,
-    AddRule,
     CreateLink,
     Desired,
     Failure,
     Family,
+    Hindrance,
     Link,
     LinkAddress,
     Observed,
     RemoveAddress,
     RemoveRule,
-    RemoveSurplus,
     Report,
     Rule,
+    RuleAction,
 )
 from sidecar.plan import notices, obstacles, plan, teardown
 
@@ -36,6 +36,14 @@ ROUNDS: Final = 3
 PAUSE: Final = 0.2
 
 
+class Rules(Protocol):
+    """Observes and changes the rules of one address family."""
+
+    def observe(self, rules: Sequence[Rule]) -> Seen: ...
+
+    def apply(self, action: RuleAction) -> bool: ...
+
+
 class Reconciler:
     """Leads the node to the desired state, and back. Nothing is remembered from one call to the next."""
 
@@ -43,7 +51,7 @@ class Reconciler:
         self,
         desired: Desired,
         iproute: IpRoute,
-        iptables: Mapping[Family, Iptables],
+        iptables: Mapping[Family, Rules],
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -130,17 +138,19 @@ class Reconciler:
         except SidecarError as error:
             unseen.append(Failure("look at the addresses", error))
         copies: dict[Rule, int] = {}
+        hindrances: dict[Rule, Hindrance] = {}
         for family, iptables in self._iptables.items():
             rules = tuple(rule for rule in self._desired.rules if rule.family == family)
             attempt = f"look at the IPv{family} rules"
             try:
-                seen, errors = iptables.observe(rules)
+                seen = iptables.observe(rules)
             except SidecarError as error:
                 unseen.append(Failure(attempt, error))
             else:
-                copies |= seen
-                unseen += [Failure(attempt, error) for error in errors]
-        return Observed(links, copies), tuple(unseen)
+                copies |= seen.copies
+                hindrances |= seen.hindrances
+                unseen += [Failure(attempt, error) for error in seen.errors]
+        return Observed(links, copies, hindrances), tuple(unseen)
 
     def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
         """Carry out the actions in order, add to `changed` those that changed something, return what failed.
@@ -151,7 +161,7 @@ class Reconciler:
         failed: dict[Action, Failure] = {}
         given_up: set[Family | None] = set()
         for action in actions:
-            tool = action.rule.family if isinstance(action, AddRule | RemoveSurplus | RemoveRule) else None
+            tool = action.rule.family if isinstance(action, RuleAction) else None
             if tool in given_up:
                 continue
             try:
@@ -165,7 +175,7 @@ class Reconciler:
         return failed
 
     def _apply_one(self, action: Action) -> bool:
-        if isinstance(action, AddRule | RemoveSurplus | RemoveRule):
+        if isinstance(action, RuleAction):
             return self._iptables[action.rule.family].apply(action)
         self._iproute.apply(action)
         return True

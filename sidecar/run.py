@@ -8,12 +8,12 @@ from typing import Final
 from loguru import logger
 
 from sidecar import PROGRAM, __version__, daemon, iproute, logs, settings
+from sidecar.backends import Backend
 from sidecar.command import Commands
 from sidecar.desired import LINK_KIND, desired
 from sidecar.errors import Interrupted, NodeError, Stopped
 from sidecar.flags import FLAGS
 from sidecar.iproute import IpRoute
-from sidecar.iptables import Iptables
 from sidecar.model import Desired, Family, Report
 from sidecar.reconcile import Reconciler
 from sidecar.settings import Settings
@@ -37,20 +37,21 @@ def run(given: Settings, warnings: Sequence[str]) -> int:
         link_kind=LINK_KIND if given.create_interface else "",
         remove_duplicates=given.remove_duplicates,
     )
-    # Until this program finds out by itself which backend the node uses, auto is the administrator's choice.
-    backend = "system" if given.iptables_backend == "auto" else given.iptables_backend
     commands = Commands(given.command_timeout)
     families: list[Family] = sorted({rule.family for rule in goal.rules})
-    iptables = {family: Iptables(commands.run, family, backend, given.iptables_wait) for family in families}
-    programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.commands)]
+    backend, wait = given.iptables_backend, given.iptables_wait
+    iptables = {family: Backend(commands.run, family, backend, wait) for family in families}
+    programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.programs)]
     reconciler = Reconciler(goal, IpRoute(commands.run), iptables)
     wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
     try:
         commands.require(programs)
-        report = _work(given, reconciler, wakeup, daemon.Journal(_in_words(goal, given.port, iptables)))
+        report = _work(given, reconciler, wakeup, daemon.Journal(lambda: _in_words(goal, given.port, iptables)))
         # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
         code = report.exit_code if report else int(not given.daemon)
         if given.cleanup:
+            for each in iptables.values():
+                each.include_leftovers()
             code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
     except NodeError as error:
         logger.bind(**error.facts).error(error)
@@ -96,7 +97,7 @@ def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands) -> int
     return report.exit_code
 
 
-def _in_words(goal: Desired, port: int, iptables: Mapping[Family, Iptables]) -> str:
+def _in_words(goal: Desired, port: int, iptables: Mapping[Family, Backend]) -> str:
     shown = [address.cidr for address in goal.addresses[:SHOWN]]
     if len(goal.addresses) > SHOWN:
         shown.append(f"{len(goal.addresses) - SHOWN} more")

@@ -59,12 +59,13 @@ def test_one_pass_and_what_it_says(namespace: Namespace, start: Start, backend: 
     assert first.end() == 0
     assert in_place(namespace, backend)
     messages = [line.split("] ", 1)[1] for line in first.log.splitlines()[1:]]
-    assert messages[0] == "added 10.96.0.2/32 to lo"
+    assert re.fullmatch(rf"IPv4 rules by iptables-{backend} [0-9.]+: as --iptables-backend says", messages[0])
+    assert messages[1] == "added 10.96.0.2/32 to lo"
     assert len([message for message in messages if message.startswith("rule missing, added: -t ")]) == 5
     assert messages[-1] == f"in sync: 10.96.0.2/32 on lo, 5 rules for port 443 by iptables-{backend}"
     second = start(*ONCE, f"--iptables-backend={backend}")
     assert second.end() == 0
-    assert len(second.log.splitlines()) == 2
+    assert len(second.log.splitlines()) == 3
 
 
 @pytest.mark.parametrize(

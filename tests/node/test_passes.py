@@ -106,9 +106,9 @@ def test_looking_changes_nothing(node: Node) -> None:
     tool = Iptables(node.commands.run, node.family, node.backend, 5.0)
     for situation in ("empty", "set up"):
         before = state()
-        copies, errors = tool.observe(node.goal.rules)
-        assert set(copies.values()) == {0 if situation == "empty" else 1}
-        assert errors == []
+        seen = tool.observe(node.goal.rules)
+        assert set(seen.copies.values()) == {0 if situation == "empty" else 1}
+        assert (seen.hindrances, seen.errors) == ({}, ())
         IpRoute(node.commands.run).observe()
         assert state() == before
         node.reconcile()

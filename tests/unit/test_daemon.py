@@ -49,7 +49,7 @@ def passes(kernel: FakeKernel, sleeps: Sleeps) -> Report | None:
     """Run the daemon over a node in memory."""
     goal = desired([IPV4], interface="lo", port=443)
     reconciler = Reconciler(goal, IpRoute(kernel), {})
-    return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal("all is well"))
+    return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal(lambda: "all is well"))
 
 
 def fail(kind: type[SidecarError], *arguments: object) -> Callable[[], Result]:
@@ -138,7 +138,7 @@ def test_no_delay_is_longer_than_the_interval() -> None:
 @pytest.fixture
 def journal(log: list[str]) -> Journal:
     log.clear()
-    return Journal("10.96.0.2/32 on lo")
+    return Journal(lambda: "10.96.0.2/32 on lo")
 
 
 def test_in_sync_is_said_once(journal: Journal, log: list[str]) -> None:

@@ -8,22 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sidecar"
 
 FLOORS = {
-    0: {
-        "__init__",
-        "errors",
-        "model",
-        "desired",
-        "parse",
-        "plan",
-        "durations",
-        "oneline",
-        "pflag",
-        "values",
-        "flags",
-        "klog",
-        "verbosity",
-    },
-    1: {"command", "privileges", "iproute", "iptables", "wakeup"},
+    0: {"__init__", "errors", "model", "desired", "plan", "shadow", "parse", "releases", "durations", "oneline"}
+    | {"pflag", "flags", "values", "klog", "verbosity"},
+    1: {"command", "privileges", "iproute", "iptables", "backends", "wakeup"},
     2: {"reconcile", "daemon"},
     3: {"settings", "logs", "logfiles", "run", "cli", "__main__"},
 }

@@ -65,9 +65,10 @@ def test_what_ip_never_prints_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("recorded", ["iptables-nft-1.8.9.txt", "iptables-legacy-1.8.9.txt"])
-def test_copies_are_found_by_table_and_chain(recorded: str) -> None:
-    positions = parse.rule_positions((RECORDED / recorded).read_text(), CHAINS, RULES)
-    assert [positions[rule] for rule in RULES] == [[1, 2], [], [1], [4], []]
+def test_rules_are_found_by_table_and_chain(recorded: str) -> None:
+    listings = parse.listings((RECORDED / recorded).read_text(), CHAINS)
+    numbers = [[n for n, line in enumerate(listings[rule.place], 1) if line == rule.line] for rule in RULES]
+    assert numbers == [[1, 2], [], [1], [4], []]
 
 
 @pytest.mark.parametrize(
@@ -82,16 +83,18 @@ def test_copies_are_found_by_table_and_chain(recorded: str) -> None:
 )
 def test_a_listing_that_is_not_what_was_asked_for_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not the output|asked for"):
-        parse.rule_positions(text, CHAINS, RULES)
+        parse.listings(text, CHAINS)
 
 
 def test_the_same_line_in_another_table_does_not_count() -> None:
-    accept = RULES[4]
-    text = f"-P INPUT ACCEPT\n-P OUTPUT ACCEPT\n-P OUTPUT ACCEPT\n{accept.line}\n-P PREROUTING ACCEPT\n"
-    assert parse.rule_positions(text, CHAINS, [accept]) == {accept: []}
+    line = RULES[4].line
+    text = f"-P INPUT ACCEPT\n-P OUTPUT ACCEPT\n-P OUTPUT ACCEPT\n{line}\n-P PREROUTING ACCEPT\n"
+    listings = parse.listings(text, CHAINS)
+    assert listings["filter", "OUTPUT"] == ()
+    assert listings["raw", "OUTPUT"] == (line,)
 
 
 def test_a_warning_in_between_is_passed_over() -> None:
     text = (RECORDED / "iptables-nft-1.8.9.txt").read_text()
     warned = f"# Warning: iptables-legacy tables present, use iptables-legacy to see them\n{text}"
-    assert parse.rule_positions(warned, CHAINS, RULES) == parse.rule_positions(text, CHAINS, RULES)
+    assert parse.listings(warned, CHAINS) == parse.listings(text, CHAINS)

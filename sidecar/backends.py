@@ -1,0 +1,213 @@
+"""Which iptables: the backend that the node's other components use, found out at the first look.
+
+Two backends keep their rules apart; the kernel goes by both. A rule that lets traffic in has an effect only where the
+rules are that would drop it. The node's own components tell where that is (the order of kubernetes-sigs/
+iptables-wrappers): chains that the kubelet makes for this very purpose, or else the rules that are there.
+
+Looking must not create anything: legacy makes a table when it is asked for it, so it is asked only for those that
+/proc/net/ip_tables_names lists. And a look that fails tells nothing: it is an error, and tried again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from loguru import logger
+
+from sidecar import privileges, releases
+from sidecar.command import Run, is_installed
+from sidecar.errors import BackendUnknown, OutputUnreadable
+from sidecar.iptables import Iptables, Seen
+from sidecar.model import Family, RemoveRule, Rule, RuleAction
+from sidecar.releases import Release
+
+AUTO: Final = "auto"
+SYSTEM: Final = "system"
+
+#: What the kubelet makes in the mangle table of the backend it uses (kubernetes, pkg/kubelet/kubelet_network_linux.go).
+HINTS: Final = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+
+#: The chains that packets come to by themselves, by table (man iptables).
+_BUILT_IN: Final = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+}
+_OTHER: Final = {"nft": "legacy", "legacy": "nft"}
+
+
+class Backend:
+    """The rules of one address family, in the backend that was asked for or found out."""
+
+    def __init__(  # noqa: PLR0913 - four for what it is to do, two for a test that is to be the node
+        self,
+        run: Run,
+        family: Family,
+        wish: str,
+        wait: float,
+        *,
+        is_installed: Callable[[str], bool] = is_installed,
+        legacy_tables: Callable[[Family], Sequence[str]] | None = None,
+    ) -> None:
+        """`wish` is auto, nft, legacy or system; `wait` the seconds to wait for the xtables lock."""
+        self._run = run
+        self._family: Family = family
+        self._wish = wish
+        self._wait = wait
+        self._is_installed = is_installed
+        self._legacy_tables = legacy_tables or registered_tables
+        self._settled: Iptables | None = None
+        self._in_both = False
+        self._leftovers: Mapping[Rule, int] = {}
+
+    @property
+    def command(self) -> str:
+        """The program, once it is known which."""
+        return self._settled.command if self._settled else self._tool(SYSTEM).command
+
+    @property
+    def programs(self) -> tuple[str, str]:
+        """The programs that have to be installed."""
+        wish = self._wish if self._wish != AUTO else next(iter(self._candidates()), SYSTEM)
+        return self._tool(wish).commands
+
+    def include_leftovers(self) -> None:
+        """From now on, count and remove our rules in both backends: for a cleanup."""
+        self._in_both = True
+
+    def observe(self, rules: Sequence[Rule]) -> Seen:
+        """Look at the rules; the first time, find out where. Raises as Iptables.observe does."""
+        seen = self._settle(rules).observe(rules)
+        other = self._other() if self._in_both else None
+        if other is None:
+            return seen
+        left = other.observe(rules)
+        self._leftovers = left.copies
+        both = {rule: copies + left.copies[rule] for rule, copies in seen.copies.items() if rule in left.copies}
+        return Seen(both, seen.hindrances, (*seen.errors, *left.errors))
+
+    def apply(self, action: RuleAction) -> bool:
+        """Carry out one action, as Iptables.apply does; a removal where the last look has seen copies."""
+        tool = self._settle([action.rule])
+        if not isinstance(action, RemoveRule):
+            return tool.apply(action)
+        rule, left = action.rule, self._leftovers.get(action.rule, 0)
+        here = action.copies > left and tool.apply(RemoveRule(rule, action.copies - left))
+        other = self._other() if left else None
+        there = other is not None and other.remove(rule, left)
+        return here or there
+
+    def _settle(self, rules: Sequence[Rule]) -> Iptables:
+        if self._settled is None:
+            name, reason = self._choose(rules) if self._wish == AUTO else (self._wish, "as --iptables-backend says")
+            tool = self._tool(name)
+            release = self._release(tool)
+            self._settled = tool
+            facts = logger.bind(family=self._family, backend=name, version=str(release))
+            facts.info(f"IPv{self._family} rules by {tool.command} {release}: {reason}")
+            for fault in releases.faults(release, self._family):
+                facts.warning(f"{tool.command} {release}: {fault}; this program counts rules in listings instead")
+            self._tell_of_leftovers(rules)
+        return self._settled
+
+    def _other(self) -> "Leftovers | None":
+        """Return what looks into the other backend, if that is installed."""
+        if self._settled is None:
+            return None
+        name = _OTHER["legacy" if self._settled.is_legacy() else "nft"]
+        tool = self._tool(name)
+        return Leftovers(tool, self._tables(name)) if self._has(tool) else None
+
+    def _tell_of_leftovers(self, rules: Sequence[Rule]) -> None:
+        other = self._other()
+        copies = other.observe(rules).copies if other else {}
+        if other and (number := sum(copies.values())):
+            logger.bind(family=self._family, copies=number).warning(
+                f"rules of ours are in the other backend, by {other.command}: {number}; a cleanup removes them as well"
+            )
+
+    def _choose(self, rules: Sequence[Rule]) -> tuple[str, str]:
+        """Return a backend, and why it is this one."""
+        candidates = self._candidates()
+        if len(candidates) < len(_OTHER):
+            return (candidates[0], "the only one that is installed") if candidates else (SYSTEM, "there is no other")
+        numbers = {name: self._count_rules(name, rules) for name in candidates}
+        for name in candidates:
+            if hint := self._hint(name):
+                return name, f"Kubernetes' chain {hint} is there"
+        most = max(candidates, key=lambda name: numbers[name])
+        if not numbers[most]:
+            return "nft", "no other rules are there, in either backend"
+        return most, f"{numbers[most]} rules are there, {numbers[_OTHER[most]]} in the other backend"
+
+    def _candidates(self) -> list[str]:
+        return [name for name in _OTHER if self._has(self._tool(name))]
+
+    def _count_rules(self, name: str, ours: Sequence[Rule]) -> int:
+        """Return how many rules of others there are, in the chains that packets come to by themselves."""
+        tables = self._tables(name)
+        chains = [(table, chain) for table in tables for chain in _BUILT_IN.get(table, ())]
+        lines = self._tool(name).listed(chains)
+        known = {(rule.place, rule.line) for rule in ours}
+        return sum((chain, line) not in known for chain, rules in lines.items() for line in rules)
+
+    def _hint(self, name: str) -> str | None:
+        if "mangle" not in self._tables(name):
+            return None
+        tool = self._tool(name)
+        return next((hint for hint in HINTS if tool.has_chain(("mangle", hint))), None)
+
+    def _tables(self, name: str) -> Sequence[str]:
+        """Return the tables that can be looked at without creating them."""
+        return self._legacy_tables(self._family) if name == "legacy" else tuple(_BUILT_IN)
+
+    def _release(self, tool: Iptables) -> Release:
+        argv = (tool.command, "--version")
+        try:
+            return releases.parse(self._run(*argv).stdout)
+        except ValueError as error:
+            raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
+
+    def _tool(self, name: str) -> Iptables:
+        return Iptables(self._run, self._family, name, self._wait)
+
+    def _has(self, tool: Iptables) -> bool:
+        return all(map(self._is_installed, tool.commands))
+
+
+class Leftovers:
+    """Our rules in the backend that is not in use: looked at without creating a table, and removed."""
+
+    def __init__(self, tool: Iptables, tables: Sequence[str]) -> None:
+        self._tool = tool
+        self._tables = tables
+
+    @property
+    def command(self) -> str:
+        return self._tool.command
+
+    def observe(self, rules: Sequence[Rule]) -> Seen:
+        there = [rule for rule in rules if rule.table in self._tables]
+        seen = self._tool.observe(there) if there else Seen({})
+        return Seen({**{rule: 0 for rule in rules if rule not in there}, **seen.copies}, errors=seen.errors)
+
+    def remove(self, rule: Rule, copies: int) -> bool:
+        return self._tool.apply(RemoveRule(rule, copies))
+
+
+def registered_tables(family: Family) -> Sequence[str]:
+    """Return the legacy tables that the kernel has in this network namespace (net/ipv4/netfilter/ip_tables.c).
+
+    In a user namespace of one's own the file cannot be read; but then it is no node's network, and there are none.
+    Elsewhere that is an error, as not to see is not to know.
+    """
+    path = Path("/proc/net/ip_tables_names" if family == 4 else "/proc/net/ip6_tables_names")  # noqa: PLR2004
+    try:
+        return path.read_text().split()
+    except FileNotFoundError:  # the kernel does not have legacy at all
+        return ()
+    except PermissionError as error:
+        if privileges.in_initial_user_namespace():
+            raise BackendUnknown(str(path)) from error
+        return ()

@@ -1,0 +1,178 @@
+"""Which iptables: on the real kernel, in both families."""
+
+from collections.abc import Callable
+
+import pytest
+
+from sidecar.backends import Backend
+from sidecar.command import Result, is_installed
+from sidecar.desired import desired
+from sidecar.errors import CommandTimeout, LockHeld, PermissionMissing, SidecarError
+from sidecar.iproute import IpRoute
+from sidecar.model import AddRule, Family
+from sidecar.reconcile import Reconciler
+from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
+
+pytestmark = pytest.mark.usefixtures("privileged")
+
+RULES = {4: desired([IPV4], interface="lo", port=443, setup_iptables=True).rules,
+         6: desired([IPV6], interface="lo", port=443, setup_iptables=True).rules}  # fmt: skip
+
+
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return 4 if request.param == 4 else 6
+
+
+class Node:
+    def __init__(self, namespace: Namespace, family: Family) -> None:
+        self.namespace = namespace
+        self.family: Family = family
+        self.commands = NamespaceCommands(namespace)
+        self.legacy: set[str] = set()
+        """The legacy tables that a test has made; /proc tells them to root of the node only."""
+        self.nft_fails_with: SidecarError | None = None
+
+    def run(self, *argv: str, stdin: str = "") -> Result:
+        if self.nft_fails_with and "nft" in argv[0]:
+            raise self.nft_fails_with
+        return self.commands.run(*argv, stdin=stdin)
+
+    def backend(self, wish: str = "auto", installed: Callable[[str], bool] = is_installed) -> Backend:
+        return Backend(
+            self.run,
+            self.family,
+            wish,
+            5.0,
+            is_installed=installed,
+            legacy_tables=lambda _: sorted(self.legacy),
+        )
+
+    def iptables(self, backend: str, table: str, *words: str) -> None:
+        if backend == "legacy":
+            self.legacy.add(table)
+        self.namespace.iptables(backend, self.family, "-t", table, *words)
+
+    def add_ours(self, backend: str) -> None:
+        for rule in RULES[self.family]:
+            self.iptables(backend, rule.table, "-A", rule.chain, *rule.match)
+
+    def chosen(self) -> str:
+        backend = self.backend()
+        backend.observe(RULES[self.family])
+        return backend.command.rpartition("-")[2]
+
+
+@pytest.fixture
+def node(namespace: Namespace, family: Family) -> Node:
+    return Node(namespace, family)
+
+
+def test_on_an_empty_node_it_is_nft_and_nothing_is_created(node: Node, log: list[str]) -> None:
+    assert node.chosen() == "nft"
+    assert any(line.endswith("no other rules are there, in either backend") for line in log)
+    assert node.namespace.run("nft", "list", "tables") == ""
+    assert not [argv for argv in node.commands.calls if "legacy" in argv[0]]
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("hint", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
+def test_kubernetes_hint_decides_against_the_rules_that_are_there(
+    node: Node, backend: str, hint: str, log: list[str]
+) -> None:
+    other = "legacy" if backend == "nft" else "nft"
+    node.iptables(backend, "mangle", "-N", hint)
+    for port in range(1, 20):
+        node.iptables(other, "filter", "-A", "INPUT", "-p", "tcp", "--dport", str(port), "-j", "DROP")
+    assert node.chosen() == backend
+    assert any(line.endswith(f"Kubernetes' chain {hint} is there") for line in log)
+
+
+def test_of_two_hints_nft_comes_first(node: Node) -> None:
+    for backend in ("legacy", "nft"):
+        node.iptables(backend, "mangle", "-N", "KUBE-IPTABLES-HINT")
+    assert node.chosen() == "nft"
+
+
+@pytest.mark.parametrize(
+    ("nft", "legacy", "chosen"), [(1, 0, "nft"), (0, 1, "legacy"), (1, 2, "legacy"), (2, 2, "nft")]
+)
+def test_without_a_hint_the_rules_of_others_decide(node: Node, nft: int, legacy: int, chosen: str) -> None:
+    node.add_ours("nft" if chosen == "legacy" else "legacy")  # rules of ours do not count
+    for backend, number in (("nft", nft), ("legacy", legacy)):
+        for port in range(number):
+            node.iptables(backend, "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", str(port + 1), "-j", "ACCEPT")
+    assert node.chosen() == chosen
+
+
+def test_rules_that_only_nft_can_express_count_as_well(node: Node) -> None:
+    node.iptables("nft", "filter", "-A", "INPUT", "-j", "ACCEPT")
+    node.iptables("nft", "filter", "-D", "INPUT", "-j", "ACCEPT")
+    ip = "ip" if node.family == 4 else "ip6"
+    node.namespace.run("nft", "add", "rule", ip, "filter", "INPUT", "meta", "mark", "set", "1")
+    assert node.chosen() == "nft"
+
+
+@pytest.mark.parametrize("only", ["nft", "legacy"])
+def test_where_only_one_is_installed_it_is_that_one(node: Node, only: str) -> None:
+    node.iptables("nft" if only == "legacy" else "legacy", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    backend = node.backend(installed=lambda name: f"-{only}" in name)
+    backend.observe(RULES[node.family])
+    assert backend.command.endswith(only)
+    assert all(f"-{only}" in program for program in backend.programs)
+
+
+def test_where_neither_is_installed_it_is_what_iptables_is(node: Node) -> None:
+    backend = node.backend(installed=lambda name: "-nft" not in name and "-legacy" not in name)
+    backend.observe(RULES[node.family])
+    assert backend.command in ("iptables", "ip6tables")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        LockHeld(("iptables",), "", "exited with 4"),
+        PermissionMissing(["CAP_NET_ADMIN"], "it exited with 4"),
+        CommandTimeout(("iptables",), "", "was killed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_look_that_fails_decides_nothing(node: Node, failure: SidecarError) -> None:
+    node.iptables("legacy", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    node.nft_fails_with = failure
+    backend = node.backend()
+    with pytest.raises(type(failure)):
+        backend.observe(RULES[node.family])
+    node.nft_fails_with = None
+    backend.observe(RULES[node.family])
+    assert backend.command.endswith("legacy")
+
+
+@pytest.mark.parametrize("wish", ["nft", "legacy"])
+def test_rules_of_ours_in_the_other_backend_are_told_and_go_with_a_cleanup(
+    node: Node, wish: str, log: list[str]
+) -> None:
+    other = "legacy" if wish == "nft" else "nft"
+    for _ in range(2):
+        node.add_ours(other)
+    node.iptables(other, "filter", "-A", "INPUT", "-p", "udp", "-j", "ACCEPT")
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    backend = node.backend(wish)
+    reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend})
+    assert reconciler.reconcile().in_sync
+    assert any("rules of ours are in the other backend" in line and line.count(": 10;") for line in log)
+    assert len(node.namespace.rules(other, node.family)) == 11  # a pass leaves them
+    backend.include_leftovers()
+    assert reconciler.cleanup(float("inf")).in_sync
+    assert node.namespace.rules(wish, node.family) == []
+    assert node.namespace.rules(other, node.family) == ["-t filter -A INPUT -p udp -j ACCEPT"]
+
+
+def test_a_cleanup_creates_no_table_in_the_other_backend(node: Node) -> None:
+    backend = node.backend("nft")
+    backend.observe(RULES[node.family])
+    backend.apply(AddRule(RULES[node.family][0], insert=False))
+    backend.include_leftovers()
+    node.commands.calls.clear()
+    assert sum(backend.observe(RULES[node.family]).copies.values()) == 1
+    assert not [argv for argv in node.commands.calls if "legacy" in argv[0]]
