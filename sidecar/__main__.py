@@ -19,6 +19,8 @@ def main() -> NoReturn:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed before we were started
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as we live
+    for name in [name for name in os.environ if name.startswith("LOGURU_")]:
+        del os.environ[name]  # loguru would read it, and the log is set up by our own flags alone
     from sidecar import cli  # noqa: PLC0415 - signals are to be handled before anything takes its time
 
     code = cli.main(sys.argv[1:])

@@ -4,10 +4,13 @@ import contextlib
 import gc
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Final, TextIO
 
 from sidecar import PROGRAM, __version__, flags
 from sidecar.errors import ConfigError
+
+#: How many faults are told before the rest is counted.
+MOST_FAULTS: Final = 10
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(line: flags.CommandLine) -> int:
+def _run(line: flags.Invocation) -> int:
     from sidecar import run, settings  # noqa: PLC0415 - this takes a tenth of a second
 
     # What is loaded by now stays: the garbage collector, off until here, need never look at it again.
@@ -38,8 +41,10 @@ def _run(line: flags.CommandLine) -> int:
 
 
 def _refuse(error: ConfigError) -> int:
-    for fault in error.faults:
+    for fault in error.faults[:MOST_FAULTS]:
         _print(f"{PROGRAM}: {fault}", sys.stderr)
+    if (more := len(error.faults) - MOST_FAULTS) > 0:
+        _print(f"{PROGRAM}: and {more} more", sys.stderr)
     return error.exit_code
 
 

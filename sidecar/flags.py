@@ -95,7 +95,7 @@ COMMANDS: Final = ("run", "version", "help")
 
 _ASIDE: Final = ("help", "h", "version")
 
-_WORDS_OF_A_BOOLEAN: Final = ("true", "false", "t", "f", "1", "0", "yes", "no")
+_WORDS_OF_A_BOOLEAN: Final = {*map(str.lower, pflag.BOOLEANS), "yes", "no"}
 
 
 #: How wide the column of names is in --help.
@@ -106,7 +106,7 @@ _ADDRESS: Final = re.compile(r"[0-9.,]+|[0-9a-fA-F:.,]*:[0-9a-fA-F:.,]*")
 
 
 @dataclass(frozen=True, slots=True)
-class CommandLine:
+class Invocation:
     """A command, and the values of each flag that was given, in order; `faults` is what is wrong with it.
 
     A command that is not known is "unknown", and told among the faults.
@@ -117,22 +117,22 @@ class CommandLine:
     faults: list[str]
 
 
-def parse(argv: Sequence[str]) -> CommandLine:
+def parse(argv: Sequence[str]) -> Invocation:
     """Read the arguments of this program (without its own name)."""
     booleans = [*_ASIDE, *(flag.name for flag in FLAGS.values() if flag.is_boolean)]
     line = pflag.parse(argv, flags=[*FLAGS, *_ASIDE], booleans=booleans)
     command, *rest = line.words or COMMANDS[:1]
-    asked = {name for name in _ASIDE if line.values.pop(name, None)}
+    asked = {name for name in _ASIDE if pflag.BOOLEANS.get(line.values.pop(name, ["false"])[-1], True)}
     if command == "help" or asked & {"help", "h"}:
-        return CommandLine("help", {}, [])
+        return Invocation("help", {}, [])
     if command not in COMMANDS:
         known = (
             f"unknown command {quoted(command)}: it is one of {', '.join(COMMANDS)}{pflag.nearest(command, COMMANDS)}"
         )
         if hint := _hint(command):
             known = f"unexpected word {quoted(command)}{hint}"
-        return CommandLine("unknown", line.values, [*line.faults, known, *map(_unexpected, rest)])
-    return CommandLine("version" if asked else command, line.values, [*line.faults, *map(_unexpected, rest)])
+        return Invocation("unknown", line.values, [*line.faults, known, *map(_unexpected, rest)])
+    return Invocation("version" if asked else command, line.values, [*line.faults, *map(_unexpected, rest)])
 
 
 def _unexpected(word: str) -> str:

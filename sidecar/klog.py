@@ -136,7 +136,7 @@ def as_json(entry: Entry) -> str:
     """
     place = "/".join(entry.path.split("/")[-2:])
     shown: dict[str, object] = {
-        "ts": entry.time.timestamp() * 1000,
+        "ts": round(entry.time.timestamp() * 1000, 3),
         "severity": entry.severity.name,
         "v": entry.verbosity,
         "caller": f"{place}:{entry.line}",
@@ -145,7 +145,7 @@ def as_json(entry: Entry) -> str:
     shown |= {name: value for name, value in entry.facts.items() if name not in shown}
     if entry.stack:
         shown["stacktrace"] = entry.stack
-    return json.dumps(shown, default=str) + "\n"
+    return json.dumps(_sound(shown)) + "\n"
 
 
 def file_header(time: datetime, host: str, built: str) -> str:
@@ -156,6 +156,17 @@ def file_header(time: datetime, host: str, built: str) -> str:
         f"Binary: Built with {built}\n"
         "Log line format: [IWEF]mmdd hh:mm:ss.uuuuuu threadid file:line] msg\n"
     )
+
+
+def _sound(value: object) -> object:
+    """Return the value with bytes that are no text made visible, as strict readers of JSON refuse them."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {name: _sound(each) for name, each in value.items()}
+        case _:
+            return value
 
 
 def _matches(name: str, pattern: str) -> bool:

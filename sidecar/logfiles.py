@@ -7,6 +7,7 @@ crash, and a file that was moved or removed meanwhile is made anew.
 import contextlib
 import os
 import pwd
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -44,14 +45,15 @@ class LogFile:
         self._has_header = has_header
         self._link = link
         self._name = ""
-        self._path: Path | None = None
+        self._path: str | None = None
+        self._is_torn = False
         #: Why a directory before the one that took the last line did not take it.
         self.refused: OSError | None = None
 
     @property
     def directory(self) -> Path | None:
         """Where the last line went."""
-        return self._path and self._path.parent
+        return Path(self._path).parent if self._path else None
 
     def append(self, line: str, time: datetime) -> None:
         """Write the line. Raises OSError if no directory takes it, or the disk is full."""
@@ -59,26 +61,34 @@ class LogFile:
         self._name = self._name or self._new_name(time)
         before = self._path
         descriptor = self._open()
-        size = os.fstat(descriptor).st_size
-        is_new = not size or self._path != before
-        if size + len(data) >= self._limit:
+        status = os.fstat(descriptor)
+        is_new = self._path != before or (stat.S_ISREG(status.st_mode) and not status.st_size)
+        if status.st_size + len(data) >= self._limit:
             os.close(descriptor)
             self._name = self._new_name(time)
             descriptor = self._open(os.O_TRUNC)
             is_new = True
         try:
-            _write(descriptor, (self._header(time) if is_new else b"") + data)
+            self._write(descriptor, (self._header(time) if is_new else b"") + data)
         except OSError as error:
-            error.filename = str(self._path)
+            error.filename = self._path
             raise
         finally:
             os.close(descriptor)
+
+    def _write(self, descriptor: int, data: bytes) -> None:
+        if self._is_torn:  # the last line was cut by a full disk: this one is not to be taken for its end
+            data = b"\n" + data
+        while data:
+            written = os.write(descriptor, data)
+            self._is_torn = data[:written][-1:] != b"\n"
+            data = data[written:]
 
     def _open(self, flags: int = 0) -> int:
         failure = OSError()
         self.refused = None
         for directory in self._directories:
-            path = directory / self._name
+            path = f"{str(directory).rstrip('/')}/{self._name}"  # a Path would let a slash at the end pass
             try:
                 descriptor = os.open(path, _FLAGS | flags | (os.O_NOFOLLOW if self._link else 0), 0o666)
             except OSError as error:
@@ -100,13 +110,15 @@ class LogFile:
         if not self._has_header:
             return b""
         python = f"{sys.implementation.name} {sys.version.split()[0]}"
-        return klog.file_header(time, _host(), f"{python} for {sys.platform}/{os.uname().machine}").encode()
+        header = klog.file_header(time, _host(), f"{python} for {sys.platform}/{os.uname().machine}")
+        return header.encode(errors="backslashreplace")
 
 
-def one_file(path: Path, megabytes: int, *, has_header: bool) -> LogFile:
+def one_file(path: str, megabytes: int, *, has_header: bool) -> LogFile:
     """Return the file of --log_file; with 0 megabytes it has no limit (`CalculateMaxSize`)."""
     limit = megabytes * MEGABYTE or sys.maxsize
-    return LogFile([path.parent], lambda _: path.name, limit=limit, has_header=has_header)
+    directory, name = os.path.split(path)
+    return LogFile([Path(directory)], lambda _: name, limit=limit, has_header=has_header)
 
 
 def severity_file(program: str, directory: str, severity: Severity, *, has_header: bool) -> LogFile:
@@ -121,11 +133,6 @@ def severity_file(program: str, directory: str, severity: Severity, *, has_heade
 
     link = f"{program}.{severity.name}"
     return LogFile(directories, name, limit=LARGEST, has_header=has_header, link=link)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _host() -> str:

@@ -1,7 +1,7 @@
 """The log: loguru in front, klog behind. Where a line goes is decided as in klog's `output` (klog.go).
 
-One thing differs: klog ends the program when it cannot write a file. Here the line goes to standard error instead,
-and the work goes on.
+What differs stands in the README. Above all, klog ends the program when it cannot write a file; here the line goes to
+standard error instead, and the work goes on.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class _Output:
         self._files: dict[Severity, LogFile] = {}
         self._one_file: LogFile | None = None
         if given.log_file:
-            self._one_file = logfiles.one_file(Path(given.log_file), given.log_file_max_size, has_header=has_header)
+            self._one_file = logfiles.one_file(given.log_file, given.log_file_max_size, has_header=has_header)
         else:
             for severity in Severity:
                 self._files[severity] = logfiles.severity_file(PROGRAM, given.log_dir, severity, has_header=has_header)

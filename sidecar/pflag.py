@@ -6,10 +6,17 @@ programs of Kubernetes (component-base, WordSepNormalizeFunc). What the values m
 """
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from sidecar.oneline import quoted
+
+#: The words of Go's strconv.ParseBool.
+BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "FALSE", "false", "False"), False
+)
 
 
 @dataclass(slots=True)
@@ -25,11 +32,13 @@ def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[s
     """Read a command line; `flags` are all known names, `booleans` those among them that need no value."""
     line = CommandLine()
     known = {_normal(name): name for name in flags}
-    rest = iter(argv)
-    for argument in rest:
+    rest = deque(argv)
+    while rest:
+        argument = rest.popleft()
         if argument == "--":
             line.words += rest
-        elif not argument.startswith("-") or argument == "-":
+            break
+        if not argument.startswith("-") or argument == "-":
             line.words.append(argument)
         else:
             _flag(argument, rest, line, known, booleans)
@@ -47,9 +56,7 @@ def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{match[0]}?" if match else ""
 
 
-def _flag(
-    argument: str, rest: Iterator[str], line: CommandLine, known: dict[str, str], booleans: Collection[str]
-) -> None:
+def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, str], booleans: Collection[str]) -> None:
     if argument.startswith("--"):
         typed, equals, value = argument[2:].partition("=")
         given = value if equals else None
@@ -62,14 +69,16 @@ def _flag(
     is_slip = not argument.startswith("--") and _normal(word[1:]) != name and _normal(word[1:]) in known
     if name is None or is_slip:
         line.faults.append(f"unknown flag {quoted(word)}{nearest(word.strip('-'), known.values(), '--')}")
+        if word == argument and rest and not rest[0].startswith("-"):
+            rest.popleft()  # likely its value, and no fault of its own
         return
     if given is None and name in booleans:
         given = "true"
     elif given is None:
-        given = next(rest, None)
-        if given is None:
+        if not rest:
             line.faults.append(f"{spelled(name)}: needs a value")
             return
+        given = rest.popleft()
     line.values.setdefault(name, []).append(given)
 
 

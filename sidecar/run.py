@@ -27,6 +27,17 @@ def run(given: Settings, warnings: Sequence[str]) -> int:
     """Do what the settings ask for, warn of what is wrong with them, and return the exit code."""
     logs.setup(given)
     _log_settings(given, warnings)
+    try:
+        return _run(given)
+    except NodeError as error:
+        logger.bind(**error.facts).error(error)
+        return error.exit_code
+    except Interrupted:
+        logger.error("a second signal: ended at once")
+        return 1
+
+
+def _run(given: Settings) -> int:
     goal = desired(
         given.ip_address,
         interface=given.interface,
@@ -37,28 +48,24 @@ def run(given: Settings, warnings: Sequence[str]) -> int:
         link_kind=LINK_KIND if given.create_interface else "",
         remove_duplicates=given.remove_duplicates,
     )
-    commands = Commands(given.command_timeout)
+    try:
+        commands = Commands(given.command_timeout)
+        wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
+    except OSError as error:
+        raise NodeError(f"cannot start: {error.strerror}: see `ulimit -n`") from error
     families: list[Family] = sorted({rule.family for rule in goal.rules})
     backend, wait = given.iptables_backend, given.iptables_wait
     iptables = {family: Backend(commands.run, family, backend, wait) for family in families}
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.programs)]
     reconciler = Reconciler(goal, IpRoute(commands.run), iptables)
-    wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
-    try:
-        commands.require(programs)
-        report = _work(given, reconciler, wakeup, daemon.Journal(lambda: _in_words(goal, given.port, iptables)))
-        # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
-        code = report.exit_code if report else int(not given.daemon)
-        if given.cleanup:
-            for each in iptables.values():
-                each.include_leftovers()
-            code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
-    except NodeError as error:
-        logger.bind(**error.facts).error(error)
-        return error.exit_code
-    except Interrupted:
-        logger.error("a second signal: ended at once")
-        return 1
+    commands.require(programs)
+    report = _work(given, reconciler, wakeup, daemon.Journal(lambda: _in_words(goal, given.port, iptables)))
+    # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
+    code = report.exit_code if report else int(not given.daemon)
+    if given.cleanup:
+        for each in iptables.values():
+            each.include_leftovers()
+        code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
     return code
 
 

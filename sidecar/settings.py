@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -21,7 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sidecar import durations, klog, pflag, values
 from sidecar.errors import ConfigError
-from sidecar.flags import FLAGS, PREFIX, CommandLine, Flag
+from sidecar.flags import FLAGS, PREFIX, Invocation
 from sidecar.klog import Place, Severity, Vmodule
 from sidecar.model import IPAddress
 from sidecar.oneline import quoted
@@ -35,7 +36,7 @@ _SHORTEST: Final = 0.01
 #: No command and no cleanup takes an hour; a longer time is a slip of the unit.
 _LONGEST_TIMEOUT: Final = 3600.0
 
-#: What Kubernetes tells of a Service by name alone; it does so for each one of the pod's namespace.
+#: Variables that Kubernetes sets for each Service of the pod's namespace, by name; others are known by their value.
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT|PORT_.+)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 _BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
@@ -95,7 +96,7 @@ class Settings(BaseSettings):
     legacy_stderr_threshold_behavior: _Boolean
 
 
-def load(line: CommandLine) -> tuple[Settings, list[str]]:
+def load(line: Invocation) -> tuple[Settings, list[str]]:
     """Return the settings that flags, environment and env file add up to, and warnings.
 
     Raises ConfigError with all faults at once; the warnings come with them, as they may tell the reason.
@@ -105,8 +106,10 @@ def load(line: CommandLine) -> tuple[Settings, list[str]]:
         FLAGS[name].variable: texts if name == "ip-address" else texts[-1] for name, texts in line.values.items()
     }
     variable = FLAGS["env-file"].variable
-    path = flags.get(variable) or os.environ.get(variable) or ""
-    file, file_faults = _read_env_file(path) if path else ({}, [])
+    path = flags[variable] if variable in flags else os.environ.get(variable, "")
+    origin = FLAGS["env-file"].spelled if variable in flags else variable
+    file, file_faults = _read_env_file(path, origin) if path else ({}, [])
+    origins = Origins(flags, file, path)
     warnings = list(_unknown({**file, **os.environ}))
     faults = [*line.faults, *file_faults]
     # What the environment does not set, the file may, or else the default holds: they go where the flags go, below.
@@ -121,11 +124,11 @@ def load(line: CommandLine) -> tuple[Settings, list[str]]:
         wrong = [
             fault for fault in error.errors(include_url=False) if fault["type"] != "missing" or line.command == "run"
         ]
-        raise ConfigError([*faults, *(_fault(fault, flags, path) for fault in wrong), *warnings]) from None
-    faults += _contradictions(settings)
+        raise ConfigError([*faults, *(_fault(fault, origins) for fault in wrong), *warnings]) from None
+    faults += _contradictions(settings, origins)
     if faults:
         raise ConfigError([*faults, *warnings])
-    return settings, [*warnings, *_without_effect(settings)]
+    return settings, [*warnings, *_without_effect(settings, origins)]
 
 
 def in_words(settings: Settings) -> dict[str, str]:
@@ -147,24 +150,44 @@ def _text(value: object) -> str:
             return str(value)
 
 
-def _read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
-    """Return the variables in a file like .env.example, and a line for each fault in it."""
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Tells where each setting's value came from, in the operator's words."""
+
+    flags: Mapping[str, Any]
+    file: Mapping[str, str]
+    path: str
+
+    def __call__(self, name: str) -> str:
+        flag = FLAGS[name]
+        if flag.variable in self.flags:
+            return flag.spelled
+        if os.environ.get(flag.variable):
+            return flag.variable
+        return f"{quoted(self.path, 200)}: {flag.variable}" if self.file.get(flag.variable) else flag.spelled
+
+
+def _read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
+    """Return the variables in a file like .env.example, and a line if there is a fault in it.
+
+    What stands in the file is not shown: a path may be wrong, and the file a secret.
+    """
     if "\0" in path:
         return {}, []  # the setting itself is at fault, and is checked with the others
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             text = file.read(_LONGEST_FILE + 1)
     except (OSError, UnicodeError) as error:
-        return {}, [f"--env-file={quoted(path)}: {getattr(error, 'strerror', None) or 'is no text in UTF-8'}"]
+        return {}, [f"{origin}={quoted(path)}: {getattr(error, 'strerror', None) or 'is no text in UTF-8'}"]
     if len(text) > _LONGEST_FILE:
-        return {}, [f"--env-file={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
+        return {}, [f"{origin}={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
     bindings = list(parse_stream(io.StringIO(text)))
-    faults = [
-        f"{quoted(path, 200)}: line {_line_number(binding)} is no NAME=value: {quoted(binding.original.string.strip())}"
-        for binding in bindings
-        if binding.error or (binding.key and binding.value is None)
-    ]
-    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}, faults
+    wrong = [_line_number(each) for each in bindings if each.error or (each.key and each.value is None)]
+    faults = []
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        faults = [f"{quoted(path, 200)}: line {wrong[0]}{more} is no NAME=value"]
+    return {each.key: each.value for each in bindings if each.key and each.value is not None}, faults
 
 
 def _line_number(binding: Binding) -> int:
@@ -184,42 +207,33 @@ def _unknown(variables: Mapping[str, str]) -> Iterator[str]:
             yield f"variable {quoted(name)} is not known and ignored{hint}"
 
 
-def _contradictions(settings: Settings) -> Iterator[str]:
+def _contradictions(settings: Settings, origins: Origins) -> Iterator[str]:
     if settings.setup_iptables and math.ceil(settings.iptables_wait) >= settings.command_timeout:
         wait, timeout = durations.render(settings.iptables_wait), durations.render(settings.command_timeout)
         yield (
-            f"--iptables-wait={wait} and --command-timeout={timeout}: the timeout must be longer than the wait in "
-            "whole seconds, or a command is killed while it waits for the lock"
+            f"{origins('iptables-wait')}={wait} and {origins('command-timeout')}={timeout}: the timeout must be longer "
+            "than the wait in whole seconds, or a command is killed while it waits for the lock"
         )
 
 
-def _without_effect(settings: Settings) -> Iterator[str]:
-    """Yield a line for each flag that klog takes and does nothing with, beside these others."""
+def _without_effect(settings: Settings, origins: Origins) -> Iterator[str]:
+    """Yield a line for what is given and does nothing."""
+    name = "log_file" if settings.log_file else "log_dir"
     if settings.logtostderr and (settings.log_file or settings.log_dir):
-        name = "log_file" if settings.log_file else "log_dir"
-        yield f"--{name} has no effect without --logtostderr=false: the log goes to standard error, not to files"
+        yield f"{origins(name)} has no effect without --logtostderr=false: the log goes to standard error, not to files"
     elif settings.log_file and settings.log_dir:
-        yield "--log_dir has no effect beside --log_file"
+        yield f"{origins('log_dir')} has no effect beside {origins('log_file')}"
     sources = [path.stem for path in Path(__file__).parent.glob("*.py")]
     for pattern, level in settings.vmodule.levels:
         if not any(Vmodule(((pattern, level),)).level(source) for source in sources):
-            yield f"--vmodule: no source file goes by {quoted(pattern)}{pflag.nearest(pattern, sources)}"
+            yield f"{origins('vmodule')}: no source file goes by {quoted(pattern)}{pflag.nearest(pattern, sources)}"
 
 
-def _fault(fault: ErrorDetails, flags: Mapping[str, str], env_file: str) -> str:
+def _fault(fault: ErrorDetails, origins: Origins) -> str:
     flag = _BY_VARIABLE[str(fault["loc"][0])]
     if fault["type"] == "missing":
         return f"{flag.spelled} or {flag.variable} is required: {flag.meaning}"
     value = fault["input"]
     shown = ",".join(value) if isinstance(value, list) else str(value)
     reason = fault.get("ctx", {}).get("error", fault["msg"])
-    return f"{_origin(flag, flags, env_file)}={quoted(shown)}: {reason}"
-
-
-def _origin(flag: Flag, flags: Mapping[str, str], env_file: str) -> str:
-    """Return where a setting's value came from, in the operator's words."""
-    if flag.variable in flags:
-        return flag.spelled
-    if os.environ.get(flag.variable) or not env_file:
-        return flag.variable
-    return f"{quoted(env_file, 200)}: {flag.variable}"
+    return f"{origins(flag.name)}={quoted(shown)}: {reason}"

@@ -9,11 +9,6 @@ from sidecar import durations, pflag
 from sidecar.model import IPAddress
 from sidecar.oneline import quoted
 
-#: The words of Go's strconv.ParseBool.
-BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
-    ("0", "f", "F", "FALSE", "false", "False"), False
-)
-
 _HIGHEST_PORT: Final = 65535
 
 _BROADCAST: Final = IPv4Address("255.255.255.255")
@@ -25,14 +20,14 @@ _LONGEST_INTERFACE: Final = 15
 _LARGEST_FILE: Final = 2**43
 
 #: What Kubernetes sets `<SERVICE>_PORT` and others to.
-_OF_A_SERVICE: Final = re.compile("(tcp|udp|sctp)://")
+_SERVICE_URL: Final = re.compile("(tcp|udp|sctp)://")
 
 
 def boolean(text: str) -> bool:
     """Read one of ParseBool's words."""
-    if text not in BOOLEANS:
+    if text not in pflag.BOOLEANS:
         raise ValueError("not a boolean: write true or false")
-    return BOOLEANS[text]
+    return pflag.BOOLEANS[text]
 
 
 def port(text: str) -> int:
@@ -50,7 +45,7 @@ def port(text: str) -> int:
 
 def is_of_a_service(text: str) -> bool:
     """Whether this is what Kubernetes puts into a variable, to tell of a Service of the pod's namespace."""
-    return bool(_OF_A_SERVICE.match(text))
+    return bool(_SERVICE_URL.match(text))
 
 
 def interface(text: str) -> str:

@@ -1,6 +1,7 @@
 """What an operator can get wrong: each ends with 2 and a line or a few that help; nothing on the node is touched."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -20,6 +21,8 @@ BAD: list[tuple[list[str], str]] = [
     (["run"], "--ip-address or SIDECAR_IP_ADDRESS is required"),
     (["verison"], "did you mean version?"),
     (["verison", "--port=0"], "--port=0: not a port"),
+    (["--ip-adress", "10.96.0.2"], "did you mean --ip-address?"),
+    ([GOOD, "--env-file=/etc/passwd"], "is no NAME=value"),
     (["start", GOOD], "unknown command start"),
     (["RUN", GOOD], "unknown command RUN"),
     (["", GOOD], "unknown command : it is one of"),
@@ -101,7 +104,16 @@ BAD: list[tuple[list[str], str]] = [
     ([GOOD, "--env-file=" + "x" * 10_000], "File name too long"),
 ]
 
-LIBRARIES = ("pydantic", "loguru", "argparse", "validation error", "traceback", "errno", "for further information")
+LIBRARIES = (
+    "pydantic",
+    "loguru",
+    "dotenv",
+    "argparse",
+    "validation error",
+    "traceback",
+    "errno",
+    "further information",
+)
 
 
 def check(answer: str, advice: str) -> None:
@@ -141,6 +153,32 @@ def test_a_variable_is_named_where_the_value_came_from_one(start: Start) -> None
     assert sidecar.end() == 2
     check(sidecar.log, "SIDECAR_PORT=tcp://10.0.0.1:443: set by Kubernetes for a Service named `sidecar`")
     assert "SIDECAR_V=x: " in sidecar.log
+
+
+def test_a_great_many_faults_are_counted(start: Start) -> None:
+    sidecar = start(*(f"word{n}" for n in range(1000)))
+    assert sidecar.end() == 2
+    assert len(sidecar.log.splitlines()) == 11
+    assert sidecar.log.endswith("apiserver-proxy-sidecar: and 990 more\n")
+
+
+def test_the_words_of_a_wrong_file_stay_in_it(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret\nmore secret\n")
+    sidecar = start(GOOD, f"--env-file={file}")
+    assert sidecar.end() == 2
+    assert "secret" not in sidecar.log
+
+
+def test_each_value_is_named_by_where_it_came_from(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("SIDECAR_COMMAND_TIMEOUT=20s\n")
+    sidecar = start(GOOD, "--setup-iptables", f"--env-file={file}", SIDECAR_IPTABLES_WAIT="30s")
+    assert sidecar.end() == 2
+    assert f": SIDECAR_IPTABLES_WAIT=30s and {file}: SIDECAR_COMMAND_TIMEOUT=20s: the timeout must be" in sidecar.log
+    sidecar = start(GOOD, SIDECAR_ENV_FILE="/nonexistent")
+    assert sidecar.end() == 2
+    assert ": SIDECAR_ENV_FILE=/nonexistent: No such file" in sidecar.log
 
 
 def test_every_fault_is_told_at_once(start: Start) -> None:

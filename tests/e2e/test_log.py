@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -282,6 +283,31 @@ def test_a_log_that_cannot_be_written_stops_nothing(
         "added 10.96.0.2/32 to lo",
         "in sync: 10.96.0.2/32 on lo",
     ]
+
+
+def test_each_time_that_a_file_cannot_be_written_is_told_once(
+    start: Start, namespace: Namespace, tmp_path: Path
+) -> None:
+    file = tmp_path / "folder" / "log"
+    sidecar = start(
+        "--ip-address=10.96.0.2", "--logtostderr=false", f"--log_file={file}", "--stderrthreshold=3",
+        "--logging-format=json", "--sync-interval=50ms",
+    )  # fmt: skip
+    for _ in range(2):
+        sidecar.wait_for("added")
+        file.parent.mkdir()
+        sidecar.log = ""
+        namespace.run("ip", "address", "delete", "10.96.0.2/32", "dev", "lo")
+        while not file.exists():
+            time.sleep(0.01)
+        file.unlink()
+        file.parent.rmdir()
+        namespace.run("ip", "address", "delete", "10.96.0.2/32", "dev", "lo")
+    sidecar.wait_for("added")
+    assert sidecar.stop() == 0
+    for line in sidecar.log.splitlines():
+        assert json.loads(line).keys() >= {"ts", "msg"}
+    assert sidecar.log.count("cannot write to log file") == 1
 
 
 # JSON

@@ -58,6 +58,7 @@ def test_one_pass_and_what_it_says(namespace: Namespace, start: Start, backend: 
     first = start(*ONCE, f"--iptables-backend={backend}")
     assert first.end() == 0
     assert in_place(namespace, backend)
+    assert {line[0] for line in first.log.splitlines()} <= {"I"}
     messages = [line.split("] ", 1)[1] for line in first.log.splitlines()[1:]]
     assert re.fullmatch(rf"IPv4 rules by iptables-{backend} [0-9.]+: as --iptables-backend says", messages[0])
     assert messages[1] == "added 10.96.0.2/32 to lo"
@@ -232,6 +233,13 @@ def test_a_name_that_is_no_text_does_not_matter(namespace: Namespace, start: Sta
     namespace.run("sh", "-c", "ip link add $(printf 'a\\351') type veth")
     assert start("--ip-address=10.96.0.2", "--daemon=false").end() == 0
     assert namespace.addresses() == [CIDR]
+
+
+def test_a_few_descriptors_are_told_to_be_too_few(namespace: Namespace, start: Start) -> None:
+    sidecar = start(*ONCE, prefix=("sh", "-c", 'ulimit -n 5; exec "$@"', "sh"))
+    assert sidecar.end() == 3
+    assert "cannot start: Too many open files: see `ulimit -n`" in sidecar.log
+    assert is_clean(namespace)
 
 
 def test_it_works_with_its_log_closed(namespace: Namespace, start: Start) -> None:

@@ -31,6 +31,7 @@ def test_the_help_has_every_flag_in_one_line_with_its_variable_and_its_default()
         (["run", "--port=1", "-h"], "help"),
         (["--nonsense", "--help"], "help"),
         (["version", "--help"], "help"),
+        (["--help=false", "--version=false"], "run"),
         (["--interface", "--help"], "run"),
         (["--", "--help"], "unknown"),
     ],

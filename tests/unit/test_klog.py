@@ -42,7 +42,9 @@ def test_no_line_can_be_forged() -> None:
     assert line.rstrip("\n").isprintable()
     assert "ü" in line
     assert klog.as_json(entry).count("\n") == 1
-    assert json.loads(klog.as_json(entry))["msg"] == entry.message
+    assert json.loads(klog.as_json(entry))["msg"] == entry.message.replace("\udc80", "\\udc80")
+    entry = replace(ENTRY, facts={"settings": {"interface": "\udc80"}})
+    assert json.loads(klog.as_json(entry))["settings"] == {"interface": "\\udc80"}
 
 
 def test_an_object_has_the_names_of_kubernetes_and_the_facts() -> None:
