@@ -8,13 +8,16 @@ from typing import Final
 from loguru import logger
 
 from sidecar import verbosity
-from sidecar.errors import NodeError, Stopped
+from sidecar.errors import LockHeld, NodeError, Stopped
 from sidecar.model import Report
 from sidecar.reconcile import Reconciler
 from sidecar.wakeup import Wakeup
 
 #: Seconds until the first retry, and until the first look after a change.
 SOON: Final = 1.0
+
+#: Seconds until the next try while somebody holds the xtables lock.
+LOCK_RETRY: Final = 2.0
 
 
 def run(reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journal") -> Report | None:
@@ -65,6 +68,9 @@ class Schedule:
         failed = not report.in_sync
         starts_over = report.changed or (failed and not self._failing)
         self._delay = min(SOON if starts_over else self._delay * 2, self._interval)
+        if failed and all(isinstance(failure.error, LockHeld) for failure in report.failures):
+            # Whoever holds the lock lets go of it soon, and there is much to do then.
+            self._delay = min(self._delay, LOCK_RETRY)
         self._failing = failed
         return self._delay * self._jitter() if failed else self._delay
 

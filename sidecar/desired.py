@@ -1,6 +1,7 @@
 """What should be on the node, from plain values. The five rules stand here, and nowhere else."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 from sidecar.model import Address, Desired, IPAddress, Rule
@@ -34,6 +35,23 @@ def desired(  # noqa: PLR0913 - one for each thing an operator can wish for, all
     addresses = tuple(Address(ip, ip.max_prefixlen, interface) for ip in dict.fromkeys(ips))
     rules = tuple(rule for address in addresses for rule in rules_for(address, port)) if setup_iptables else ()
     return Desired(interface, addresses, scope, rules, insert, link_kind, remove_duplicates)
+
+
+def things(desired: Desired, port: int) -> tuple[str, ...]:
+    """Return a name for each thing that is wanted: an address on its interface, the rules of an address and port."""
+    addresses = tuple(f"{address.ip}@{desired.interface}" for address in desired.addresses)
+    rules = tuple(f"{address.ip}:{port}" for address in desired.addresses) if desired.rules else ()
+    return addresses + rules
+
+
+def without(desired: Desired, port: int, wanted: Collection[str]) -> Desired:
+    """Return what is desired but for the things of these names."""
+    kept = {rule for each in desired.addresses if f"{each.ip}:{port}" not in wanted for rule in rules_for(each, port)}
+    return replace(
+        desired,
+        addresses=tuple(each for each in desired.addresses if f"{each.ip}@{desired.interface}" not in wanted),
+        rules=tuple(rule for rule in desired.rules if rule in kept),
+    )
 
 
 def rules_for(address: Address, port: int) -> tuple[Rule, ...]:

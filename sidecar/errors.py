@@ -6,6 +6,7 @@
     │   ├── CommandMissing          a program is not installed
     │   ├── PermissionMissing       a capability is not granted
     │   ├── NotSupported            the kernel has no such table
+    │   ├── LockUnusable            the xtables lock's file is no file, or cannot be opened
     │   └── BackendUnknown          which iptables the node uses cannot be seen
     ├── InterfaceMissing        1  the interface does not exist (yet)
     ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
@@ -74,6 +75,10 @@ class PermissionMissing(NodeError):
 
 class NotSupported(NodeError):
     """iptables exited with 3: the kernel lacks the table or an extension."""
+
+
+class LockUnusable(NodeError):
+    """The xtables lock cannot be had, and that is not because somebody holds it."""
 
 
 class BackendUnknown(NodeError):

@@ -21,12 +21,13 @@ from typing import Final, TypeAlias
 
 from loguru import logger
 
-from sidecar import parse, privileges, shadow
+from sidecar import lockfile, parse, privileges, shadow
 from sidecar.command import Result, Run
 from sidecar.errors import (
     ChainUnreadable,
     CommandError,
     LockHeld,
+    LockUnusable,
     NotSupported,
     OutputUnreadable,
     PermissionMissing,
@@ -253,6 +254,8 @@ class Iptables:
         if result.exit == _NOT_SUPPORTED:
             return NotSupported(str(failure))
         if result.exit == _TRY_AGAIN:
+            if self.is_legacy() and (problem := lockfile.problem()):
+                return LockUnusable(f"{problem}; {failure}")
             return LockHeld(
                 argv,
                 stdin,

@@ -141,6 +141,8 @@ class Reconciler:
         hindrances: dict[Rule, Hindrance] = {}
         for family, iptables in self._iptables.items():
             rules = tuple(rule for rule in self._desired.rules if rule.family == family)
+            if not rules:
+                continue
             attempt = f"look at the IPv{family} rules"
             try:
                 seen = iptables.observe(rules)

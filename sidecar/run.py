@@ -9,8 +9,9 @@ from loguru import logger
 
 from sidecar import PROGRAM, __version__, daemon, iproute, logs, settings
 from sidecar.backends import Backend
+from sidecar.claims import Claims
 from sidecar.command import Commands
-from sidecar.desired import LINK_KIND, desired
+from sidecar.desired import LINK_KIND, desired, things, without
 from sidecar.errors import Interrupted, NodeError, Stopped
 from sidecar.flags import FLAGS
 from sidecar.iproute import IpRoute
@@ -59,13 +60,17 @@ def _run(given: Settings) -> int:
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.programs)]
     reconciler = Reconciler(goal, IpRoute(commands.run), iptables)
     commands.require(programs)
+    claims = Claims()
+    claims.take(things(goal, given.port), is_over=lambda: wakeup.stopping)
     report = _work(given, reconciler, wakeup, daemon.Journal(lambda: _in_words(goal, given.port, iptables)))
     # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
     code = report.exit_code if report else int(not given.daemon)
     if given.cleanup:
         for each in iptables.values():
             each.include_leftovers()
-        code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands))
+        wanted = claims.wanted_by_others()
+        reconciler = Reconciler(without(goal, given.port, wanted), IpRoute(commands.run), iptables)
+        code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands, wanted))
     return code
 
 
@@ -91,7 +96,9 @@ def _work(given: Settings, reconciler: Reconciler, wakeup: Wakeup, journal: daem
     return report
 
 
-def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands) -> int:
+def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands, wanted: frozenset[str]) -> int:
+    if wanted:
+        logger.info(f"left in place, as another instance on this node wants it: {', '.join(sorted(wanted))}")
     deadline = time.monotonic() + seconds
     commands.finish_by(deadline)
     report = reconciler.cleanup(deadline)
@@ -100,7 +107,7 @@ def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands) -> int
     for action in report.remaining:
         logger.bind(**action.facts).error(f"cleanup is not done, perhaps left to do: {action.todo}")
     if report.in_sync:
-        logger.info("cleanup done: nothing of it is left on this node")
+        logger.info(f"cleanup done: nothing {'else ' if wanted else ''}of it is left on this node")
     return report.exit_code
 
 

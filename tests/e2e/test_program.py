@@ -206,6 +206,36 @@ def test_output_that_cannot_be_read_is_no_absence(
     assert is_clean(namespace)
 
 
+def test_a_release_that_is_known_to_be_bad_is_named_once(
+    namespace: Namespace, start: Start, fake: Callable[[str, str], dict[str, str]]
+) -> None:
+    env = fake("iptables-nft", '[ "$1" = --version ] && exec echo "iptables v1.8.10 (nf_tables)"; exec $real "$@"')
+    sidecar = start(*FLAGS, "--sync-interval=50ms", "--iptables-backend=nft", **env)
+    sidecar.wait_for("in sync")
+    time.sleep(0.3)
+    assert sidecar.stop() == 0
+    assert sidecar.log.count("iptables-nft 1.8.10: its -C does not find rules that are there (kube-router#1676)") == 1
+    assert in_place(namespace)
+
+
+def test_the_backend_is_found_out_by_itself(namespace: Namespace, start: Start, backend: str) -> None:
+    if backend == "legacy" and os.geteuid() != 0:
+        pytest.skip("which legacy tables there are, the kernel tells to root of the node only")
+    namespace.iptables(backend, 4, "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
+    namespace.iptables("nft" if backend == "legacy" else "legacy", 4, "-A", "INPUT", "-j", "ACCEPT")
+    sidecar = start(*ONCE)
+    assert sidecar.end() == 0
+    assert f"IPv4 rules by iptables-{backend}" in sidecar.log
+    assert "Kubernetes' chain KUBE-KUBELET-CANARY is there" in sidecar.log
+    assert len(namespace.rules(backend)) == 5
+
+
+def test_one_pass_with_cleanup_cleans_both_backends(namespace: Namespace, start: Start) -> None:
+    assert start(*ONCE, "--iptables-backend=nft").end() == 0
+    assert start(*ONCE, "--iptables-backend=legacy", "--cleanup").end() == 0
+    assert is_clean(namespace)
+
+
 def test_a_hung_command_is_killed_and_named(start: Start, fake: Callable[[str, str], dict[str, str]]) -> None:
     env = fake("ip", "sleep 60")
     started = time.monotonic()

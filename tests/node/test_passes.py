@@ -226,6 +226,53 @@ def test_insert_puts_the_rules_in_front(node: Node) -> None:
     assert node.rules()[:2] == [SAVED.format(cidr=node.cidr).splitlines()[0], "-t filter -A INPUT -j DROP"]
 
 
+def test_a_rule_without_effect_is_noticed(node: Node) -> None:
+    node.iptables("-A", "INPUT", "-p", "tcp", "-j", "DROP")
+    report = node.reconcile()
+    assert report.in_sync
+    (notice,) = report.notices
+    assert str(notice).startswith("without effect behind `-A INPUT -p tcp -j DROP`: -t filter -A INPUT -d ")
+    assert str(notice).endswith("; --rule-position=insert puts it in front")
+
+
+def test_what_may_hinder_a_rule_is_uncertain(node: Node) -> None:
+    node.iptables("-N", "FIREWALL")
+    node.iptables("-A", "FIREWALL", "-j", "DROP")
+    node.iptables("-A", "INPUT", "-j", "FIREWALL")
+    (notice,) = node.reconcile().notices
+    assert not notice.certain
+    assert str(notice).startswith("perhaps without effect behind `-A INPUT -j FIREWALL`")
+
+
+def test_a_rule_that_slid_back_is_moved_to_the_front_without_a_moment_in_which_it_is_missing(node: Node) -> None:
+    goal = desired([node.ip], interface="lo", port=443, setup_iptables=True, insert=True)
+    assert node.reconciler(goal).reconcile().in_sync
+    node.iptables("-I", "INPUT", "-j", "DROP")
+    node.iptables("-I", "OUTPUT", "-o", "eth0", "-j", "REJECT")
+    node.iptables("-t", "raw", "-I", "PREROUTING", "-j", "ACCEPT")
+    node.commands.calls.clear()
+    report = node.reconciler(goal).reconcile()
+    assert report.in_sync
+    assert report.notices == ()
+    assert [action.done.partition(",")[0] for action in report.changed] == ["moved to the front"] * 3
+    assert [argv[0].rpartition("-")[2] for argv in node.commands.calls] == ["ip", *["restore"] * 4, "ip", "restore"]
+    rules = node.rules()
+    assert sorted(rules[:4]) != rules
+    first = {rule.split()[3]: rule for rule in reversed([rule for rule in rules if rule.startswith("-t filter")])}
+    assert "-j ACCEPT" in first["INPUT"]
+    assert "-j ACCEPT" in first["OUTPUT"]
+    assert len(rules) == 8
+    assert node.reconciler(goal).reconcile().changed == ()
+
+
+def test_a_jump_that_wants_to_be_first_is_not_fought_with(node: Node) -> None:
+    goal = desired([node.ip], interface="lo", port=443, setup_iptables=True, insert=True)
+    assert node.reconciler(goal).reconcile().in_sync
+    node.iptables("-N", "FIREWALL")
+    node.iptables("-I", "INPUT", "-j", "FIREWALL")
+    assert node.reconciler(goal).reconcile().changed == ()
+
+
 def test_a_flushed_table_is_filled_again(node: Node) -> None:
     node.reconcile()
     node.iptables("-t", "raw", "-F")

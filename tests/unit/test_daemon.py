@@ -120,6 +120,14 @@ def test_every_change_starts_over() -> None:
     assert delays([CHANGED, QUIET, QUIET, CHANGED, QUIET]) == [1, 2, 4, 1, 2]
 
 
+def test_while_the_lock_is_held_the_next_try_comes_within_two_seconds() -> None:
+    held = Failure("look at the IPv4 rules", LockHeld(("iptables",), "", "exited with 4"))
+    locked = Report((), (), (held,))
+    both = Report((), (ADDED,), (held, *FAILED.failures))
+    assert delays([locked] * 5) == [1, 2, 2, 2, 2]
+    assert delays([both] * 5) == [1, 2, 4, 8, 16]
+
+
 def test_when_somebody_asks_for_a_look_the_retries_start_over() -> None:
     schedule = Schedule(60.0, lambda: 1.0)
     before = [schedule.next(FAILED) for _ in range(4)]

@@ -1,6 +1,8 @@
+from dataclasses import replace
 from ipaddress import ip_address
 
-from sidecar.desired import desired
+from sidecar.desired import desired, things, without
+from support.namespace import IPV4, IPV6
 
 SPECIFIED = """\
 -t raw -A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK
@@ -34,3 +36,13 @@ def test_an_address_given_twice_counts_once() -> None:
     goal = desired(ips, interface="lo", port=443, setup_iptables=True)
     assert [address.cidr for address in goal.addresses] == ["10.96.0.3/32", "10.96.0.2/32"]
     assert len(goal.rules) == 10
+
+
+def test_what_another_instance_wants_is_left_out() -> None:
+    goal = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
+    assert things(goal, 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo", "10.96.0.2:443", "fd00:10:96::2:443")
+    assert without(goal, 443, frozenset(things(goal, 443))) == replace(goal, addresses=(), rules=())
+    assert without(goal, 443, frozenset()) == goal
+    assert without(goal, 443, {"10.96.0.2@lo"}) == replace(goal, addresses=goal.addresses[1:])
+    assert without(goal, 443, {"fd00:10:96::2:443", "10.96.0.2:80"}) == replace(goal, rules=goal.rules[:5])
+    assert things(replace(goal, rules=()), 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo")

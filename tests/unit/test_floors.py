@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "sidecar"
 FLOORS = {
     0: {"__init__", "errors", "model", "desired", "plan", "shadow", "parse", "releases", "durations", "oneline"}
     | {"pflag", "flags", "values", "klog", "verbosity"},
-    1: {"command", "privileges", "iproute", "iptables", "backends", "wakeup"},
+    1: {"command", "privileges", "iproute", "iptables", "backends", "lockfile", "claims", "wakeup"},
     2: {"reconcile", "daemon"},
     3: {"settings", "logs", "logfiles", "run", "cli", "__main__"},
 }

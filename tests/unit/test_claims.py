@@ -1,0 +1,68 @@
+"""Claims of several holders: each opens files of its own, as processes do."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sidecar import claims
+from sidecar.claims import Claims
+
+
+def holder(directory: Path, *names: str) -> Claims:
+    held = Claims(directory)
+    held.take(names, is_over=lambda: False)
+    return held
+
+
+def test_alone_everything_is_ours_to_remove(tmp_path: Path) -> None:
+    assert holder(tmp_path, "a", "b").wanted_by_others() == frozenset()
+
+
+def test_what_another_holder_claims_is_left_to_it(tmp_path: Path) -> None:
+    old, new = holder(tmp_path, "a", "b"), holder(tmp_path, "b", "c")
+    assert old.wanted_by_others() == {"b"}
+    assert new.wanted_by_others() == frozenset()  # the old one has given up its claim
+
+
+def test_of_many_that_clean_up_the_last_one_removes(tmp_path: Path) -> None:
+    holders = [holder(tmp_path, "a") for _ in range(4)]
+    assert [each.wanted_by_others() for each in holders] == [{"a"}, {"a"}, {"a"}, frozenset()]
+
+
+def test_who_starts_during_a_cleanup_waits_for_it(tmp_path: Path, log: list[str]) -> None:
+    cleaning = holder(tmp_path, "a")
+    assert cleaning.wanted_by_others() == frozenset()
+    is_over = threading.Event()
+    starting = Claims(tmp_path)
+    thread = threading.Thread(target=starting.take, args=(["a"],), kwargs={"is_over": is_over.is_set})
+    thread.start()
+    while not log:
+        time.sleep(0.01)
+    assert log == ["INFO another instance is cleaning up a: waiting for it"]
+    is_over.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
+    cleaning = holder(tmp_path, "a")
+    assert cleaning.wanted_by_others() == frozenset()
+    holder(tmp_path, "a")
+
+
+def test_where_there_can_be_no_files_it_says_so(tmp_path: Path, log: list[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert holder(file, "a", "b").wanted_by_others() == frozenset()
+    (line,) = log
+    assert line.startswith(f"WARNING cannot use {file} (File exists): a cleanup by this or another instance")
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path, log: list[str]) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "victim")
+    holder(tmp_path, "a")
+    assert not (tmp_path / "victim").exists()
+    assert len(log) == 1
