@@ -27,9 +27,15 @@ SHOWN: Final = 4
 def run(given: Settings, warnings: Sequence[str]) -> int:
     """Do what the settings ask for, warn of what is wrong with them, and return the exit code."""
     logs.setup(given)
+    try:
+        commands = Commands(given.command_timeout)
+        wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
+    except OSError as error:
+        logger.error(f"cannot start: {error.strerror}: see `ulimit -n`")
+        return NodeError.exit_code
     _log_settings(given, warnings)
     try:
-        return _run(given)
+        return _run(given, commands, wakeup)
     except NodeError as error:
         logger.bind(**error.facts).error(error)
         return error.exit_code
@@ -38,7 +44,7 @@ def run(given: Settings, warnings: Sequence[str]) -> int:
         return 1
 
 
-def _run(given: Settings) -> int:
+def _run(given: Settings, commands: Commands, wakeup: Wakeup) -> int:
     goal = desired(
         given.ip_address,
         interface=given.interface,
@@ -49,11 +55,6 @@ def _run(given: Settings) -> int:
         link_kind=LINK_KIND if given.create_interface else "",
         remove_duplicates=given.remove_duplicates,
     )
-    try:
-        commands = Commands(given.command_timeout)
-        wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
-    except OSError as error:
-        raise NodeError(f"cannot start: {error.strerror}: see `ulimit -n`") from error
     families: list[Family] = sorted({rule.family for rule in goal.rules})
     backend, wait = given.iptables_backend, given.iptables_wait
     iptables = {family: Backend(commands.run, family, backend, wait) for family in families}

@@ -128,7 +128,7 @@ def load(line: Invocation) -> tuple[Settings, list[str]]:
     faults += _contradictions(settings, origins)
     if faults:
         raise ConfigError([*faults, *warnings])
-    return settings, [*warnings, *_without_effect(settings, origins)]
+    return settings, [*warnings, *_advice(settings, origins)]
 
 
 def in_words(settings: Settings) -> dict[str, str]:
@@ -216,8 +216,13 @@ def _contradictions(settings: Settings, origins: Origins) -> Iterator[str]:
         )
 
 
-def _without_effect(settings: Settings, origins: Origins) -> Iterator[str]:
-    """Yield a line for what is given and does nothing."""
+def _advice(settings: Settings, origins: Origins) -> Iterator[str]:
+    """Yield a line for what does nothing as it is given, or more than one might think."""
+    if settings.address_scope == "global" and settings.interface == "lo":
+        yield (
+            f"{origins('address-scope')}=global on lo: the kernel may choose such an address as the source of the "
+            "node's own connections (gardener#14440)"
+        )
     name = "log_file" if settings.log_file else "log_dir"
     if settings.logtostderr and (settings.log_file or settings.log_dir):
         yield f"{origins(name)} has no effect without --logtostderr=false: the log goes to standard error, not to files"
