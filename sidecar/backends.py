@@ -67,6 +67,11 @@ class Backend:
         return self._settled.command if self._settled else self._tool(SYSTEM).command
 
     @property
+    def is_legacy(self) -> bool:
+        """Whether it is known to be legacy."""
+        return self._settled is not None and self._settled.is_legacy()
+
+    @property
     def programs(self) -> tuple[str, str]:
         """The programs that have to be installed."""
         wish = self._wish if self._wish != AUTO else next(iter(self._candidates()), SYSTEM)

@@ -2,31 +2,44 @@
 
 import random
 import re
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from loguru import logger
 
-from sidecar import verbosity
+from sidecar import durations, verbosity
 from sidecar.errors import LockHeld, NodeError, Stopped
-from sidecar.model import Report
+from sidecar.events import Events
+from sidecar.model import Action, MoveToFront, RemoveAddress, RemoveSurplus, Report
 from sidecar.reconcile import Reconciler
-from sidecar.wakeup import Wakeup
+from sidecar.wakeup import Wakeup, Woken
 
 #: Seconds until the first retry, and until the first look after a change.
 SOON: Final = 1.0
+
+#: Passes that may come at once because something may be gone, and how many a second after that.
+BURST: Final = 5.0
+PASSES_PER_SECOND: Final = 2.5
+
+#: Of changes of one kind, how many within so many seconds are logged one by one; more are counted.
+SEPARATELY: Final = 3
+COUNTED_FOR: Final = 60.0
 
 #: Seconds until the next try while somebody holds the xtables lock.
 LOCK_RETRY: Final = 2.0
 
 
-def run(reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journal") -> Report | None:
+def run(
+    reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journal", events: Events | None = None
+) -> Report | None:
     """Make passes until a signal says stop, and return None.
 
     Or return the report of the very first pass, if it shows that this node cannot do what is asked of it: to go
     on would hide that. Later on the same failure may pass, as when a package is being upgraded: it is retried.
     """
-    schedule = Schedule(interval)
+    schedule, pace = Schedule(interval), Pace()
     first = True
     try:
         while not wakeup.stopping:
@@ -35,11 +48,52 @@ def run(reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journ
             if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
                 return report
             first = False
-            if wakeup.wait(schedule.next(report)):
-                schedule.start_over()
+            _heed(events, report)
+            _sleep(wakeup, schedule, pace, schedule.next(report), events)
     except Stopped:
         pass
     return None
+
+
+def _heed(events: Events | None, report: Report) -> None:
+    """Forget what a pass caused itself; what others did meanwhile is seen by the look that comes 1 s after a change."""
+    if events and any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress) for action in report.changed):
+        events.forget()
+    elif events:
+        events.take_sizes()
+
+
+def _sleep(wakeup: Wakeup, schedule: "Schedule", pace: "Pace", seconds: float, events: Events | None) -> None:
+    """Wait for the next pass; when something of ours may be gone that is at once, but not too often."""
+    woken = wakeup.wait(seconds, events)
+    if woken is Woken.BY_EVENT:
+        delay = pace.delay()
+        if delay:
+            woken = wakeup.wait(min(delay, seconds))
+        if events:
+            events.forget()
+    if woken is Woken.BY_SIGNAL:
+        schedule.start_over()
+
+
+class Pace:
+    """Lets a few passes come at once, and then so many a second: an opponent must not make us spin.
+
+    A bucket of tokens: each pass takes one, and they come back with time.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._tokens = BURST
+        self._last = clock()
+
+    def delay(self) -> float:
+        """Return the seconds to wait before the next pass, which is counted."""
+        now = self._clock()
+        self._tokens = min(BURST, self._tokens + (now - self._last) * PASSES_PER_SECOND)
+        self._last = now
+        self._tokens -= 1
+        return max(0.0, -self._tokens / PASSES_PER_SECOND)
 
 
 def _jitter() -> float:
@@ -75,16 +129,47 @@ class Schedule:
         return self._delay * self._jitter() if failed else self._delay
 
 
+@dataclass(slots=True)
+class Changes:
+    """How often the same change was made since some moment."""
+
+    since: float
+    number: int = 0
+
+    def tell(self, action: Action, now: float) -> None:
+        """Log what was counted, if anything was."""
+        if self.number > SEPARATELY:
+            seconds = durations.render(round(now - self.since))
+            facts = logger.bind(**action.facts, times=self.number)
+            facts.warning(f"something keeps changing it back, {self.number} times within {seconds}: {action.done}")
+
+
 class Journal:
     """Writes the log of passes: a failure when it is new, success when it is news, and nothing otherwise."""
 
-    def __init__(self, goal: Callable[[], str]) -> None:
+    def __init__(self, goal: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
         """`goal` tells what "in sync" means, in words."""
+        self._clock = clock
+        self._changes: dict[str, Changes] = {}
         self._goal = goal
         self._known: set[str] = set()
         self._noticed: set[str] = set()
         self._failed_passes = 0
         self._was_in_sync = False
+
+    def changed(self, action: Action) -> None:
+        """Log a change; of the same one again and again only how often."""
+        now = self._clock()
+        changes = self._changes.get(action.done)
+        if changes is None or now - changes.since > COUNTED_FOR:
+            if changes:
+                changes.tell(action, now)
+            changes = self._changes[action.done] = Changes(now)
+        changes.number += 1
+        if changes.number <= SEPARATELY:
+            logger.bind(**action.facts).info(action.done)
+        elif changes.number == SEPARATELY + 1:
+            logger.bind(**action.facts).warning(f"something keeps changing it back, counted from now on: {action.done}")
 
     def record(self, report: Report) -> None:
         """Log what is new about this report."""

@@ -15,6 +15,7 @@ Exit status, not wording, decides what a command's failure means.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
@@ -77,6 +78,9 @@ class Iptables:
         self._wait = ("-w", str(max(1, math.ceil(wait))))
         self._said_that_it_cannot_count = False
         self._last: tuple[str, Sequence[Rule], Seen] | None = None
+        #: Rules beside which there are some that iptables takes for the same.
+        self._confusable: set[Rule] = set()
+        self._compares_prefixes = self._legacy is True
 
     @property
     def commands(self) -> tuple[str, str]:
@@ -96,8 +100,7 @@ class Iptables:
         if result.exit == 0:
             # A node in sync answers the same again and again: it need not be read again.
             if self._last is None or self._last[:2] != (result.stdout, rules):
-                seen = _found(self._read(argv, stdin, result, chains), rules)
-                self._last = (result.stdout, rules, seen)
+                self._last = (result.stdout, rules, self._found(self._read(argv, stdin, result, chains), rules))
             return self._last[2]
         # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
         return self._observe_chains(chains, rules)
@@ -157,7 +160,7 @@ class Iptables:
         argv = self._argv(chain[0], ("-S", chain[1]))
         result = self._run(*argv)
         if result.exit == 0:
-            return _found(self._read(argv, "", result, [chain]), rules)
+            return self._found(self._read(argv, "", result, [chain]), rules)
         if not self.is_legacy():
             answers = {rule: self._run(*self._argv(*_line(rule, "-C"))).exit for rule in rules}
             if set(answers.values()) <= set(_YES_OR_NO):
@@ -178,15 +181,46 @@ class Iptables:
                 self._ask(rule, "-I" if insert else "-A", answers=(0,))
                 return True
             case MoveToFront(rule):
-                return self._transaction([_line(rule, "-D"), _line(rule, "-I")])
+                return self._delete(rule, 1, _line(rule, "-I"))
             case RemoveSurplus(rule):
                 return self._remove_surplus(rule)
-            case RemoveRule(rule, 1):
-                return self._ask(rule, "-D")
             case RemoveRule(rule, copies):
-                chunks = [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
-                removed = [self._transaction([_line(rule, "-D")] * number) for number in chunks]
-                return any(removed)
+                return self._remove(rule, copies)
+
+    def _remove(self, rule: Rule, copies: int) -> bool:
+        if copies == 1 and rule not in self._confusable:
+            return self._ask(rule, "-D")
+        chunks = [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
+        removed = [self._delete(rule, number) for number in chunks]
+        return any(removed)
+
+    def _delete(self, rule: Rule, copies: int, *then: _Line) -> bool:
+        """Delete copies of a rule and do something else, in one transaction: all or nothing.
+
+        ip6tables-nft (1.8.9) does not compare prefix lengths when it looks for the rule to delete. So where there are
+        rules that it takes for ours, all of them go, and those that are not ours come back to their places. A release
+        that does compare them finds fewer than that, and nothing happens: then the plain way is right.
+        """
+        if rule in self._confusable and not self._compares_prefixes:
+            for _ in range(2):  # once more, in case that somebody changed them meanwhile
+                if self._transaction([*self._deletion_of_lookalikes(rule, copies), *then]):
+                    return True
+            self._compares_prefixes = True
+        return self._transaction([*[_line(rule, "-D")] * copies, *then])
+
+    def _deletion_of_lookalikes(self, rule: Rule, copies: int) -> list[_Line]:
+        argv = self._argv(rule.table, ("-S", rule.chain))
+        result = self._run(*argv)
+        if result.exit:
+            raise self._failure(argv, "", result)
+        lines = self._read(argv, "", result, [rule.place])[rule.place]
+        ours = [number for number, line in enumerate(lines, start=1) if line == rule.line][:copies]
+        back: list[_Line] = []
+        for number, line in enumerate(lines, start=1):
+            if _is_confusable(line, rule):
+                place = number - sum(each < number for each in ours)
+                back.append((rule.table, ("-I", rule.chain, str(place), *line.split()[2:])))
+        return [*[_line(rule, "-D")] * (len(back) + len(ours)), *back]
 
     def _remove_surplus(self, rule: Rule) -> bool:
         """Replace all copies of a rule (of very many: some) by one in the place of the first, where it has its effect.
@@ -204,7 +238,7 @@ class Iptables:
         if len(positions) < 2:  # noqa: PLR2004 - one is right
             return False
         in_its_place = (rule.table, ("-I", rule.chain, str(positions[0]), *rule.match))
-        return self._transaction([*[_line(rule, "-D")] * min(len(positions), MOST_AT_ONCE), in_its_place])
+        return self._delete(rule, min(len(positions), MOST_AT_ONCE), in_its_place)
 
     def _transaction(self, lines: Sequence[_Line]) -> bool:
         """Do all or nothing: True if all was done, False if there was no such rule for one of the lines."""
@@ -213,6 +247,19 @@ class Iptables:
         if result.exit not in _YES_OR_NO:
             raise self._failure(argv, stdin, result)
         return result.exit == 0
+
+    def _found(self, listings: Mapping[Chain, Sequence[str]], rules: Sequence[Rule]) -> Seen:
+        copies = {rule: listings[rule.place].count(rule.line) for rule in rules}
+        hindrances = {}
+        for rule, number in copies.items():
+            lines = listings[rule.place]
+            if any(_is_confusable(line, rule) for line in lines):
+                self._confusable.add(rule)
+            else:
+                self._confusable.discard(rule)
+            if number and (found := shadow.hindrance(rule, lines[: lines.index(rule.line)])):
+                hindrances[rule] = found
+        return Seen(copies, hindrances)
 
     @staticmethod
     def _read(
@@ -283,12 +330,10 @@ def _line(rule: Rule, verb: str) -> _Line:
     return rule.table, (verb, rule.chain, *rule.match)
 
 
-def _found(listings: Mapping[Chain, Sequence[str]], rules: Sequence[Rule]) -> Seen:
-    copies = {rule: listings[rule.place].count(rule.line) for rule in rules}
-    hindrances = {}
-    for rule, number in copies.items():
-        if number:
-            lines = listings[rule.place]
-            if found := shadow.hindrance(rule, lines[: lines.index(rule.line)]):
-                hindrances[rule] = found
-    return Seen(copies, hindrances)
+def _is_confusable(line: str, rule: Rule) -> bool:
+    """Whether a rule of IPv6 differs from ours in a prefix length only."""
+    return rule.family == 6 and line != rule.line and _without_prefixes(line) == _without_prefixes(rule.line)  # noqa: PLR2004 - the protocol's name
+
+
+def _without_prefixes(line: str) -> str:
+    return re.sub("/[0-9]+", "", line)

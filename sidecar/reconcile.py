@@ -47,19 +47,21 @@ class Rules(Protocol):
 class Reconciler:
     """Leads the node to the desired state, and back. Nothing is remembered from one call to the next."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it leads to, by what, and for tests what time is
         self,
         desired: Desired,
         iproute: IpRoute,
         iptables: Mapping[Family, Rules],
         *,
+        on_change: Callable[[Action], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`iptables` holds one entry for each family that has desired rules."""
+        """`iptables` holds one entry for each family that has desired rules; `on_change` logs what was changed."""
         self._desired = desired
         self._iproute = iproute
         self._iptables = iptables
+        self._on_change = on_change or _log_change
         self._clock = clock
         self._sleep = sleep
 
@@ -169,7 +171,7 @@ class Reconciler:
             try:
                 if self._apply_one(action):
                     changed.append(action)
-                    logger.bind(**action.facts).info(action.done)
+                    self._on_change(action)
             except SidecarError as error:
                 failed[action] = Failure(action.todo, error, action.facts)
                 if error.transient or isinstance(error, NodeError) or isinstance(action, CreateLink):
@@ -181,6 +183,10 @@ class Reconciler:
             return self._iptables[action.rule.family].apply(action)
         self._iproute.apply(action)
         return True
+
+
+def _log_change(action: Action) -> None:
+    logger.bind(**action.facts).info(action.done)
 
 
 def _log_pass(report: Report, seconds: float) -> None:

@@ -13,9 +13,11 @@ from sidecar.claims import Claims
 from sidecar.command import Commands
 from sidecar.desired import LINK_KIND, desired, things, without
 from sidecar.errors import Interrupted, NodeError, Stopped
+from sidecar.events import Events
 from sidecar.flags import FLAGS
 from sidecar.iproute import IpRoute
 from sidecar.model import Desired, Family, Report
+from sidecar.netlink import Watch
 from sidecar.reconcile import Reconciler
 from sidecar.settings import Settings
 from sidecar.wakeup import Wakeup
@@ -59,11 +61,16 @@ def _run(given: Settings, commands: Commands, wakeup: Wakeup) -> int:
     backend, wait = given.iptables_backend, given.iptables_wait
     iptables = {family: Backend(commands.run, family, backend, wait) for family in families}
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.programs)]
-    reconciler = Reconciler(goal, IpRoute(commands.run), iptables)
+    journal = daemon.Journal(lambda: _in_words(goal, given.port, iptables))
+    reconciler = Reconciler(goal, IpRoute(commands.run), iptables, on_change=journal.changed)
     commands.require(programs)
     claims = Claims()
     claims.take(things(goal, given.port), is_over=lambda: wakeup.stopping)
-    report = _work(given, reconciler, wakeup, daemon.Journal(lambda: _in_words(goal, given.port, iptables)))
+    if given.daemon:
+        events = Events(Watch.of(goal), lambda: [family for family, each in iptables.items() if each.is_legacy])
+        report = daemon.run(reconciler, wakeup, given.sync_interval, journal, events)
+    else:
+        report = _make_one_pass(reconciler, journal)
     # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
     code = report.exit_code if report else int(not given.daemon)
     if given.cleanup:
@@ -84,10 +91,8 @@ def _log_settings(given: Settings, warnings: Sequence[str]) -> None:
         logger.warning(warning)
 
 
-def _work(given: Settings, reconciler: Reconciler, wakeup: Wakeup, journal: daemon.Journal) -> Report | None:
-    """Make one pass, or many. Return None if a signal ended it."""
-    if given.daemon:
-        return daemon.run(reconciler, wakeup, given.sync_interval, journal)
+def _make_one_pass(reconciler: Reconciler, journal: daemon.Journal) -> Report | None:
+    """Return its report, or None if a signal ended it."""
     try:
         report = reconciler.reconcile()
     except Stopped:

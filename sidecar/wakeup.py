@@ -1,16 +1,28 @@
-"""What ends the daemon's sleep: the clock, or a signal."""
+"""What ends the daemon's sleep: the clock, a signal, or something on the node."""
 
+import enum
 import os
 import select
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
+
+from sidecar.events import Events
 
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
 #: Milliseconds; poll(2) takes no more. To look once in 24 days does no harm.
 _LONGEST_POLL: Final = 2**31 - 1
+
+
+class Woken(enum.Enum):
+    """What ended a sleep."""
+
+    BY_CLOCK = enum.auto()
+    BY_SIGNAL = enum.auto()
+    BY_EVENT = enum.auto()
 
 
 class Wakeup:
@@ -31,15 +43,30 @@ class Wakeup:
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in (*_STOP, signal.SIGHUP):
             signal.signal(number, self._handle)
-        self._poll = select.poll()
-        self._poll.register(self._read_end, select.POLLIN)
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep until a signal comes, or came since the last sleep (True), or until the time is up (False)."""
-        if not self._poll.poll(min(seconds * 1000, _LONGEST_POLL)):
-            return False
-        os.read(self._read_end, 1024)
-        return True
+    def wait(self, seconds: float, events: Events | None = None) -> Woken:
+        """Sleep until a signal comes, or came since the last sleep; until an event that concerns us; or for so long."""
+        poll = select.poll()
+        for descriptor in (self._read_end, *(events.descriptors if events else ())):
+            poll.register(descriptor, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            probe_interval = events.probe_interval if events else None
+            nap = min(left, probe_interval) if probe_interval is not None else left
+            ready = {descriptor for descriptor, _ in poll.poll(min(nap * 1000, _LONGEST_POLL))}
+            if self._read_end in ready:
+                os.read(self._read_end, 1024)
+                return Woken.BY_SIGNAL
+            if events and self._concerned(events, ready):
+                return Woken.BY_EVENT
+            if not ready and nap == left:
+                return Woken.BY_CLOCK
+
+    @staticmethod
+    def _concerned(events: Events, ready: set[int]) -> bool:
+        told = [events.arrived(descriptor) for descriptor in ready]
+        return any(told) or (not ready and events.sizes_changed())
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number not in _STOP:

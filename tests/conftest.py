@@ -13,8 +13,12 @@ settings.load_profile("here")
 
 @pytest.fixture
 def privileged(mocker: MockerFixture) -> None:
-    """Let this process count as privileged: the commands are, or are not real; the tests may run without root."""
+    """Let this process count as privileged: the commands are, or are not real; the tests may run without root.
+
+    And look for no lock where this process is: the commands are in a namespace.
+    """
     mocker.patch("sidecar.privileges.missing", return_value=())
+    mocker.patch("sidecar.lockfile.problem", return_value=None)
 
 
 @pytest.fixture(autouse=True)

@@ -310,6 +310,44 @@ def test_it_repairs_at_the_interval(namespace: Namespace, start: Start, backend:
     assert in_place(namespace, backend)
 
 
+def test_it_repairs_at_once(namespace: Namespace, start: Start, backend: str) -> None:
+    sidecar = start(*FLAGS, f"--iptables-backend={backend}", "--sync-interval=1h")
+    sidecar.wait_for("in sync")
+    time.sleep(4)  # until the looks after the first change are farther apart than this test takes
+    sidecar.log = ""
+    damages = [
+        (("ip", "address", "delete", CIDR, "dev", "lo"), "added 10.96.0.2/32 to lo"),
+        ((f"iptables-{backend}", "-t", "raw", "-F", "PREROUTING"), "NOTRACK"),
+        ((f"iptables-{backend}", "-F"), "ACCEPT"),
+        (("ip", "link", "set", "lo", "down"), "interface lo was down, set up"),
+    ]
+    for command, said in damages:
+        namespace.run(*command)
+        started = time.monotonic()
+        sidecar.wait_for(said, 1.8)
+        while not in_place(namespace, backend):
+            assert time.monotonic() - started < 1.8
+        sidecar.log = ""
+    assert sidecar.stop() == 0
+
+
+def test_an_opponent_neither_wears_it_out_nor_fills_its_log(namespace: Namespace, start: Start) -> None:
+    sidecar = start(*FLAGS, "--iptables-backend=nft", "--sync-interval=1h")
+    sidecar.wait_for("in sync")
+    script = f"while :; do ip address delete {CIDR} dev lo; iptables-nft -t raw -F; sleep 0.1; done 2>/dev/null"
+    opponent = namespace.start("sh", "-c", script)
+    time.sleep(8)
+    opponent.kill()
+    opponent.communicate()
+    ended = time.monotonic()
+    while not in_place(namespace, "nft"):
+        assert time.monotonic() - ended < 3
+        time.sleep(0.05)
+    assert sidecar.stop() == 0
+    assert len(sidecar.log.splitlines()) < 40
+    assert "something keeps changing it back, counted from now on: added 10.96.0.2/32 to lo" in sidecar.log
+
+
 def test_a_hangup_makes_it_look_at_once(namespace: Namespace, start: Start) -> None:
     sidecar = start("--ip-address=10.96.0.2", "--sync-interval=1h")
     sidecar.wait_for("in sync")

@@ -211,6 +211,35 @@ def test_rules_and_addresses_that_only_resemble_ours_are_left_alone(node: Node) 
     assert node.namespace.run("ip", "-oneline", "address", "show") == addresses
 
 
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_rule_that_iptables_takes_for_ours_stays_where_it_is(namespace: Namespace, backend: str, place: str) -> None:
+    """ip6tables-nft does not compare prefix lengths: what deletes ours would delete the other one."""
+    node = Node(namespace, NamespaceCommands(namespace), backend, IPV6)
+    wider = [rule.match for rule in node.goal.rules]
+    before = [
+        ("-t", r.table, "-A", r.chain, *(w.replace("/128", "/127") for w in m))
+        for r, m in zip(node.goal.rules, wider, strict=True)
+    ]
+    if place == "behind":
+        node.reconcile()
+    for words in before:
+        for _ in range(2):
+            node.iptables(*words)
+    others = [rule for rule in node.rules() if "/127" in rule]
+    assert len(others) == 10
+    assert node.reconcile().in_sync
+    for rule in node.goal.rules:
+        node.iptables("-t", rule.table, "-A", rule.chain, *rule.match)  # a second copy of each
+    assert node.reconcile().in_sync
+    assert len(node.rules()) == 15
+    goal = desired([IPV6], interface="lo", port=443, setup_iptables=True, insert=True)
+    node.iptables("-I", "INPUT", "-j", "DROP")
+    assert node.reconciler(goal).reconcile().in_sync
+    assert [rule for rule in node.rules() if "/127" in rule] == others
+    assert node.reconciler().cleanup(float("inf")).in_sync
+    assert [rule for rule in node.rules() if "DROP" not in rule] == others
+
+
 def test_cleanup_removes_every_copy(node: Node) -> None:
     node.reconcile()
     for rule in node.goal.rules:

@@ -5,7 +5,7 @@ import pytest
 
 from sidecar import daemon
 from sidecar.command import Result
-from sidecar.daemon import Journal, Schedule
+from sidecar.daemon import Journal, Pace, Schedule
 from sidecar.desired import desired
 from sidecar.errors import (
     CommandError,
@@ -16,10 +16,11 @@ from sidecar.errors import (
     SidecarError,
     Stopped,
 )
+from sidecar.events import Events
 from sidecar.iproute import IpRoute
 from sidecar.model import AddAddress, Address, AddRule, Failure, Report, Rule
 from sidecar.reconcile import Reconciler
-from sidecar.wakeup import Wakeup
+from sidecar.wakeup import Wakeup, Woken
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4
 
@@ -32,7 +33,7 @@ FAILED = Report((), (ADDED,), (Failure("add 10.96.0.2/32", InterfaceMissing("eth
 class Sleeps:
     """A Wakeup that needs no time: what ends each sleep is given, and how long it was asked to last remembered."""
 
-    def __init__(self, *ends: Literal["clock", "signal"]) -> None:
+    def __init__(self, *ends: Literal["clock", "signal", "event"]) -> None:
         self.asked: list[float] = []
         self._ends = list(ends)
 
@@ -40,9 +41,9 @@ class Sleeps:
     def stopping(self) -> bool:
         return not self._ends
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, _events: Events | None = None) -> Woken:
         self.asked.append(seconds)
-        return self._ends.pop(0) == "signal"
+        return {"clock": Woken.BY_CLOCK, "signal": Woken.BY_SIGNAL, "event": Woken.BY_EVENT}[self._ends.pop(0)]
 
 
 def passes(kernel: FakeKernel, sleeps: Sleeps) -> Report | None:
@@ -83,6 +84,34 @@ def test_a_signal_makes_the_retries_start_over() -> None:
     passes(kernel, sleeps)
     assert sleeps.asked[3] >= 6
     assert sleeps.asked[4] <= 1
+
+
+def test_an_event_brings_a_look_at_once_and_many_of_them_not_too_often() -> None:
+    ends: list[Literal["clock", "signal", "event"]] = ["event", "clock"] * 40
+    kernel, sleeps = FakeKernel(), Sleeps("event", *ends)
+    passes(kernel, sleeps)
+    assert sleeps.asked[0] == 1  # after the first pass, which changed something
+    waits = [seconds for seconds in sleeps.asked if seconds < 1]
+    assert len(sleeps.asked) - len(waits) > 30
+    assert waits
+    assert max(waits) <= 60
+
+
+def test_the_pace_lets_a_few_through_and_then_so_many_a_second() -> None:
+    now = 0.0
+    pace = Pace(lambda: now)
+    assert [pace.delay() for _ in range(5)] == [0] * 5
+    assert [pace.delay() for _ in range(3)] == pytest.approx([0.4, 0.8, 1.2])
+    now = 100.0
+    assert [pace.delay() for _ in range(6)] == pytest.approx([0] * 5 + [0.4])
+
+
+def test_with_time_in_between_every_event_is_answered_at_once() -> None:
+    now = 0.0
+    pace = Pace(lambda: now)
+    for _ in range(1000):
+        now += 0.4
+        assert pace.delay() == pytest.approx(0)
 
 
 def test_a_stop_in_the_middle_of_a_pass_ends_it() -> None:
@@ -147,6 +176,33 @@ def test_no_delay_is_longer_than_the_interval() -> None:
 def journal(log: list[str]) -> Journal:
     log.clear()
     return Journal(lambda: "10.96.0.2/32 on lo")
+
+
+def test_a_change_that_comes_again_and_again_is_counted(log: list[str]) -> None:
+    now = 0.0
+    journal = Journal(lambda: "", lambda: now)
+    log.clear()
+    for _ in range(600):
+        now += 0.1
+        journal.changed(ADDED)
+    assert [line.split()[0] for line in log] == ["INFO", "INFO", "INFO", "WARNING"]
+    assert log[3] == "WARNING something keeps changing it back, counted from now on: added 10.96.0.2/32 to lo"
+    now += 1
+    journal.changed(ADDED)
+    assert log[4:] == [
+        "WARNING something keeps changing it back, 600 times within 1m1s: added 10.96.0.2/32 to lo",
+        "INFO added 10.96.0.2/32 to lo",
+    ]
+
+
+def test_a_change_now_and_then_is_said_each_time(log: list[str]) -> None:
+    now = 0.0
+    journal = Journal(lambda: "", lambda: now)
+    log.clear()
+    for _ in range(10):
+        now += 61
+        journal.changed(ADDED)
+    assert log == ["INFO added 10.96.0.2/32 to lo"] * 10
 
 
 def test_in_sync_is_said_once(journal: Journal, log: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar.wakeup import Wakeup
+from sidecar.wakeup import Wakeup, Woken
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def later(number: int, seconds: float = 0.1) -> None:
 def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
     wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
     started = time.monotonic()
-    wakeup.wait(0.2)
+    assert wakeup.wait(0.2) is Woken.BY_CLOCK
     assert 0.2 <= time.monotonic() - started < 1
 
 
@@ -36,7 +36,7 @@ def test_a_stop_ends_the_sleep(number: int) -> None:
     wakeup = Wakeup(on_stop=lambda: stopped.append(True), on_interrupt=pytest.fail)
     later(number)
     started = time.monotonic()
-    wakeup.wait(30)
+    assert wakeup.wait(30) is Woken.BY_SIGNAL
     assert time.monotonic() - started < 5
     assert wakeup.stopping
     assert stopped == [True]
