@@ -9,6 +9,7 @@ Looking must not create anything: legacy makes a table when it is asked for it, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,8 @@ from loguru import logger
 
 from sidecar import privileges, releases
 from sidecar.command import Run, is_installed
-from sidecar.errors import BackendUnknown, OutputUnreadable
+from sidecar.desired import has_our_shape
+from sidecar.errors import BackendUnknown, NodeError, OutputUnreadable, SidecarError
 from sidecar.iptables import Iptables, Seen
 from sidecar.model import Family, RemoveRule, Rule, RuleAction
 from sidecar.releases import Release
@@ -60,6 +62,7 @@ class Backend:
         self._settled: Iptables | None = None
         self._in_both = False
         self._leftovers: Mapping[Rule, int] = {}
+        self._other: Iptables | None = None
 
     @property
     def command(self) -> str:
@@ -84,12 +87,16 @@ class Backend:
     def observe(self, rules: Sequence[Rule]) -> Seen:
         """Look at the rules; the first time, find out where. Raises as Iptables.observe does."""
         seen = self._settle(rules).observe(rules)
-        other = self._other() if self._in_both else None
-        if other is None:
+        if not self._in_both:
             return seen
-        left = other.observe(rules)
+        try:
+            left = self._observe_other(rules)
+        except NodeError:  # said at the start, and nothing that a cleanup of the backend in use should wait for
+            return seen
+        except SidecarError as error:
+            return replace(seen, errors=(*seen.errors, error))
         self._leftovers = left.copies
-        both = {rule: copies + left.copies[rule] for rule, copies in seen.copies.items() if rule in left.copies}
+        both = {rule: copies + left.copies.get(rule, 0) for rule, copies in seen.copies.items()}
         return Seen(both, seen.hindrances, (*seen.errors, *left.errors))
 
     def apply(self, action: RuleAction) -> bool:
@@ -99,13 +106,12 @@ class Backend:
             return tool.apply(action)
         rule, left = action.rule, self._leftovers.get(action.rule, 0)
         here = action.copies > left and tool.apply(RemoveRule(rule, action.copies - left))
-        other = self._other() if left else None
-        there = other is not None and other.remove(rule, left)
+        there = left > 0 and self._other is not None and self._other.apply(RemoveRule(rule, left))
         return here or there
 
     def _settle(self, rules: Sequence[Rule]) -> Iptables:
         if self._settled is None:
-            name, reason = self._choose(rules) if self._wish == AUTO else (self._wish, "as --iptables-backend says")
+            name, reason = self._choose() if self._wish == AUTO else (self._wish, "as --iptables-backend says")
             tool = self._tool(name)
             release = self._release(tool)
             self._settled = tool
@@ -116,28 +122,33 @@ class Backend:
             self._tell_of_leftovers(rules)
         return self._settled
 
-    def _other(self) -> "Leftovers | None":
-        """Return what looks into the other backend, if that is installed."""
-        if self._settled is None:
-            return None
-        name = _OTHER["legacy" if self._settled.is_legacy() else "nft"]
-        tool = self._tool(name)
-        return Leftovers(tool, self._tables(name)) if self._has(tool) else None
+    def _observe_other(self, rules: Sequence[Rule]) -> Seen:
+        """Look at our rules in the backend that is not in use; nothing is there if it is not installed."""
+        name = _OTHER["legacy" if self.is_legacy else "nft"]
+        if self._other is None:
+            # It is not to be waited for: nothing that is in use depends on it.
+            self._other = Iptables(self._run, self._family, name, min(self._wait, 1.0))
+        tables = self._tables(name) if self._has(self._other) else ()
+        there = [rule for rule in rules if rule.table in tables]
+        return self._other.observe(there) if there else Seen({})
 
     def _tell_of_leftovers(self, rules: Sequence[Rule]) -> None:
-        other = self._other()
-        copies = other.observe(rules).copies if other else {}
-        if other and (number := sum(copies.values())):
+        try:
+            number = sum(self._observe_other(rules).copies.values())
+        except SidecarError as error:
+            logger.bind(**error.facts).warning(f"could not look for rules of ours in the other backend: {error}")
+            return
+        if self._other and number:
             logger.bind(family=self._family, copies=number).warning(
-                f"rules of ours are in the other backend, by {other.command}: {number}; a cleanup removes them as well"
+                f"rules of ours are in the other backend ({self._other.command}): {number}; a cleanup removes them too"
             )
 
-    def _choose(self, rules: Sequence[Rule]) -> tuple[str, str]:
+    def _choose(self) -> tuple[str, str]:
         """Return a backend, and why it is this one."""
         candidates = self._candidates()
         if len(candidates) < len(_OTHER):
             return (candidates[0], "the only one that is installed") if candidates else (SYSTEM, "there is no other")
-        numbers = {name: self._count_rules(name, rules) for name in candidates}
+        numbers = {name: self._count_rules(name) for name in candidates}
         for name in candidates:
             if hint := self._hint(name):
                 return name, f"Kubernetes' chain {hint} is there"
@@ -149,13 +160,12 @@ class Backend:
     def _candidates(self) -> list[str]:
         return [name for name in _OTHER if self._has(self._tool(name))]
 
-    def _count_rules(self, name: str, ours: Sequence[Rule]) -> int:
-        """Return how many rules of others there are, in the chains that packets come to by themselves."""
+    def _count_rules(self, name: str) -> int:
+        """Return how many rules there are in the chains that packets come to by themselves, but for sidecars'."""
         tables = self._tables(name)
         chains = [(table, chain) for table in tables for chain in _BUILT_IN.get(table, ())]
         lines = self._tool(name).listed(chains)
-        known = {(rule.place, rule.line) for rule in ours}
-        return sum((chain, line) not in known for chain, rules in lines.items() for line in rules)
+        return sum(not has_our_shape(line) for rules in lines.values() for line in rules)
 
     def _hint(self, name: str) -> str | None:
         if "mangle" not in self._tables(name):
@@ -179,26 +189,6 @@ class Backend:
 
     def _has(self, tool: Iptables) -> bool:
         return all(map(self._is_installed, tool.commands))
-
-
-class Leftovers:
-    """Our rules in the backend that is not in use: looked at without creating a table, and removed."""
-
-    def __init__(self, tool: Iptables, tables: Sequence[str]) -> None:
-        self._tool = tool
-        self._tables = tables
-
-    @property
-    def command(self) -> str:
-        return self._tool.command
-
-    def observe(self, rules: Sequence[Rule]) -> Seen:
-        there = [rule for rule in rules if rule.table in self._tables]
-        seen = self._tool.observe(there) if there else Seen({})
-        return Seen({**{rule: 0 for rule in rules if rule not in there}, **seen.copies}, errors=seen.errors)
-
-    def remove(self, rule: Rule, copies: int) -> bool:
-        return self._tool.apply(RemoveRule(rule, copies))
 
 
 def registered_tables(family: Family) -> Sequence[str]:

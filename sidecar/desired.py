@@ -1,5 +1,6 @@
 """What should be on the node, from plain values. The five rules stand here, and nowhere else."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Final
@@ -20,6 +21,16 @@ RULES: Final = (
 )
 
 
+_SHAPE: Final = re.compile(
+    "|".join(
+        re.escape(" ".join(rule.split()[2:]))
+        .replace(r"\{address\}", "[0-9a-f.:]+/[0-9]+")
+        .replace(r"\{port\}", "[0-9]+")
+        for rule in RULES
+    )
+)
+
+
 def desired(  # noqa: PLR0913 - one for each thing an operator can wish for, all by keyword
     ips: Sequence[IPAddress],
     *,
@@ -37,11 +48,16 @@ def desired(  # noqa: PLR0913 - one for each thing an operator can wish for, all
     return Desired(interface, addresses, scope, rules, insert, link_kind, remove_duplicates)
 
 
+def has_our_shape(line: str) -> bool:
+    """Whether a line of `iptables -S` is one of the five rules, for any address and port."""
+    return bool(_SHAPE.fullmatch(line))
+
+
 def things(desired: Desired, port: int) -> tuple[str, ...]:
-    """Return a name for each thing that is wanted: an address on its interface, the rules of an address and port."""
+    """Return a name for each thing that is wanted: addresses on their link, rules by address and port, the link."""
     addresses = tuple(f"{address.ip}@{desired.interface}" for address in desired.addresses)
     rules = tuple(f"{address.ip}:{port}" for address in desired.addresses) if desired.rules else ()
-    return addresses + rules
+    return (*addresses, *rules, f"link {desired.interface}")
 
 
 def without(desired: Desired, port: int, wanted: Collection[str]) -> Desired:
@@ -51,6 +67,7 @@ def without(desired: Desired, port: int, wanted: Collection[str]) -> Desired:
         desired,
         addresses=tuple(each for each in desired.addresses if f"{each.ip}@{desired.interface}" not in wanted),
         rules=tuple(rule for rule in desired.rules if rule in kept),
+        link_kind="" if f"link {desired.interface}" in wanted else desired.link_kind,
     )
 
 

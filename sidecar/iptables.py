@@ -17,7 +17,7 @@ Exit status, not wording, decides what a command's failure means.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from loguru import logger
@@ -117,17 +117,10 @@ class Iptables:
         result = self._run(*argv, stdin=stdin)
         if result.exit == 0:
             return self._read(argv, stdin, result, chains)
-        lines: dict[Chain, tuple[str, ...]] = {}
-        for table, chain in chains:
-            argv = self._argv(table, ("-S", chain))
-            result = self._run(*argv)
-            if result.exit == 0:
-                lines |= self._read(argv, "", result, [(table, chain)])
-            elif isinstance(failure := self._failure(argv, "", result), PermissionMissing | LockHeld):
-                raise failure
-            else:
-                lines[table, chain] = ("?",)
-        return lines
+        listings, failures = self._list_each(chains)
+        if not listings:  # it is the look that does not work
+            raise next(iter(failures.values()))
+        return {**listings, **dict.fromkeys(failures, ("?",))}
 
     def has_chain(self, chain: Chain) -> bool:
         """Whether there is such a chain; to be asked of a table that exists, as legacy would create it."""
@@ -138,35 +131,54 @@ class Iptables:
         return result.exit == 0
 
     def _observe_chains(self, chains: Sequence[Chain], rules: Sequence[Rule]) -> Seen:
-        seen = Seen({})
-        errors: list[SidecarError] = []
-        for chain in chains:
-            try:
-                part = self._observe_chain(chain, [rule for rule in rules if rule.place == chain])
-            except (CommandError, NotSupported) as error:
-                errors.append(error)
-            else:
-                seen = Seen({**seen.copies, **part.copies}, {**seen.hindrances, **part.hindrances})
-        if len(errors) == len(chains):
-            raise errors[0]
-        return replace(seen, errors=tuple(ChainUnreadable(str(error)) for error in errors))
-
-    def _observe_chain(self, chain: Chain, rules: Sequence[Rule]) -> Seen:
-        """Look at one chain.
+        """Look at each chain alone, and ask for rules one by one where a chain cannot be listed.
 
         nft does not list a chain in which there is a rule that only it can express. There -C often tells all the
-        same whether ours is in it; where that exits with 3, it cannot judge either, and the failure to list stands.
+        same whether ours is in it; where that exits with 3, it cannot judge either. But its 1, not there, is also what
+        a backend says that does not work at all: it counts only if the same backend can list something else.
         """
-        argv = self._argv(chain[0], ("-S", chain[1]))
-        result = self._run(*argv)
-        if result.exit == 0:
-            return self._found(self._read(argv, "", result, [chain]), rules)
-        if not self.is_legacy():
-            answers = {rule: self._run(*self._argv(*_line(rule, "-C"))).exit for rule in rules}
-            if set(answers.values()) <= set(_YES_OR_NO):
-                self._say_that_it_cannot_count(chain, result)
-                return Seen({rule: 1 - answer for rule, answer in answers.items()})
-        raise self._failure(argv, "", result)
+        listings, failures = self._list_each(chains)
+        copies: dict[Rule, int] = {}
+        errors = []
+        for chain, failure in failures.items():
+            answers = {}
+            if (listings or self._works()) and not self.is_legacy():
+                answers = {rule: self._ask_status(rule) for rule in rules if rule.place == chain}
+            if answers and set(answers.values()) <= set(_YES_OR_NO):
+                self._say_that_it_cannot_count(chain, failure)
+                copies |= {rule: 1 - answer for rule, answer in answers.items()}
+            else:
+                errors.append(failure)
+        if len(errors) == len(chains):
+            raise errors[0]
+        seen = self._found(listings, [rule for rule in rules if rule.place in listings])
+        unreadable = tuple(ChainUnreadable(str(error)) for error in errors)
+        return Seen({**seen.copies, **copies}, seen.hindrances, unreadable)
+
+    def _list_each(
+        self, chains: Sequence[Chain]
+    ) -> tuple[dict[Chain, tuple[str, ...]], dict[Chain, CommandError | NotSupported]]:
+        """Return the rules of each chain that can be listed, and why the others cannot."""
+        listings: dict[Chain, tuple[str, ...]] = {}
+        failures: dict[Chain, CommandError | NotSupported] = {}
+        for chain in chains:
+            argv = self._argv(chain[0], ("-S", chain[1]))
+            result = self._run(*argv)
+            if result.exit == 0:
+                listings |= self._read(argv, "", result, [chain])
+                continue
+            failure = self._failure(argv, "", result)
+            if isinstance(failure, LockHeld) or not isinstance(failure, CommandError | NotSupported):
+                raise failure
+            failures[chain] = failure
+        return listings, failures
+
+    def _works(self) -> bool:
+        """Whether the backend lists a chain that nobody puts rules of another kind into."""
+        return self._run(*self._argv("mangle", ("-S", "FORWARD"))).exit == 0
+
+    def _ask_status(self, rule: Rule) -> int:
+        return self._run(*self._argv(*_line(rule, "-C"))).exit
 
     def apply(self, action: RuleAction) -> bool:
         """Carry out one action; return whether it changed anything. Raises a SidecarError if iptables refuses.
@@ -314,15 +326,15 @@ class Iptables:
     def is_legacy(self) -> bool:
         """Legacy works through a raw socket, and so needs CAP_NET_RAW as well."""
         if self._legacy is None:
-            self._legacy = "(legacy)" in self._run(self.command, "--version").stdout
+            self._legacy = "(nf_tables)" not in self._run(self.command, "--version").stdout
         return self._legacy
 
-    def _say_that_it_cannot_count(self, chain: Chain, result: Result) -> None:
+    def _say_that_it_cannot_count(self, chain: Chain, failure: SidecarError) -> None:
         if not self._said_that_it_cannot_count:
             self._said_that_it_cannot_count = True
             logger.warning(
                 f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
-                f"{result.stderr.strip()}"
+                f"{failure}"
             )
 
 

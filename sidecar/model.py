@@ -100,6 +100,11 @@ class LinkAddress:
     prefix_length: int
     scope: str
     state: AddressState = AddressState.USABLE
+    is_peer: bool = False
+    """Whether it is one end of a point-to-point link."""
+
+    made_by_kernel: bool = False
+    """Whether the kernel gave it to the link by itself, from its hardware address."""
 
     @property
     def cidr(self) -> str:
@@ -118,6 +123,8 @@ class Link:
     alias: str = ""
     is_up: bool = True
     addresses: tuple[LinkAddress, ...] = ()
+    has_dependents: bool = False
+    """Whether other links are stacked upon it, or enslaved to it."""
 
     def goes_by(self, name: str) -> bool:
         return name == self.name or name in self.altnames
@@ -129,10 +136,7 @@ class Hindrance:
 
     line: str
     certain: bool
-    """False: perhaps, or only some of it."""
-
-    direct: bool
-    """True: it drops the traffic itself; False: what it jumps to may."""
+    """False: perhaps, or only some of it; or what it jumps to does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,30 +15,49 @@ def links(text: str) -> tuple[Link, ...]:
     Some releases print an empty object for a link that a filter left out: it is passed over.
     """
     try:
-        return tuple(map(_link, filter(None, json.loads(text))))
+        shown = list(filter(None, json.loads(text)))
+        lower = {link[name] for link in shown for name in ("link", "master") if link.get(name)}
+        return tuple(_link(link, has_dependents=link["ifname"] in lower or "master" in link) for link in shown)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not the output of `ip -json address show` ({type(error).__name__}: {error})") from error
 
 
-def _link(shown: dict[str, Any]) -> Link:
+def _link(shown: dict[str, Any], *, has_dependents: bool) -> Link:
+    own = _link_local(shown.get("address", ""))
     return Link(
         name=shown["ifname"],
         altnames=tuple(shown.get("altnames", ())),
         kind=shown.get("linkinfo", {}).get("info_kind", ""),
         alias=shown.get("ifalias", ""),
         is_up="UP" in shown["flags"],
-        # An address has another one of its own where it is the end of a point-to-point link: it is not ours.
-        addresses=tuple(_address(info) for info in shown["addr_info"] if "address" not in info),
+        addresses=tuple(_address(info, own) for info in shown["addr_info"]),
+        has_dependents=has_dependents,
     )
 
 
-def _address(info: dict[str, Any]) -> LinkAddress:
+def _link_local(hardware: str) -> str:
+    """Return the address that the kernel gives a link with this hardware address (RFC 4291, appendix A)."""
+    parts = hardware.split(":")
+    if len(parts) != 6:  # noqa: PLR2004 - bytes of an Ethernet address
+        return ""
+    first = f"{int(parts[0], 16) ^ 2:02x}"
+    return str(ip_address(f"fe80::{first}{parts[1]}:{parts[2]}ff:fe{parts[3]}:{parts[4]}{parts[5]}"))
+
+
+def _address(info: dict[str, Any], own: str) -> LinkAddress:
     state = AddressState.USABLE
     if info.get("dadfailed"):
         state = AddressState.DUPLICATE
     elif info.get("tentative") and not info.get("optimistic"):
         state = AddressState.TENTATIVE
-    return LinkAddress(ip_address(info["local"]), int(info["prefixlen"]), info["scope"], state)
+    return LinkAddress(
+        ip_address(info["local"]),
+        int(info["prefixlen"]),
+        info["scope"],
+        state,
+        is_peer="address" in info,
+        made_by_kernel=info["local"] == own,
+    )
 
 
 def listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from sidecar.model import (
     CreateLink,
     DeleteLink,
     Desired,
+    Facts,
     Failure,
     Link,
     LinkAction,
@@ -90,15 +91,12 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
         yield Notice(text, {"interface": link.name})
     for address in desired.addresses:
         found = _on(link, address) if link else None
-        if found and found.prefix_length != address.prefix_length:
+        if found and (found.is_peer or found.prefix_length != address.prefix_length):
             yield Notice(f"{found.cidr} on {desired.interface} is taken as it is, and cleanup leaves it", address.facts)
         elif found and found.ip.version == 4 and found.scope != desired.scope:  # noqa: PLR2004 - the protocol's name
             text = f"{address} keeps its scope {found.scope}; for scope {desired.scope} remove it, it is added again"
             yield Notice(text, address.facts)
-        if not desired.remove_duplicates:
-            for other, duplicate in _duplicates(desired, observed, address):
-                text = f"{duplicate.cidr} is on {other.name} as well; --remove-duplicates takes it off there"
-                yield Notice(text, {"address": duplicate.cidr, "interface": other.name})
+        yield from _notice_duplicates(desired, observed, address)
     for rule, hindrance in observed.hindrances.items():
         facts = rule.facts | {"behind": hindrance.line}
         if hindrance.certain:
@@ -106,6 +104,19 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
             yield Notice(f"without effect behind `{hindrance.line}`: {rule}{remedy}", facts)
         else:
             yield Notice(f"perhaps without effect behind `{hindrance.line}`: {rule}", facts, certain=False)
+
+
+def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[Notice]:
+    link = observed.link(desired.interface)
+    for other, duplicate in _duplicates(desired, observed, address):
+        text = f"{duplicate.cidr} is on {other.name} as well"
+        facts: Facts = {"address": duplicate.cidr, "interface": other.name}
+        if not _is_removable(duplicate):
+            yield Notice(f"{text}, with more than itself: it is left there", facts)
+        elif not desired.remove_duplicates:
+            yield Notice(f"{text}; --remove-duplicates takes it off there", facts)
+        elif link and not _works(link, address):
+            yield Notice(f"{text}, and left there while it does not work on {desired.interface}", facts)
 
 
 def _prepare_link(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
@@ -126,9 +137,10 @@ def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAct
     for address in desired.addresses:
         if link is None or _on(link, address) is None:
             yield AddAddress(address, desired.scope)
-        elif desired.remove_duplicates:
+        elif desired.remove_duplicates and _works(link, address):
             for other, duplicate in _duplicates(desired, observed, address):
-                yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))
+                if _is_removable(duplicate):
+                    yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))
 
 
 def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | MoveToFront | RemoveSurplus]:
@@ -138,8 +150,9 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | M
                 pass
             case 1:
                 hindrance = observed.hindrances.get(rule)
-                # Not for the sake of a jump: others want theirs to be first, and would move it back.
-                if desired.insert and hindrance and hindrance.direct:
+                # Not for what cannot be judged: it may well be meant to come first, as a list of banned hosts is, and
+                # whoever wants a jump to be first would move it back.
+                if desired.insert and hindrance and hindrance.certain:
                     yield MoveToFront(rule, hindrance.line)
             case 0:
                 yield AddRule(rule, desired.insert)
@@ -154,11 +167,21 @@ def _on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress |
     ipv6_add_addr): unless `exactly`, it counts there as the address, which it is for every purpose of ours.
     """
     for found in link.addresses:
-        if found.ip == address.ip and (
-            found.prefix_length == address.prefix_length or (found.ip.version == 6 and not exactly)  # noqa: PLR2004
-        ):
+        is_exact = found.prefix_length == address.prefix_length and not found.is_peer
+        if found.ip == address.ip and (is_exact or (found.ip.version == 6 and not exactly)):  # noqa: PLR2004
             return found
     return None
+
+
+def _works(link: Link, address: Address) -> bool:
+    """Whether the address is on the link, and can be used there."""
+    found = _on(link, address)
+    return link.is_up and found is not None and found.state is AddressState.USABLE
+
+
+def _is_removable(duplicate: LinkAddress) -> bool:
+    """Whether nothing else goes with an address: of one with a network, the kernel takes others and routes away too."""
+    return duplicate.prefix_length == duplicate.ip.max_prefixlen and not duplicate.is_peer
 
 
 def _duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[tuple[Link, LinkAddress]]:
@@ -174,7 +197,10 @@ def _may_be_set_up(link: Link) -> bool:
 
 def _is_ours_alone(desired: Desired, link: Link) -> bool:
     """Whether we created a link, and nothing is on it but what is desired and what the kernel put there itself."""
-    if not desired.link_kind or (link.alias, link.kind) != (MARK, desired.link_kind):
+    if not desired.link_kind or (link.alias, link.kind) != (MARK, desired.link_kind) or link.has_dependents:
         return False
     expected = {(address.ip, address.prefix_length) for address in desired.addresses}
-    return all((found.ip, found.prefix_length) in expected or found.scope == "link" for found in link.addresses)
+    return all(
+        found.made_by_kernel or (not found.is_peer and (found.ip, found.prefix_length) in expected)
+        for found in link.addresses
+    )

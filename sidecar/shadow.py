@@ -19,8 +19,8 @@ _PASSING: Final = frozenset(
 )
 _BLOCKING: Final = frozenset(("DROP", "REJECT"))
 
-#: Options that narrow nothing down.
-_IDLE: Final = frozenset(("-m", "--comment", "--reject-with", "--log-prefix", "--log-level", "--nflog-prefix"))
+#: Matches that say nothing by themselves: what they match, their options say. Of any other one it is not known.
+_IDLE_MATCHES: Final = frozenset(("tcp", "comment", "multiport", "conntrack", "state"))
 
 
 class _Matches(enum.Enum):
@@ -40,26 +40,43 @@ def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
     ending = _BLOCKING if rule.match[-1] == "ACCEPT" else _BLOCKING | {"ACCEPT"}
     uncertain: Hindrance | None = None
     for line in before:
-        words = _split(line)
-        target = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
-        if not target or target in _PASSING:
+        conditions, target = _read(line)
+        sets_zone = target[:1] == ["CT"] and "--notrack" not in target and rule.match[-1] == "NOTRACK"
+        if not target or (target[0] in _PASSING and not sets_zone):
             continue
-        matches = _matches(words, ours)
+        matches = _matches(conditions, rule.table, ours)
         if matches is _Matches.NOTHING:
             continue
-        is_direct = target in ending
-        if matches is _Matches.ALL and (is_direct or target == "ACCEPT"):
-            return Hindrance(line, certain=True, direct=True) if is_direct else uncertain
-        if target != "ACCEPT" or is_direct:
-            uncertain = uncertain or Hindrance(line, certain=False, direct=is_direct)
+        is_direct = target[0] in ending or sets_zone
+        if matches is _Matches.ALL and (is_direct or target[0] == "ACCEPT"):
+            return Hindrance(line, certain=True) if is_direct else uncertain
+        if target[0] != "ACCEPT" or is_direct:
+            uncertain = uncertain or Hindrance(line, certain=False)
     return uncertain
 
 
-def _split(line: str) -> list[str]:
+def _read(line: str) -> tuple[list[tuple[str, str, bool]], list[str]]:
+    """Return the conditions of a rule, each as option, value, negated; and its target with the target's options."""
     try:
-        return shlex.split(line)
+        words = shlex.split(line)
     except ValueError:  # a quote in a comment that is not closed: too odd to be judged
-        return [*line.split(), "-m", "unreadable", "--unreadable", ""]
+        return [("unreadable", "", False)], ["unreadable"]
+    conditions: list[tuple[str, str, bool]] = []
+    negated = False
+    at = 2  # behind `-A CHAIN`
+    while at < len(words):
+        option = words[at]
+        if option in ("-j", "-g"):
+            return conditions, words[at + 1 :]
+        if option == "!":
+            negated = True
+            at += 1
+            continue
+        has_value = option == "--comment" or (at + 1 < len(words) and not words[at + 1].startswith(("-", "!")))
+        conditions.append((option, words[at + 1] if has_value else "", negated))
+        negated = False
+        at += 2 if has_value else 1
+    return conditions, []
 
 
 def _conditions(words: Sequence[str]) -> dict[str, str]:
@@ -67,37 +84,29 @@ def _conditions(words: Sequence[str]) -> dict[str, str]:
     return {word: words[at + 1] for at, word in enumerate(words[:-1]) if word.startswith("-")}
 
 
-def _matches(words: Sequence[str], ours: dict[str, str]) -> _Matches:
+def _matches(conditions: Sequence[tuple[str, str, bool]], table: str, ours: dict[str, str]) -> _Matches:
     answers = []
-    negated = False
-    at = 2  # behind `-A CHAIN`
-    while at < len(words):
-        option = words[at]
-        if option == "!":
-            negated = True
-            at += 1
-            continue
-        value = words[at + 1] if at + 1 < len(words) and not words[at + 1].startswith("-") else ""
-        if option in ("-j", "-g"):
-            break  # what follows belongs to the target
-        if option not in _IDLE:
-            answers.append(_negated(_holds(option, value, ours)) if negated else _holds(option, value, ours))
-        negated = False
-        at += 2 if value else 1
+    for option, value, negated in conditions:
+        answer = _holds(option, value, table, ours)
+        answers.append(_negated(answer) if negated else answer)
     if _Matches.NOTHING in answers:
         return _Matches.NOTHING
     return _Matches.PERHAPS if _Matches.PERHAPS in answers else _Matches.ALL
 
 
-def _holds(option: str, value: str, ours: dict[str, str]) -> _Matches:
+def _holds(option: str, value: str, table: str, ours: dict[str, str]) -> _Matches:
     try:
-        return _judge(option, value, ours)
+        return _judge(option, value, table, ours)
     except ValueError:  # a mask with holes in it, a port by name
         return _Matches.PERHAPS
 
 
-def _judge(option: str, value: str, ours: dict[str, str]) -> _Matches:
+def _judge(option: str, value: str, table: str, ours: dict[str, str]) -> _Matches:  # noqa: PLR0911 - one for each option
     match option:
+        case "--comment":
+            return _Matches.ALL
+        case "-m":
+            return _Matches.ALL if value in _IDLE_MATCHES else _Matches.PERHAPS
         case "-p":
             return _known(value in ("tcp", "6", "all"))
         case "-s" | "-d":
@@ -106,7 +115,7 @@ def _judge(option: str, value: str, ours: dict[str, str]) -> _Matches:
             return _has_port([value], ours.get(option))
         case "--sports" | "--dports":
             return _has_port(value.split(","), ours.get(option.removesuffix("s")))
-        case "--ctstate" | "--state":
+        case "--ctstate" | "--state" if table != "raw":  # there nothing is tracked yet
             return _known("UNTRACKED" in value.split(","))  # which our rules see to
         case _:
             return _Matches.PERHAPS

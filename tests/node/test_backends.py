@@ -1,5 +1,6 @@
 """Which iptables: on the real kernel, in both families."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from sidecar.backends import Backend
 from sidecar.command import Result, is_installed
 from sidecar.desired import desired
-from sidecar.errors import CommandTimeout, LockHeld, PermissionMissing, SidecarError
+from sidecar.errors import CommandError, CommandTimeout, LockHeld, PermissionMissing, SidecarError
 from sidecar.iproute import IpRoute
 from sidecar.model import AddRule, Family
 from sidecar.reconcile import Reconciler
@@ -32,10 +33,13 @@ class Node:
         self.legacy: set[str] = set()
         """The legacy tables that a test has made; /proc tells them to root of the node only."""
         self.nft_fails_with: SidecarError | None = None
+        self.nft_says: Result | None = None
 
     def run(self, *argv: str, stdin: str = "") -> Result:
         if self.nft_fails_with and "nft" in argv[0]:
             raise self.nft_fails_with
+        if self.nft_says and "nft" in argv[0]:
+            return self.nft_says
         return self.commands.run(*argv, stdin=stdin)
 
     def backend(self, wish: str = "auto", installed: Callable[[str], bool] = is_installed) -> Backend:
@@ -166,6 +170,37 @@ def test_rules_of_ours_in_the_other_backend_are_told_and_go_with_a_cleanup(
     assert reconciler.cleanup(float("inf")).in_sync
     assert node.namespace.rules(wish, node.family) == []
     assert node.namespace.rules(other, node.family) == ["-t filter -A INPUT -p udp -j ACCEPT"]
+
+
+def test_the_backend_that_is_not_in_use_keeps_nothing_from_being_done(node: Node, log: list[str]) -> None:
+    node.nft_fails_with = LockHeld(("iptables",), "", "exited with 4")
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    backend = node.backend("legacy")
+    reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend})
+    assert reconciler.reconcile().in_sync
+    assert any("could not look for rules of ours in the other backend: " in line for line in log)
+    backend.include_leftovers()
+    report = reconciler.cleanup(time.monotonic() + 3)
+    assert node.namespace.rules("legacy", node.family) == []
+    assert node.namespace.addresses() == []
+    assert report.exit_code == 1  # as it is not known whether all is gone
+
+
+def test_a_backend_that_does_not_work_is_not_chosen_for_its_failures(node: Node) -> None:
+    node.iptables("legacy", "filter", "-A", "INPUT", "-j", "ACCEPT")
+    node.nft_says = Result(1, "", "Failed to initialize nft: Protocol not supported")
+    backend = node.backend()
+    with pytest.raises(CommandError, match="Protocol not supported"):
+        backend.observe(RULES[node.family])
+
+
+def test_rules_of_other_sidecars_decide_nothing(node: Node) -> None:
+    target = "192.0.2.9/32" if node.family == 4 else "fd00::9/128"
+    for port in range(5):
+        words = ("-d", target, "-p", "tcp", "-m", "tcp", "--dport", str(port + 1), "-j", "ACCEPT")
+        node.iptables("nft", "filter", "-A", "INPUT", *words)
+    node.iptables("legacy", "filter", "-A", "INPUT", "-j", "ACCEPT")
+    assert node.chosen() == "legacy"
 
 
 def test_a_cleanup_creates_no_table_in_the_other_backend(node: Node) -> None:

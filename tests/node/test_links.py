@@ -73,12 +73,24 @@ def test_one_that_is_down_again_is_set_up(namespace: Namespace, kind: str) -> No
     assert namespace.addresses("own0")[:2] == BOTH  # the kernel had taken the IPv6 address with it
 
 
-def test_with_something_else_on_it_it_stays(namespace: Namespace, kind: str) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        "ip address add 192.168.7.1/24 dev own0",
+        "ip address add 10.9.9.9 peer 10.9.9.10/32 dev own0",
+        "ip address add 169.254.20.10/32 dev own0 scope link",
+        "ip address add fe80::1234/64 dev own0",
+        "ip link add link own0 name mv0 type macvlan",
+        "ip link add br0 type bridge && ip link set own0 master br0",
+    ],
+)
+def test_with_something_else_on_it_it_stays(namespace: Namespace, kind: str, other: str) -> None:
     wish = goal("own0", kind=kind)
     assert reconciler(namespace, wish).reconcile().in_sync
-    namespace.run("ip", "address", "add", "192.168.7.1/24", "dev", "own0")
+    namespace.run("sh", "-c", other)
     assert reconciler(namespace, wish).cleanup(deadline()).in_sync
-    assert [cidr for cidr in namespace.addresses("own0") if not cidr.startswith("fe80")] == ["192.168.7.1/24"]
+    assert "own0" in [link["ifname"] for link in links(namespace)]
+    assert not set(BOTH) & set(namespace.addresses("own0"))
 
 
 @pytest.mark.parametrize("alias", ["", "of somebody else", MARK])
@@ -113,16 +125,26 @@ def test_lo_that_is_down_is_set_up(namespace: Namespace) -> None:
 
 def test_an_address_elsewhere_is_noticed_or_taken_off_there(namespace: Namespace) -> None:
     namespace.run("ip", "link", "add", "v0", "type", "veth")
-    for cidr in (*BOTH, "10.96.0.2/24", "10.96.0.3/32"):
+    for cidr in (*BOTH, "10.96.0.2/24", "10.96.0.50/24", "10.96.0.3/32"):
         namespace.run("ip", "address", "add", cidr, "dev", "v0")
     report = reconciler(namespace, goal("lo")).reconcile()
     assert report.in_sync
     assert len(report.notices) == 3
     report = reconciler(namespace, goal("lo", remove_duplicates=True)).reconcile()
     assert report.in_sync
-    assert report.notices == ()
+    assert [str(notice) for notice in report.notices] == [
+        "10.96.0.2/24 is on v0 as well, with more than itself: it is left there"
+    ]
     assert namespace.addresses() == BOTH
-    assert namespace.addresses("v0") == ["10.96.0.3/32"]
+    assert sorted(namespace.addresses("v0")) == ["10.96.0.2/24", "10.96.0.3/32", "10.96.0.50/24"]
+
+
+def test_an_ipv6_address_with_a_peer_is_taken_as_it_is(namespace: Namespace) -> None:
+    namespace.run("ip", "address", "add", "fd00:10:96::2", "peer", "fd00:10:96::3/128", "dev", "lo")
+    report = reconciler(namespace, goal("lo", IPV6)).reconcile()
+    assert report.in_sync
+    assert "is taken as it is, and cleanup leaves it" in str(report.notices[0])
+    assert reconciler(namespace, goal("lo", IPV6)).cleanup(deadline()).changed == ()
 
 
 def test_an_ipv4_address_with_another_prefix_length_gets_ours_beside_it(namespace: Namespace) -> None:

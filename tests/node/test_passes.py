@@ -1,5 +1,6 @@
 """Passes and cleanups on the real kernel: both backends, both families, a network namespace for each test."""
 
+import time
 from dataclasses import dataclass, replace
 from itertools import combinations, count
 
@@ -277,7 +278,7 @@ def test_a_rule_that_slid_back_is_moved_to_the_front_without_a_moment_in_which_i
     goal = desired([node.ip], interface="lo", port=443, setup_iptables=True, insert=True)
     assert node.reconciler(goal).reconcile().in_sync
     node.iptables("-I", "INPUT", "-j", "DROP")
-    node.iptables("-I", "OUTPUT", "-o", "eth0", "-j", "REJECT")
+    node.iptables("-I", "OUTPUT", "-j", "REJECT")
     node.iptables("-t", "raw", "-I", "PREROUTING", "-j", "ACCEPT")
     node.commands.calls.clear()
     report = node.reconciler(goal).reconcile()
@@ -294,11 +295,14 @@ def test_a_rule_that_slid_back_is_moved_to_the_front_without_a_moment_in_which_i
     assert node.reconciler(goal).reconcile().changed == ()
 
 
-def test_a_jump_that_wants_to_be_first_is_not_fought_with(node: Node) -> None:
+@pytest.mark.parametrize(
+    "target", [("-j", "FIREWALL"), ("-i", "eth0", "-j", "DROP"), ("-m", "mark", "--mark", "5", "-j", "DROP")]
+)
+def test_what_may_be_meant_to_come_first_is_not_fought_with(node: Node, target: tuple[str, ...]) -> None:
     goal = desired([node.ip], interface="lo", port=443, setup_iptables=True, insert=True)
     assert node.reconciler(goal).reconcile().in_sync
     node.iptables("-N", "FIREWALL")
-    node.iptables("-I", "INPUT", "-j", "FIREWALL")
+    node.iptables("-I", "INPUT", *target)
     assert node.reconciler(goal).reconcile().changed == ()
 
 
@@ -389,6 +393,18 @@ def test_a_chain_that_cannot_be_listed_is_kept_right_rule_by_rule(namespace: Nam
     assert "chain `INPUT' in table `filter' is incompatible, use 'nft' tool" in warning
     assert reconciler.cleanup(deadline=float("inf")).in_sync
     assert namespace.run("nft", "list", "table", "ip", "filter").count("accept\n") == 0
+
+
+def test_a_backend_that_does_not_work_tells_nothing(namespace: Namespace) -> None:
+    """It says 1, as it does of a rule that is not there."""
+    node = Node(namespace, NamespaceCommands(namespace), "nft", IPV4)
+    assert node.reconcile().in_sync
+    namespace.run("sh", "-c", "printf '#!/bin/sh\\nexit 1\\n' > /run/broken && chmod +x /run/broken")
+    namespace.run("mount", "--bind", "/run/broken", namespace.run("readlink", "-f", "/usr/sbin/iptables-nft").strip())
+    report = node.reconciler().cleanup(time.monotonic() + 3)
+    assert not report.in_sync
+    assert len(report.remaining) == 5
+    assert all(failure.attempt == "look at the IPv4 rules" for failure in report.failures)
 
 
 @pytest.mark.parametrize("native", ["ct state established counter accept", "meta mark set 1"])

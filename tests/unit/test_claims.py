@@ -1,5 +1,6 @@
 """Claims of several holders: each opens files of its own, as processes do."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -46,11 +47,29 @@ def test_who_starts_during_a_cleanup_waits_for_it(tmp_path: Path, log: list[str]
     assert not thread.is_alive()
 
 
-def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     monkeypatch.setattr(claims, "PATIENCE", 0.1)
     cleaning = holder(tmp_path, "a")
     assert cleaning.wanted_by_others() == frozenset()
     holder(tmp_path, "a")
+    assert log[-1] == "WARNING another instance does not end its cleanup of a: going on without waiting for it"
+
+
+def test_any_number_of_things_takes_one_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    many = holder(tmp_path, *(f"thing {n}" for n in range(3000)))
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    few = holder(tmp_path, "thing 7")
+    assert many.wanted_by_others() == {"thing 7"}
+    assert few.wanted_by_others() == frozenset()
+
+
+def test_a_file_that_was_removed_does_not_part_old_and_new(tmp_path: Path) -> None:
+    old = holder(tmp_path, "a")
+    (tmp_path / "claims").unlink()
+    new = holder(tmp_path, "a")
+    assert old.wanted_by_others() == {"a"}
+    assert new.wanted_by_others() == frozenset()
 
 
 def test_where_there_can_be_no_files_it_says_so(tmp_path: Path, log: list[str]) -> None:
@@ -62,7 +81,7 @@ def test_where_there_can_be_no_files_it_says_so(tmp_path: Path, log: list[str]) 
 
 
 def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path, log: list[str]) -> None:
-    (tmp_path / "a").symlink_to(tmp_path / "victim")
+    (tmp_path / "claims").symlink_to(tmp_path / "victim")
     holder(tmp_path, "a")
     assert not (tmp_path / "victim").exists()
     assert len(log) == 1

@@ -1,7 +1,9 @@
 from dataclasses import replace
 from ipaddress import ip_address
 
-from sidecar.desired import desired, things, without
+import pytest
+
+from sidecar.desired import desired, has_our_shape, things, without
 from support.namespace import IPV4, IPV6
 
 SPECIFIED = """\
@@ -38,11 +40,27 @@ def test_an_address_given_twice_counts_once() -> None:
     assert len(goal.rules) == 10
 
 
+@pytest.mark.parametrize(
+    ("line", "is_ours"),
+    [
+        ("-A INPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j ACCEPT", True),
+        ("-A OUTPUT -s fd00::1/128 -p tcp -m tcp --sport 8443 -j NOTRACK", True),
+        ("-A INPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DROP", False),
+        ("-A INPUT -i lo -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j ACCEPT", False),
+        ("-A INPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 80:90 -j ACCEPT", False),
+    ],
+)
+def test_rules_of_any_sidecar_have_a_shape(line: str, is_ours: bool) -> None:  # noqa: FBT001 - a parameter
+    assert has_our_shape(line) is is_ours
+
+
 def test_what_another_instance_wants_is_left_out() -> None:
     goal = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
-    assert things(goal, 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo", "10.96.0.2:443", "fd00:10:96::2:443")
-    assert without(goal, 443, frozenset(things(goal, 443))) == replace(goal, addresses=(), rules=())
+    assert things(goal, 443) == (
+        "10.96.0.2@lo", "fd00:10:96::2@lo", "10.96.0.2:443", "fd00:10:96::2:443", "link lo"
+    )  # fmt: skip
+    assert without(goal, 443, frozenset(things(goal, 443))) == replace(goal, addresses=(), rules=(), link_kind="")
     assert without(goal, 443, frozenset()) == goal
     assert without(goal, 443, {"10.96.0.2@lo"}) == replace(goal, addresses=goal.addresses[1:])
     assert without(goal, 443, {"fd00:10:96::2:443", "10.96.0.2:80"}) == replace(goal, rules=goal.rules[:5])
-    assert things(replace(goal, rules=()), 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo")
+    assert things(replace(goal, rules=()), 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo", "link lo")

@@ -14,8 +14,10 @@ from sidecar.model import (
     CreateLink,
     DeleteLink,
     Desired,
+    Hindrance,
     Link,
     LinkAddress,
+    MoveToFront,
     Observed,
     RemoveAddress,
     RemoveRule,
@@ -35,12 +37,14 @@ FOREIGN = (
     LinkAddress(IPV4, 24, "global"),
     LinkAddress(IPV6, 64, "global"),
     LinkAddress(ip_address("192.168.7.1"), 24, "global"),
-    LinkAddress(ip_address("fe80::1"), 64, "link"),
+    LinkAddress(ip_address("fe80::1"), 64, "link", made_by_kernel=True),
+    LinkAddress(ip_address("169.254.20.10"), 32, "link"),
+    LinkAddress(IPV6, 128, "global", is_peer=True),
 )
 
 
 def as_the_kernel_has_it(address: LinkAddress) -> object:
-    """IPv6 takes an address once, whatever its prefix length; IPv4 once with each."""
+    """Return what makes an address another one: IPv6 takes it once, whatever its prefix length; IPv4 once with each."""
     return address.ip, address.prefix_length if address.ip.version == 4 else 0
 
 
@@ -54,6 +58,7 @@ def observations(draw: st.DrawFn) -> Observed:
             is_up=draw(st.booleans()),
             alias=draw(st.sampled_from(["", MARK])),
             kind=draw(st.sampled_from(["", "dummy"])),
+            has_dependents=draw(st.booleans()),
             addresses=tuple(draw(addresses)),
         )
         for name in draw(st.lists(st.sampled_from(["lo", "own0", "eth0"]), unique=True))
@@ -120,9 +125,10 @@ def test_from_any_half_done_plan_planning_again_reaches_the_goal(
     link = reached.link(goal.interface)
     if link:
         assert {address.ip for address in goal.addresses} <= {found.ip for found in link.addresses}
-    if link and goal.remove_duplicates:
-        ours = [found.ip for other in reached.links or () for found in other.addresses if other != link]
-        assert not {IPV4, IPV6} & set(ours)
+    if link and link.is_up and goal.remove_duplicates:
+        others = [found for other in reached.links or () for found in other.addresses if other != link]
+        elsewhere = {found.cidr for found in others if not found.is_peer}
+        assert not elsewhere & {address.cidr for address in goal.addresses}
 
 
 @given(goals, observations(), st.data())
@@ -135,7 +141,8 @@ def test_from_any_half_done_teardown_everything_goes_in_the_end(
     assert teardown(goal, gone) == ()
     assert set(gone.copies.values()) <= {0}
     link = gone.link(goal.interface)
-    assert not link or not {(found.ip, found.prefix_length) for found in link.addresses} & {(IPV4, 32), (IPV6, 128)}
+    left = {found.cidr for found in (link.addresses if link else ()) if not found.is_peer}
+    assert not left & {address.cidr for address in goal.addresses}
 
 
 @given(goals, observations())
@@ -160,6 +167,8 @@ def test_what_is_not_ours_is_not_touched(goal: Desired, observed: Observed) -> N
                 assert link
                 assert (link.name, link.alias, link.kind) == (goal.interface, MARK, "dummy")
                 assert {found.cidr for found in link.addresses} <= {"10.96.0.2/32", "fd00:10:96::2/128", "fe80::1/64"}
+                assert not link.has_dependents
+                assert not any(found.is_peer for found in link.addresses)
             case SetLinkUp(name):
                 link = observed.link(name)
                 assert link
@@ -170,7 +179,9 @@ def test_what_is_not_ours_is_not_touched(goal: Desired, observed: Observed) -> N
             case AddAddress(address):
                 assert address in goal.addresses
             case RemoveAddress(address):
-                assert address in goal.addresses or (goal.remove_duplicates and address.ip in (IPV4, IPV6))
+                # A wider network takes other addresses and routes with it.
+                is_whole = (address.ip, address.prefix_length) in ((IPV4, 32), (IPV6, 128))
+                assert address in goal.addresses or (goal.remove_duplicates and is_whole)
 
 
 def everything(**changes: object) -> Observed:
@@ -253,6 +264,38 @@ def test_an_address_that_cannot_be_used_yet_or_at_all_is_not_in_sync() -> None:
         assert plan(GOAL, observed) == ()
         (failure,) = obstacles(GOAL, observed)
         assert reason in str(failure)
+
+
+def test_where_the_address_does_not_work_others_keep_it() -> None:
+    goal = replace(OWN, remove_duplicates=True)
+    elsewhere = Link("eth0", addresses=OURS)
+    duplicate = replace(OURS[1], state=AddressState.DUPLICATE)
+    for own in (
+        Link("own0", is_up=False, addresses=OURS),
+        Link("own0", is_up=False, addresses=(OURS[0], duplicate)),
+    ):
+        observed = Observed((own, elsewhere), dict.fromkeys(GOAL.rules, 1))
+        assert plan(goal, observed) == ()
+        assert [str(notice) for notice in notices(goal, observed)][1:] == [
+            "10.96.0.2/32 is on eth0 as well, and left there while it does not work on own0",
+            "fd00:10:96::2/128 is on eth0 as well, and left there while it does not work on own0",
+        ]
+
+
+def test_an_address_with_a_network_is_never_taken_off_another_interface() -> None:
+    goal = replace(GOAL, remove_duplicates=True)
+    observed = Observed((Link("lo", addresses=OURS), Link("eth0", addresses=FOREIGN[:1])), {})
+    assert plan(goal, observed) == ()
+    (notice,) = notices(goal, observed)
+    assert str(notice) == "10.96.0.2/24 is on eth0 as well, with more than itself: it is left there"
+
+
+def test_with_insert_only_what_certainly_hinders_a_rule_makes_it_move() -> None:
+    goal, rule = replace(GOAL, insert=True), GOAL.rules[3]
+    for certain in (True, False):
+        observed = replace(everything(), hindrances={rule: Hindrance("-A INPUT -j DROP", certain=certain)})
+        assert plan(goal, observed) == ((MoveToFront(rule, "-A INPUT -j DROP"),) if certain else ())
+        assert plan(GOAL, observed) == ()
 
 
 def test_a_link_that_is_down_is_set_up_only_if_it_is_ours_or_lo() -> None:

@@ -21,9 +21,14 @@ CERTAIN = [
     "-A INPUT ! -p udp -j DROP",
     "-A INPUT -m conntrack --ctstate NEW,UNTRACKED -j DROP",
     '-A INPUT -m comment --comment "it drops -j ACCEPT all" -j DROP',
+    '-A INPUT -m comment --comment "-j" -j DROP',
 ]
 UNCERTAIN = [
     "-A INPUT -i eth0 -j DROP",
+    "-A INPUT -m socket -j DROP",
+    "-A INPUT -m rpfilter -j DROP",
+    "-A INPUT -m mark --mark 0x5 -j DROP",
+    '-A INPUT -m set --match-set banned src -m comment --comment "-j ACCEPT" -j DROP',
     "-A INPUT ! -i lo -j DROP",
     "-A INPUT -s 192.168.0.0/16 -j DROP",
     "-A INPUT -p tcp -m tcp --sport 1024 -j DROP",
@@ -57,7 +62,7 @@ HARMLESS = [
 
 @pytest.mark.parametrize("line", CERTAIN)
 def test_a_rule_behind_one_that_drops_its_traffic_has_no_effect(line: str) -> None:
-    assert hindrance(ACCEPT_IN, [HARMLESS[0], line]) == Hindrance(line, certain=True, direct=True)
+    assert hindrance(ACCEPT_IN, [HARMLESS[0], line]) == Hindrance(line, certain=True)
 
 
 @pytest.mark.parametrize("line", UNCERTAIN)
@@ -65,7 +70,6 @@ def test_what_cannot_be_judged_is_called_uncertain(line: str) -> None:
     found = hindrance(ACCEPT_IN, [line])
     assert found
     assert (found.line, found.certain) == (line, False)
-    assert found.direct == (line.endswith("-j DROP"))
 
 
 @pytest.mark.parametrize("line", HARMLESS)
@@ -74,12 +78,15 @@ def test_what_does_not_drop_its_traffic_is_no_hindrance(line: str) -> None:
 
 
 def test_a_certain_hindrance_counts_more_than_an_uncertain_one_before_it() -> None:
-    assert hindrance(ACCEPT_IN, [UNCERTAIN[0], CERTAIN[0]]) == Hindrance(CERTAIN[0], certain=True, direct=True)
+    assert hindrance(ACCEPT_IN, [UNCERTAIN[0], CERTAIN[0]]) == Hindrance(CERTAIN[0], certain=True)
 
 
 def test_what_is_accepted_before_is_not_dropped_after() -> None:
     assert hindrance(ACCEPT_IN, ["-A INPUT -p tcp -j ACCEPT", "-A INPUT -j DROP"]) is None
     assert hindrance(ACCEPT_IN, ["-A INPUT -i lo -j ACCEPT", "-A INPUT -j DROP"])
+    assert hindrance(ACCEPT_IN, ["-A INPUT -i eth0 -j DROP", "-A INPUT -p tcp -j ACCEPT"]) == Hindrance(
+        "-A INPUT -i eth0 -j DROP", certain=False
+    )
 
 
 def test_outgoing_rules_are_judged_by_their_source() -> None:
@@ -96,12 +103,22 @@ def test_outgoing_rules_are_judged_by_their_source() -> None:
         ("-A PREROUTING -j ACCEPT", True),
         ("-A PREROUTING -p tcp -j DROP", True),
         ("-A PREROUTING -i eth0 -j ACCEPT", False),
+        ("-A PREROUTING -j CT --zone 7", True),
+        ("-A PREROUTING -i eth0 -j CT --helper ftp", False),
+        ("-A PREROUTING -m conntrack --ctstate INVALID -j DROP", False),
     ],
 )
 def test_to_notrack_an_accept_before_it_is_a_hindrance_too(line: str, certain: bool) -> None:  # noqa: FBT001 - a parameter
     found = hindrance(NOTRACK, [line])
     assert found
     assert found.certain is certain
+
+
+@pytest.mark.parametrize(
+    "line", ["-A PREROUTING -j CT --notrack", "-A PREROUTING -j NOTRACK", "-A PREROUTING -p udp -j CT --zone 7"]
+)
+def test_to_notrack_what_does_the_same_is_no_hindrance(line: str) -> None:
+    assert hindrance(NOTRACK, [line]) is None
 
 
 def test_ipv6() -> None:
