@@ -125,14 +125,13 @@ def parse(argv: Sequence[str]) -> Invocation:
     asked = {name for name in _ASIDE if pflag.BOOLEANS.get(line.values.pop(name, ["false"])[-1], True)}
     if command == "help" or asked & {"help", "h"}:
         return Invocation("help", {}, [])
-    if command not in COMMANDS:
-        known = (
-            f"unknown command {quoted(command)}: it is one of {', '.join(COMMANDS)}{pflag.nearest(command, COMMANDS)}"
-        )
-        if hint := _hint(command):
-            known = f"unexpected word {quoted(command)}{hint}"
-        return Invocation("unknown", line.values, [*line.faults, known, *map(_unexpected, rest)])
-    return Invocation("version" if asked else command, line.values, [*line.faults, *map(_unexpected, rest)])
+    if command in COMMANDS:
+        return Invocation("version" if asked else command, line.values, [*line.faults, *map(_unexpected, rest)])
+    if _hint(command):  # a value that lost its flag
+        return Invocation("run", line.values, [*line.faults, *map(_unexpected, line.words)])
+    nearest = pflag.nearest(command, COMMANDS)
+    fault = f"unknown command {quoted(command)}: it is one of {', '.join(COMMANDS)}{nearest}"
+    return Invocation("unknown", line.values, [*line.faults, fault, *map(_unexpected, rest)])
 
 
 def _unexpected(word: str) -> str:
