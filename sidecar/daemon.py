@@ -122,7 +122,7 @@ class Schedule:
         failed = not report.in_sync
         starts_over = report.changed or (failed and not self._failing)
         self._delay = min(SOON if starts_over else self._delay * 2, self._interval)
-        if failed and all(isinstance(failure.error, LockHeld) for failure in report.failures):
+        if report.failures and all(isinstance(failure.error, LockHeld) for failure in report.failures):
             # Whoever holds the lock lets go of it soon, and there is much to do then.
             self._delay = min(self._delay, LOCK_RETRY)
         self._failing = failed
