@@ -19,7 +19,7 @@ _sockets: Final[dict[int, socket.socket]] = {}
 def table_size(family: int, table: str) -> bytes:
     """Return number and size of a table's rules, as bytes to be compared; empty if the kernel does not tell.
 
-    To ask creates the table (FACTS of the kernel: net/ipv4/netfilter/ip_tables.c, get_info): ask for one that is used.
+    To ask creates the table (net/ipv4/netfilter/ip_tables.c, get_info): ask for one that is used.
     """
     address_family, level = _LEVELS[family]
     try:

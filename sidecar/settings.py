@@ -228,7 +228,7 @@ def _advice(settings: Settings, origins: Origins) -> Iterator[str]:
         yield f"{origins(name)} has no effect without --logtostderr=false: the log goes to standard error, not to files"
     elif settings.log_file and settings.log_dir:
         yield f"{origins('log_dir')} has no effect beside {origins('log_file')}"
-    sources = [path.stem for path in Path(__file__).parent.glob("*.py")]
+    sources = [path.stem for path in Path(__file__).parent.glob("*.py")] if settings.vmodule.levels else []
     for pattern, level in settings.vmodule.levels:
         if not any(Vmodule(((pattern, level),)).level(source) for source in sources):
             yield f"{origins('vmodule')}: no source file goes by {quoted(pattern)}{pflag.nearest(pattern, sources)}"
