@@ -16,7 +16,7 @@ from typing import Final
 from loguru import logger
 
 from sidecar import privileges, releases
-from sidecar.command import Run, is_installed
+from sidecar.command import Command, Run, is_installed
 from sidecar.desired import has_our_shape
 from sidecar.errors import BackendUnknown, NodeError, OutputUnreadable, SidecarError
 from sidecar.iptables import Iptables, Seen
@@ -83,6 +83,10 @@ class Backend:
     def include_leftovers(self) -> None:
         """From now on, count and remove our rules in both backends: for a cleanup."""
         self._in_both = True
+
+    def look(self, rules: Sequence[Rule]) -> Command | None:
+        """Return the command with which `observe` begins; None if it is not known yet."""
+        return self._settled.look(rules) if self._settled else None
 
     def observe(self, rules: Sequence[Rule]) -> Seen:
         """Look at the rules; the first time, find out where. Raises as Iptables.observe does."""

@@ -9,6 +9,7 @@ end (man 2 pidfd_open), and a signal handler by a pipe that something has change
 """
 
 import contextlib
+import functools
 import gc
 import os
 import select
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, Protocol, TypeAlias, cast
 
 import sh
 from loguru import logger
@@ -30,6 +31,7 @@ from sidecar.errors import (
     CommandTimeout,
     DeadlineReached,
     Interrupted,
+    SidecarError,
     Stopped,
     pasteable,
 )
@@ -69,14 +71,37 @@ class Result:
     stderr: str
 
 
+#: What to run, and its standard input.
+Command: TypeAlias = tuple[tuple[str, ...], str]
+
+
+class Begin(Protocol):
+    """Starts a command whose answer will be asked for."""
+
+    def __call__(self, *argv: str, stdin: str = "") -> None: ...
+
+
 class Run(Protocol):
     """Runs a command and returns what it answered; raises a SidecarError when there is no answer."""
 
     def __call__(self, *argv: str, stdin: str = "") -> Result: ...
 
 
+@dataclass(slots=True, eq=False)
+class _Started:
+    """A command that runs, or has just ended. Times are those of the monotonic clock."""
+
+    argv: tuple[str, ...]
+    stdin: str
+    running: sh.RunningCommand
+    stdout: BinaryIO
+    stderr: BinaryIO
+    started: float
+    timeout: float
+
+
 class Commands:
-    """Runs commands one after the other, each bounded in time, until asked to stop.
+    """Runs commands, each bounded in time, until asked to stop.
 
     Meant for the main thread; `stop` and `interrupt` may be called from a signal handler there.
     """
@@ -85,84 +110,118 @@ class Commands:
         """`timeout` is what one command may take, in seconds."""
         self._timeout = timeout
         self._deadline: float | None = None
-        self._stopping = False
+        self._stopping_since: float | None = None
         self._interrupted = False
+        self._begun: list[_Started] = []
         self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # What Python opens closes itself in a child (PEP 446); what was open when we were started may not.
+        for descriptor in _open_files() - {0, 1, 2}:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
 
     def require(self, names: Sequence[str]) -> None:
         """Raise CommandMissing for the first of these that is not installed."""
         for name in names:
-            _find(name)
+            _find(name, SEARCH_PATH)
 
     def stop(self) -> None:
-        """Let the running command finish within GRACE seconds, then kill it; start no other.
+        """Let what runs finish within GRACE seconds, then kill it; start no other.
 
         Once `finish_by` was called this has no effect: what must be finished is not stopped half-way.
         """
         if self._deadline is None:
-            self._stopping = True
+            self._stopping_since = time.monotonic()
             os.write(self._tell, b"!")
 
     def interrupt(self) -> None:
-        """Kill the running command and never start another."""
+        """Kill what runs and never start another."""
         self._interrupted = True
         os.write(self._tell, b"!")
 
     def finish_by(self, deadline: float) -> None:
         """Run commands again after `stop`, but none beyond `deadline` (of the monotonic clock)."""
-        self._stopping = False
+        self._stopping_since = None
         self._deadline = deadline
 
+    def begin(self, *argv: str, stdin: str = "") -> None:
+        """Start a command that `run` will be asked for in a moment, so that several run side by side.
+
+        It is only ever an advance: where it cannot be started, `run` tries that again and says why.
+        """
+        with contextlib.suppress(SidecarError, Stopped, Interrupted):
+            self._begun.append(self._start(argv, stdin))
+
     def run(self, *argv: str, stdin: str = "") -> Result:
-        """Run the command to its end and return what it answered.
+        """Run the command to its end, or wait for its end if it was begun before; return what it answered.
 
         Raises CommandMissing, CommandTimeout, DeadlineReached, Stopped, Interrupted, or CommandError where it
         could not be started or was killed by somebody else.
         """
+        begun = next((each for each in self._begun if (each.argv, each.stdin) == (argv, stdin)), None)
+        if begun:
+            self._begun.remove(begun)
+        try:
+            return self._finish(begun or self._start(argv, stdin))
+        except (Stopped, Interrupted):
+            # Nobody will ask for the others any more.
+            for each in self._begun:
+                with each.stdout, each.stderr:
+                    self._end(each.running, time.monotonic())
+            self._begun.clear()
+            raise
+
+    def _start(self, argv: tuple[str, ...], stdin: str) -> _Started:
         self._raise_if_told_to_end()
+        started = time.monotonic()
         timeout = self._timeout
         if self._deadline is not None:
-            left = self._deadline - time.monotonic()
+            left = self._deadline - started
             if left <= 0:
                 raise DeadlineReached(argv, stdin)
             # Half of what is left: a command that hangs must not take the time that the others need.
             timeout = min(timeout, max(left / 2, min(left, SHORTEST)))
-        started = time.monotonic()
         try:
-            with _memory_file(stdin) as standard_input, _memory_file() as stdout, _memory_file() as stderr:
-                exit_status = self._run(argv, timeout, (standard_input, stdout, stderr))
-                out, err = _text(stdout), _text(stderr)
-        except (OSError, _StartError) as error:
+            with contextlib.ExitStack() as output, _memory_file(stdin) as standard_input:
+                stdout, stderr = output.enter_context(_memory_file()), output.enter_context(_memory_file())
+                running = _start(_command(argv[0], SEARCH_PATH), argv[1:], (standard_input, stdout, stderr))
+                output.pop_all()
+        except (OSError, sh.CommandNotFound, _StartError) as error:
+            _command.cache_clear()  # it may have been moved
+            _find(argv[0], SEARCH_PATH)
             raise CommandError(argv, stdin, "could not be started", str(error)) from error
-        seconds = time.monotonic() - started
+        return _Started(argv, stdin, running, stdout, stderr, started, timeout)
+
+    def _finish(self, begun: _Started) -> Result:
+        """Wait for the command's end and return what it answered."""
+        exit_status = self._end(begun.running, begun.started + begun.timeout)
+        with begun.stdout, begun.stderr:
+            out, err = _text(begun.stdout), _text(begun.stderr)
+        seconds = time.monotonic() - begun.started
         if exit_status is None:
-            outcome = f"was killed after {timeout:.3g}s"
+            outcome = f"was killed after {begun.timeout:.3g}s"
         elif exit_status < 0:
             outcome = f"was ended by {_signal_name(-exit_status)}"
         else:
             outcome = f"exited with {exit_status}"
-        _log(pasteable(argv, stdin), outcome, exit_status, seconds, {"stdout": out, "stderr": err})
+        _log(begun, outcome, exit_status, seconds, {"stdout": out, "stderr": err})
         if exit_status is not None and exit_status >= 0:
             return Result(exit_status, out, err)
         self._raise_if_told_to_end()
-        raise (CommandTimeout if exit_status is None else CommandError)(argv, stdin, outcome, err)
+        raise (CommandTimeout if exit_status is None else CommandError)(begun.argv, begun.stdin, outcome, err)
 
     def _raise_if_told_to_end(self) -> None:
         if self._interrupted:
             raise Interrupted
-        if self._stopping:
+        if self._stopping_since is not None:
             raise Stopped
 
-    def _run(self, argv: Sequence[str], timeout: float, files: tuple[BinaryIO, BinaryIO, BinaryIO]) -> int | None:
-        """Return the exit status, negative for the signal that ended it; None if its time was up."""
-        running = _start(_find(argv[0]), argv[1:], files)
+    def _end(self, running: sh.RunningCommand, deadline: float) -> int | None:
+        """Return the exit status, negative for the signal that ended it; None if its time was up, and it was killed."""
         with _pidfd(running.process.pid) as pidfd:
-            ended = self._await(running, pidfd, timeout)
+            ended = self._await(running, pidfd, deadline)
             if not ended:
                 _kill(running)
                 # A process that waits inside the kernel (state D) does not die: it is left alone.
-                if not self._interrupted:
-                    self._await(running, pidfd, GRACE)
+                self._await(running, pidfd, time.monotonic() + GRACE, killed=True)
         if not running.is_alive():
             # It ends sh's own threads. Death by a signal the exit status tells as well, and the status is known by
             # now, even if sh cannot start one more thread for its last words.
@@ -170,16 +229,15 @@ class Commands:
                 running.wait()
         return running.process.exit_code if ended else None
 
-    def _await(self, running: sh.RunningCommand, pidfd: int | None, timeout: float) -> bool:
-        """Wait for the command to end: as long as `timeout`, GRACE once told to stop, no longer once interrupted."""
-        deadline = time.monotonic() + timeout
+    def _await(self, running: sh.RunningCommand, pidfd: int | None, deadline: float, *, killed: bool = False) -> bool:
+        """Wait for the command to end: until `deadline`, GRACE once told to stop, no longer once interrupted."""
         poll = select.poll()
         poll.register(self._told, select.POLLIN)
         if pidfd is not None:
             poll.register(pidfd, select.POLLIN)
         while running.is_alive():
-            if self._stopping:
-                deadline = min(deadline, time.monotonic() + GRACE)
+            if self._stopping_since is not None and not killed:
+                deadline = min(deadline, self._stopping_since + GRACE)
             left = deadline - time.monotonic()
             if left <= 0 or self._interrupted:
                 return False
@@ -207,27 +265,36 @@ class _StartError(Exception):
     """sh could not start a command; the text says why."""
 
 
-def _start(program: str, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]) -> sh.RunningCommand:
+@functools.cache
+def _command(name: str, search_path: str) -> sh.Command:
+    """Return the program, with all options that are the same for each call.
+
+    sh need not close our descriptors in the child one by one: they close by themselves (Commands.__init__).
+    """
+    return sh.Command(_find(name, search_path)).bake(
+        _env=ENVIRONMENT,
+        _new_group=True,
+        _close_fds=False,
+        _bg=True,
+        _bg_exc=False,
+        _ok_code=_ANY_STATUS,
+        _return_cmd=True,
+    )
+
+
+def _start(
+    command: sh.Command, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]
+) -> sh.RunningCommand:
     held, children = _open_files(), _children()
     try:
-        return sh.Command(program)(
-            *arguments,
-            _in=files[0],
-            _out=files[1],
-            _err=files[2],
-            _env=ENVIRONMENT,
-            _new_group=True,
-            _bg=True,
-            _bg_exc=False,
-            _ok_code=_ANY_STATUS,
-            _return_cmd=True,
-        )
+        running = cast("sh.RunningCommand", command(*arguments, _in=files[0], _out=files[1], _err=files[2]))
     except Exception as error:
         # What sh raises here is of many kinds: ForkException, CommandNotFound, OSError, RuntimeError for a thread,
         # ValueError for a child that died early.
         _tidy_up(_open_files() - held, _children() - children)
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise _StartError(reason[0]) from error
+    return running
 
 
 def _tidy_up(descriptors: set[int], children: set[int]) -> None:
@@ -255,7 +322,8 @@ def _children() -> set[int]:
         return set()
 
 
-def _log(command: str, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
+def _log(begun: _Started, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
+    command = pasteable(begun.argv, begun.stdin)
     facts = logger.bind(command=command, exit=exit_status, seconds=round(seconds, 6))
     facts.log(verbosity.COMMAND, f"`{command}` {outcome} in {seconds * 1000:.1f} ms")
     for name, text in output.items():
@@ -268,8 +336,8 @@ def is_installed(name: str) -> bool:
     return shutil.which(name, path=SEARCH_PATH) is not None
 
 
-def _find(name: str) -> str:
-    path = shutil.which(name, path=SEARCH_PATH)
+def _find(name: str, search_path: str) -> str:
+    path = shutil.which(name, path=search_path)
     if path is None:
         raise CommandMissing(name, _PACKAGES.get(name, "iptables"))
     return path

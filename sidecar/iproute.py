@@ -4,7 +4,7 @@ from ipaddress import IPv6Address
 from typing import NoReturn
 
 from sidecar import parse, privileges
-from sidecar.command import Result, Run
+from sidecar.command import Command, Result, Run
 from sidecar.errors import CommandError, OutputUnreadable, PermissionMissing
 from sidecar.model import AddAddress, CreateLink, DeleteLink, Link, LinkAction, RemoveAddress, SetLinkUp
 from sidecar.plan import MARK
@@ -20,16 +20,24 @@ class IpRoute:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._last: tuple[str, tuple[Link, ...]] | None = None
+
+    def look(self) -> Command:
+        """Return the command by which `observe` looks."""
+        return _SHOW, ""
 
     def observe(self) -> tuple[Link, ...]:
         """Return all links with their addresses; raise a SidecarError if it could not look."""
         result = self._run(*_SHOW)
         if result.exit:
             _fail(_SHOW, result)
-        try:
-            return parse.links(result.stdout)
-        except ValueError as error:
-            raise OutputUnreadable(_SHOW, "", f"cannot be understood: {error}") from error
+        # A node in sync answers the same again and again: it need not be read again.
+        if self._last is None or self._last[0] != result.stdout:
+            try:
+                self._last = (result.stdout, parse.links(result.stdout))
+            except ValueError as error:
+                raise OutputUnreadable(_SHOW, "", f"cannot be understood: {error}") from error
+        return self._last[1]
 
     def apply(self, action: LinkAction) -> None:
         """Carry out one action; raise a SidecarError if `ip` refuses."""
@@ -39,7 +47,7 @@ class IpRoute:
             _fail(argv, result, stdin)
 
 
-def command(action: LinkAction) -> tuple[tuple[str, ...], str]:
+def command(action: LinkAction) -> Command:
     """Return the command that carries out the action, and its standard input."""
     match action:
         case CreateLink(interface, kind):

@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 from loguru import logger
 
 from sidecar import lockfile, parse, privileges, shadow
-from sidecar.command import Result, Run
+from sidecar.command import Command, Result, Run
 from sidecar.errors import (
     ChainUnreadable,
     CommandError,
@@ -87,13 +87,17 @@ class Iptables:
         """The programs that have to be installed."""
         return self.command, f"{self.command}-restore"
 
+    def look(self, rules: Sequence[Rule]) -> Command:
+        """Return the command with which `observe` begins: mostly it is all that is needed."""
+        return self._restore([(table, ("-S", chain)) for table, chain in _chains(rules)])
+
     def observe(self, rules: Sequence[Rule]) -> Seen:
         """Look at the chains of these rules; raise a SidecarError if nothing could be looked at.
 
         One process, if all chains can be listed.
         """
-        chains = sorted({rule.place for rule in rules})
-        argv, stdin = self._restore([(table, ("-S", chain)) for table, chain in chains])
+        chains = _chains(rules)
+        argv, stdin = self.look(rules)
         result = self._run(*argv, stdin=stdin)
         if result.exit == _TRY_AGAIN:
             raise self._failure(argv, stdin, result)
@@ -290,7 +294,7 @@ class Iptables:
             raise self._failure(argv, "", result)
         return result.exit == 0
 
-    def _restore(self, lines: Sequence[_Line]) -> tuple[tuple[str, ...], str]:
+    def _restore(self, lines: Sequence[_Line]) -> Command:
         """Return the command and the standard input that run these lines, table by table."""
         tables: dict[str, list[str]] = {}
         for table, words in lines:
@@ -336,6 +340,10 @@ class Iptables:
                 f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
                 f"{failure}"
             )
+
+
+def _chains(rules: Sequence[Rule]) -> list[Chain]:
+    return sorted({rule.place for rule in rules})
 
 
 def _line(rule: Rule, verb: str) -> _Line:

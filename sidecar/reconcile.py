@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from loguru import logger
 
 from sidecar import verbosity
+from sidecar.command import Begin, Command
 from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, SidecarError
 from sidecar.iproute import IpRoute
 from sidecar.iptables import Seen
@@ -39,6 +40,8 @@ PAUSE: Final = 0.2
 class Rules(Protocol):
     """Observes and changes the rules of one address family."""
 
+    def look(self, rules: Sequence[Rule]) -> Command | None: ...
+
     def observe(self, rules: Sequence[Rule]) -> Seen: ...
 
     def apply(self, action: RuleAction) -> bool: ...
@@ -53,14 +56,23 @@ class Reconciler:
         iproute: IpRoute,
         iptables: Mapping[Family, Rules],
         *,
+        begin: Begin | None = None,
         on_change: Callable[[Action], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`iptables` holds one entry for each family that has desired rules; `on_change` logs what was changed."""
+        """`iptables` holds one entry for each family that has desired rules; `on_change` logs what was changed.
+
+        `begin` starts a look before it is asked for.
+        """
         self._desired = desired
+        families = {rule.family for rule in desired.rules}
+        self._rules = {
+            family: tuple(rule for rule in desired.rules if rule.family == family) for family in sorted(families)
+        }
         self._iproute = iproute
         self._iptables = iptables
+        self._begin = begin
         self._on_change = on_change or _log_change
         self._clock = clock
         self._sleep = sleep
@@ -132,7 +144,14 @@ class Reconciler:
         return teardown(self._desired, Observed(links, copies))
 
     def _observe(self) -> tuple[Observed, tuple[Failure, ...]]:
-        """Return what is there, and for what could not be seen, why."""
+        """Return what is there, and for what could not be seen, why.
+
+        All looks begin before the first is awaited: they run side by side, and take as long as the longest.
+        """
+        looks = [self._iproute.look(), *(self._iptables[family].look(rules) for family, rules in self._rules.items())]
+        if self._begin:
+            for argv, stdin in filter(None, looks):
+                self._begin(*argv, stdin=stdin)
         unseen: list[Failure] = []
         links: tuple[Link, ...] | None = None
         try:
@@ -141,13 +160,10 @@ class Reconciler:
             unseen.append(Failure("look at the addresses", error))
         copies: dict[Rule, int] = {}
         hindrances: dict[Rule, Hindrance] = {}
-        for family, iptables in self._iptables.items():
-            rules = tuple(rule for rule in self._desired.rules if rule.family == family)
-            if not rules:
-                continue
+        for family, rules in self._rules.items():
             attempt = f"look at the IPv{family} rules"
             try:
-                seen = iptables.observe(rules)
+                seen = self._iptables[family].observe(rules)
             except SidecarError as error:
                 unseen.append(Failure(attempt, error))
             else:

@@ -62,7 +62,7 @@ def _run(given: Settings, commands: Commands, wakeup: Wakeup) -> int:
     iptables = {family: Backend(commands.run, family, backend, wait) for family in families}
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.programs)]
     journal = daemon.Journal(lambda: _in_words(goal, given.port, iptables))
-    reconciler = Reconciler(goal, IpRoute(commands.run), iptables, on_change=journal.changed)
+    reconciler = Reconciler(goal, IpRoute(commands.run), iptables, begin=commands.begin, on_change=journal.changed)
     commands.require(programs)
     claims = Claims()
     claims.take(things(goal, given.port), is_over=lambda: wakeup.stopping)
@@ -77,7 +77,9 @@ def _run(given: Settings, commands: Commands, wakeup: Wakeup) -> int:
         for each in iptables.values():
             each.include_leftovers()
         wanted = claims.wanted_by_others()
-        reconciler = Reconciler(without(goal, given.port, wanted), IpRoute(commands.run), iptables)
+        reconciler = Reconciler(
+            without(goal, given.port, wanted), IpRoute(commands.run), iptables, begin=commands.begin
+        )
         code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands, wanted))
     return code
 

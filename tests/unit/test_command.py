@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,11 @@ def test_a_command_has_a_process_group_of_its_own(commands: Commands) -> None:
     assert int(stat.rsplit(")", 1)[1].split()[2]) != os.getpgrp()
 
 
-def test_a_command_inherits_no_descriptor_of_ours(commands: Commands) -> None:
+def test_a_command_inherits_no_descriptor_of_ours() -> None:
     ours = os.open("/dev/null", os.O_RDONLY)
-    os.set_inheritable(ours, True)  # noqa: FBT003 - takes no keyword
+    os.set_inheritable(ours, True)  # noqa: FBT003 - takes no keyword; as one that whoever started us left open
     try:
+        commands = Commands(timeout=10.0)
         open_files = commands.run("ls", "-l", "/proc/self/fd").stdout
         assert "/dev/null" not in open_files
         assert open_files.count("->") == 4  # its three, and the folder that ls reads
@@ -93,6 +95,52 @@ def test_a_grandchild_that_keeps_everything_open_holds_nobody_up() -> None:
     result = Commands(timeout=5).run("sh", "-c", "setsid sleep 1.5 & echo done; exit 3")
     assert (result.exit, result.stdout) == (3, "done\n")
     assert time.monotonic() - started < 1
+
+
+def test_what_was_begun_runs_side_by_side(commands: Commands) -> None:
+    started = time.monotonic()
+    for word in ("one", "two", "three"):
+        commands.begin("sh", "-c", f"sleep 0.5; cat; echo {word}", stdin=word)
+    answers = [commands.run("sh", "-c", f"sleep 0.5; cat; echo {word}", stdin=word) for word in ("three", "one", "two")]
+    assert [answer.stdout for answer in answers] == ["threethree\n", "oneone\n", "twotwo\n"]
+    assert time.monotonic() - started < 1.2
+
+
+def test_what_was_begun_is_bounded_in_time_from_its_own_start() -> None:
+    commands = Commands(timeout=0.4)
+    commands.begin("sleep", "60")
+    commands.begin("sleep", "61")
+    started = time.monotonic()
+    for seconds in ("60", "61"):
+        with pytest.raises(CommandTimeout, match=r"killed after 0\.4s"):
+            commands.run("sleep", seconds)
+    assert time.monotonic() - started < 0.7
+
+
+def test_what_cannot_be_begun_is_told_when_it_is_run(commands: Commands) -> None:
+    commands.begin("no-such-program")
+    with pytest.raises(CommandMissing, match="no-such-program"):
+        commands.run("no-such-program")
+
+
+@pytest.mark.parametrize(("end", "error"), [(Commands.stop, Stopped), (Commands.interrupt, Interrupted)])
+def test_told_to_end_nothing_that_was_begun_goes_on(
+    commands: Commands, end: Callable[[Commands], None], error: type[Exception]
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    for seconds in ("60", "61", "62"):
+        commands.begin("sleep", seconds)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    assert len(children.read_text().split()) == 3
+    started = time.monotonic()
+    end(commands)
+    with pytest.raises(error):
+        commands.run("sleep", "61")
+    assert time.monotonic() - started < 2.5  # one second of grace for all of them
+    while children.read_text().split():  # dead; sh's own threads see to the rest
+        assert time.monotonic() - started < 4
+        time.sleep(0.05)
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_death_by_a_signal_is_a_failure(commands: Commands) -> None:
