@@ -4,10 +4,13 @@ import contextlib
 import gc
 import sys
 from collections.abc import Sequence
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
-from sidecar import PROGRAM, __version__, flags
-from sidecar.errors import ConfigError
+from sidecar import PROGRAM, __version__, apart, flags
+from sidecar.errors import ConfigError, SidecarError
+
+if TYPE_CHECKING:
+    from sidecar.options import Options
 
 #: How many faults are told before the rest is counted.
 MOST_FAULTS: Final = 10
@@ -22,30 +25,42 @@ def main(argv: Sequence[str]) -> int:
     if line.command != "version":
         return _run(line)
     if line.faults:
-        return _refuse(ConfigError(line.faults))
+        return _refuse(line.faults)
     _print(f"{PROGRAM} {__version__}", sys.stdout)
     return 0
 
 
 def _run(line: flags.Invocation) -> int:
-    from sidecar import run, settings  # noqa: PLC0415 - this takes a tenth of a second
+    loading = apart.begin(lambda: _load(line))
+    from sidecar import run  # noqa: PLC0415 - this takes a tenth of a second
 
     # What is loaded by now stays: the garbage collector, off until here, need never look at it again.
     gc.freeze()
     gc.enable()
     try:
-        given, warnings = settings.load(line)
+        given = loading()
+    except ChildProcessError as error:
+        _print(f"{PROGRAM}: the settings could not be read: {error}", sys.stderr)
+        return SidecarError.exit_code
+    return _refuse(given) if isinstance(given, list) else run.run(*given)
+
+
+def _load(line: flags.Invocation) -> "tuple[Options, list[str]] | list[str]":
+    """Return the options and warnings, or the faults; it happens in a process of its own."""
+    from sidecar import settings  # noqa: PLC0415 - as above, and only there
+
+    try:
+        return settings.load(line)
     except ConfigError as error:
-        return _refuse(error)
-    return run.run(given, warnings)
+        return list(error.faults)
 
 
-def _refuse(error: ConfigError) -> int:
-    for fault in error.faults[:MOST_FAULTS]:
+def _refuse(faults: Sequence[str]) -> int:
+    for fault in faults[:MOST_FAULTS]:
         _print(f"{PROGRAM}: {fault}", sys.stderr)
-    if (more := len(error.faults) - MOST_FAULTS) > 0:
+    if (more := len(faults) - MOST_FAULTS) > 0:
         _print(f"{PROGRAM}: and {more} more", sys.stderr)
-    return error.exit_code
+    return ConfigError.exit_code
 
 
 def _print(text: str, stream: TextIO) -> None:

@@ -21,13 +21,13 @@ from sidecar.verbosity import INFO
 if TYPE_CHECKING:
     from loguru import Message, Record
 
-    from sidecar.settings import Settings
+    from sidecar.options import Options
 
 #: What loguru calls the severities. Whatever is below its INFO is klog's INFO too, of a higher verbosity.
 _SEVERITIES: Final = {"WARNING": Severity.WARNING, "ERROR": Severity.ERROR, "CRITICAL": Severity.FATAL}
 
 
-def setup(given: "Settings") -> None:
+def setup(given: "Options") -> None:
     """Send every line from now on to where the settings say."""
     output = _Output(given)
     highest = max(0, given.v, *(level for _, level in given.vmodule.levels))
@@ -44,7 +44,7 @@ def setup(given: "Settings") -> None:
 class _Output:
     """Takes each line to standard error, to files, or both."""
 
-    def __init__(self, given: "Settings") -> None:
+    def __init__(self, given: "Options") -> None:
         self._given = given
         has_header = not given.skip_log_headers and given.logging_format == "text"
         self._files: dict[Severity, LogFile] = {}

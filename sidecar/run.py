@@ -7,7 +7,7 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar import PROGRAM, __version__, daemon, iproute, logs, settings
+from sidecar import PROGRAM, __version__, daemon, iproute, logs
 from sidecar.backends import Backend
 from sidecar.claims import Claims
 from sidecar.command import Commands
@@ -18,15 +18,15 @@ from sidecar.flags import FLAGS
 from sidecar.iproute import IpRoute
 from sidecar.model import Desired, Family, Report
 from sidecar.netlink import Watch
+from sidecar.options import Options
 from sidecar.reconcile import Reconciler
-from sidecar.settings import Settings
 from sidecar.wakeup import Wakeup
 
 #: How many addresses a line of the log names before it counts the rest.
 SHOWN: Final = 4
 
 
-def run(given: Settings, warnings: Sequence[str]) -> int:
+def run(given: Options, warnings: Sequence[str]) -> int:
     """Do what the settings ask for, warn of what is wrong with them, and return the exit code."""
     logs.setup(given)
     try:
@@ -46,7 +46,7 @@ def run(given: Settings, warnings: Sequence[str]) -> int:
         return 1
 
 
-def _run(given: Settings, commands: Commands, wakeup: Wakeup) -> int:
+def _run(given: Options, commands: Commands, wakeup: Wakeup) -> int:
     goal = desired(
         given.ip_address,
         interface=given.interface,
@@ -84,9 +84,9 @@ def _run(given: Settings, commands: Commands, wakeup: Wakeup) -> int:
     return code
 
 
-def _log_settings(given: Settings, warnings: Sequence[str]) -> None:
+def _log_settings(given: Options, warnings: Sequence[str]) -> None:
     """Log the version, and the settings that differ from the default: the same line wherever they came from."""
-    texts = settings.in_words(given)
+    texts = given.in_words()
     changed = [f"{FLAGS[name].spelled}={text}" for name, text in texts.items() if text != FLAGS[name].default]
     logger.bind(version=__version__, settings=texts).info(f"{PROGRAM} {__version__}: {shlex.join(changed)}")
     for warning in warnings:

@@ -1,31 +1,30 @@
-"""Flags, environment and env file → Settings: the one file that imports pydantic.
+"""Flags, environment and env file → Options: the one file that imports pydantic.
 
 Order: flags, then `SIDECAR_*` variables, then the env file, then defaults. pydantic-settings reads the environment
 and validates; what flags.py found on the command line is handed to it as initial values, which win. The defaults are
-texts like everything else, and so is what an operator is shown of the settings (`in_words`). Nothing on the node is
-touched here, and all faults of a configuration are told at once.
+texts like everything else. Nothing on the node is touched here, and all faults of a configuration are told at once.
 """
 
 import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from dotenv.parser import Binding, parse_stream  # of pydantic-settings, which reads such files with it
-from pydantic import PlainValidator, ValidationError
+from pydantic import PlainValidator, ValidationError, create_model
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sidecar import durations, klog, pflag, values
 from sidecar.errors import ConfigError
 from sidecar.flags import FLAGS, PREFIX, Invocation
-from sidecar.klog import Place, Severity, Vmodule
-from sidecar.model import IPAddress
+from sidecar.klog import Vmodule
 from sidecar.oneline import quoted
+from sidecar.options import Options
 
 #: Characters of an env file; more is some other file.
 _LONGEST_FILE: Final = 100_000
@@ -41,63 +40,62 @@ _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT|PORT_.+)|PORT_[0-9]+_
 
 _BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
 
-_Boolean = Annotated[bool, PlainValidator(values.boolean)]
-_Path = Annotated[str, PlainValidator(values.path)]
-_Severity = Annotated[Severity, PlainValidator(klog.parse_severity)]
-_Timeout = Annotated[float, PlainValidator(values.duration(_SHORTEST, _LONGEST_TIMEOUT))]
+#: Option → what turns its text (of an address: texts) into its value, or raises ValueError with what would be right.
+_CHECKS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "ip_address": values.addresses,
+    "interface": values.interface,
+    "port": values.port,
+    "address_scope": values.one_of("host", "global"),
+    "create_interface": values.boolean,
+    "remove_duplicates": values.boolean,
+    "setup_iptables": values.boolean,
+    "iptables_backend": values.one_of("auto", "nft", "legacy", "system"),
+    "rule_position": values.one_of("append", "insert"),
+    "iptables_wait": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
+    "daemon": values.boolean,
+    "sync_interval": values.duration(_SHORTEST),
+    "command_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
+    "cleanup": values.boolean,
+    "cleanup_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
+    "env_file": values.path,
+    "v": klog.parse_level,
+    "vmodule": klog.parse_vmodule,
+    "logging_format": values.one_of("text", "json"),
+    "skip_headers": values.boolean,
+    "add_dir_header": values.boolean,
+    "log_backtrace_at": klog.parse_place,
+    "logtostderr": values.boolean,
+    "alsologtostderr": values.boolean,
+    "stderrthreshold": klog.parse_severity,
+    "log_dir": values.path,
+    "log_file": values.path,
+    "log_file_max_size": values.file_size,
+    "skip_log_headers": values.boolean,
+    "one_output": values.boolean,
+    "alsologtostderrthreshold": klog.parse_severity,
+    "legacy_stderr_threshold_behavior": values.boolean,
+}
 
 
-class Settings(BaseSettings):
-    """What the operator wants; flags.py has each field's flag, variable and default. Durations are seconds."""
-
+class _Sources(BaseSettings):
     model_config = SettingsConfigDict(
         alias_generator=lambda field: PREFIX + field.upper(),
         case_sensitive=True,
         env_ignore_empty=True,
         extra="ignore",
-        frozen=True,
     )
 
-    ip_address: Annotated[tuple[IPAddress, ...], NoDecode, PlainValidator(values.addresses)]
-    interface: Annotated[str, PlainValidator(values.interface)]
-    port: Annotated[int, PlainValidator(values.port)]
-    address_scope: Annotated[str, PlainValidator(values.one_of("host", "global"))]
-    create_interface: _Boolean
-    remove_duplicates: _Boolean
 
-    setup_iptables: _Boolean
-    iptables_backend: Annotated[str, PlainValidator(values.one_of("auto", "nft", "legacy", "system"))]
-    rule_position: Annotated[str, PlainValidator(values.one_of("append", "insert"))]
-    iptables_wait: _Timeout
-
-    daemon: _Boolean
-    sync_interval: Annotated[float, PlainValidator(values.duration(_SHORTEST))]
-    command_timeout: _Timeout
-    cleanup: _Boolean
-    cleanup_timeout: _Timeout
-    env_file: _Path
-
-    v: Annotated[int, PlainValidator(klog.parse_level)]
-    vmodule: Annotated[Vmodule, NoDecode, PlainValidator(klog.parse_vmodule)]
-    logging_format: Annotated[str, PlainValidator(values.one_of("text", "json"))]
-    skip_headers: _Boolean
-    add_dir_header: _Boolean
-    log_backtrace_at: Annotated[Place, NoDecode, PlainValidator(klog.parse_place)]
-
-    logtostderr: _Boolean
-    alsologtostderr: _Boolean
-    stderrthreshold: _Severity
-    log_dir: _Path
-    log_file: _Path
-    log_file_max_size: Annotated[int, PlainValidator(values.file_size)]
-    skip_log_headers: _Boolean
-    one_output: _Boolean
-    alsologtostderrthreshold: _Severity
-    legacy_stderr_threshold_behavior: _Boolean
+#: Reads each option's text and has it checked. That each has a check, and the right type, the types of Options tell.
+_Settings: Final = create_model(  # type: ignore[call-overload] # mypy takes the fields for its other arguments
+    "_Settings",
+    __base__=_Sources,
+    **{name: (Annotated[Any, NoDecode, PlainValidator(check)], ...) for name, check in _CHECKS.items()},
+)
 
 
-def load(line: Invocation) -> tuple[Settings, list[str]]:
-    """Return the settings that flags, environment and env file add up to, and warnings.
+def load(line: Invocation) -> tuple[Options, list[str]]:
+    """Return the options that flags, environment and env file add up to, and warnings.
 
     Raises ConfigError with all faults at once; the warnings come with them, as they may tell the reason.
     """
@@ -119,35 +117,17 @@ def load(line: Invocation) -> tuple[Settings, list[str]]:
         if not os.environ.get(flag.variable) and (file.get(flag.variable) or flag.default is not None)
     }
     try:
-        settings = Settings(**{**given, **flags})
+        settings = _Settings(**{**given, **flags})
     except ValidationError as error:
         wrong = [
             fault for fault in error.errors(include_url=False) if fault["type"] != "missing" or line.command == "run"
         ]
         raise ConfigError([*faults, *(_fault(fault, origins) for fault in wrong), *warnings]) from None
-    faults += _contradictions(settings, origins)
+    options = Options(**{name: getattr(settings, name) for name in _CHECKS})
+    faults += _contradictions(options, origins)
     if faults:
         raise ConfigError([*faults, *warnings])
-    return settings, [*warnings, *_advice(settings, origins)]
-
-
-def in_words(settings: Settings) -> dict[str, str]:
-    """Return every setting in an operator's spelling, by its flag's name. The file they came from is none of them."""
-    return {flag.name: _text(getattr(settings, flag.field)) for flag in FLAGS.values() if flag.name != "env-file"}
-
-
-def _text(value: object) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case float():
-            return durations.render(value)
-        case Severity():
-            return str(int(value))
-        case tuple():
-            return ",".join(map(str, value))
-        case _:
-            return str(value)
+    return options, [*warnings, *_advice(options, origins)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,29 +187,29 @@ def _unknown(variables: Mapping[str, str]) -> Iterator[str]:
             yield f"variable {quoted(name)} is not known and ignored{hint}"
 
 
-def _contradictions(settings: Settings, origins: Origins) -> Iterator[str]:
-    if settings.setup_iptables and math.ceil(settings.iptables_wait) >= settings.command_timeout:
-        wait, timeout = durations.render(settings.iptables_wait), durations.render(settings.command_timeout)
+def _contradictions(options: Options, origins: Origins) -> Iterator[str]:
+    if options.setup_iptables and math.ceil(options.iptables_wait) >= options.command_timeout:
+        wait, timeout = durations.render(options.iptables_wait), durations.render(options.command_timeout)
         yield (
             f"{origins('iptables-wait')}={wait} and {origins('command-timeout')}={timeout}: the timeout must be longer "
             "than the wait in whole seconds, or a command is killed while it waits for the lock"
         )
 
 
-def _advice(settings: Settings, origins: Origins) -> Iterator[str]:
+def _advice(options: Options, origins: Origins) -> Iterator[str]:
     """Yield a line for what does nothing as it is given, or more than one might think."""
-    if settings.address_scope == "global" and settings.interface == "lo":
+    if options.address_scope == "global" and options.interface == "lo":
         yield (
             f"{origins('address-scope')}=global on lo: the kernel may choose such an address as the source of the "
             "node's own connections (gardener#14440)"
         )
-    name = "log_file" if settings.log_file else "log_dir"
-    if settings.logtostderr and (settings.log_file or settings.log_dir):
+    name = "log_file" if options.log_file else "log_dir"
+    if options.logtostderr and (options.log_file or options.log_dir):
         yield f"{origins(name)} has no effect without --logtostderr=false: the log goes to standard error, not to files"
-    elif settings.log_file and settings.log_dir:
+    elif options.log_file and options.log_dir:
         yield f"{origins('log_dir')} has no effect beside {origins('log_file')}"
-    sources = [path.stem for path in Path(__file__).parent.glob("*.py")] if settings.vmodule.levels else []
-    for pattern, level in settings.vmodule.levels:
+    sources = [path.stem for path in Path(__file__).parent.glob("*.py")] if options.vmodule.levels else []
+    for pattern, level in options.vmodule.levels:
         if not any(Vmodule(((pattern, level),)).level(source) for source in sources):
             yield f"{origins('vmodule')}: no source file goes by {quoted(pattern)}{pflag.nearest(pattern, sources)}"
 

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[2] / "sidecar"
 
 FLOORS = {
     0: {"__init__", "errors", "model", "desired", "plan", "shadow", "parse", "releases", "netlink", "durations"}
-    | {"oneline", "pflag", "flags", "values", "klog", "verbosity"},
+    | {"oneline", "pflag", "flags", "values", "klog", "options", "verbosity"},
     1: {"command", "privileges", "iproute", "iptables", "backends", "lockfile", "claims", "events", "legacy_probe"}
-    | {"wakeup"},
+    | {"wakeup", "apart"},
     2: {"reconcile", "daemon"},
     3: {"settings", "logs", "logfiles", "run", "cli", "__main__"},
 }

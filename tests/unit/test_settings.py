@@ -1,5 +1,6 @@
 import os
 import threading
+from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from sidecar import flags, settings
 from sidecar.errors import ConfigError
 from sidecar.klog import Place, Vmodule
-from sidecar.settings import Settings
+from sidecar.options import Options
 from support.namespace import IPV4, IPV6
 
 REQUIRED = "--ip-address=10.96.0.2"
@@ -20,7 +21,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def load(*argv: str) -> Settings:
+def load(*argv: str) -> Options:
     return settings.load(flags.parse(argv))[0]
 
 
@@ -34,8 +35,8 @@ def faults(*argv: str) -> list[str]:
     return list(caught.value.faults)
 
 
-def without_file(given: Settings) -> dict[str, object]:
-    return {name: value for name, value in given if name != "env_file"}
+def without_file(given: Options) -> dict[str, object]:
+    return {each.name: getattr(given, each.name) for each in fields(given) if each.name != "env_file"}
 
 
 #: Each setting: its default, a spelling of another value, and what that is inside.
@@ -80,11 +81,15 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 
 def test_every_flag_has_a_setting() -> None:
-    assert {flag.field for flag in flags.FLAGS.values()} == set(Settings.model_fields) == {*SETTINGS, "env_file"}
+    assert (
+        {flag.field for flag in flags.FLAGS.values()}
+        == {each.name for each in fields(Options)}
+        == {*SETTINGS, "env_file"}
+    )
 
 
 def test_the_defaults_are_spelled_as_they_are_shown() -> None:
-    shown = settings.in_words(load(REQUIRED))
+    shown = load(REQUIRED).in_words()
     assert shown == {
         name: flag.default or shown[name] * (flag.default is None)
         for name, flag in flags.FLAGS.items()
@@ -342,7 +347,7 @@ def test_the_example_env_file_has_every_variable_with_its_default() -> None:
 
 def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
     given = load(*(f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()))
-    again = load(*(f"--{name}={text}" for name, text in settings.in_words(given).items()))
+    again = load(*(f"--{name}={text}" for name, text in given.in_words().items()))
     assert again == given
 
 

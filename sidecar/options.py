@@ -1,0 +1,68 @@
+"""What an operator wants, as plain values: what settings.py makes of flags, environment and env file."""
+
+from dataclasses import dataclass
+
+from sidecar import durations
+from sidecar.flags import FLAGS
+from sidecar.klog import Place, Severity, Vmodule
+from sidecar.model import IPAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One value for each flag of flags.py, checked. Durations are seconds."""
+
+    ip_address: tuple[IPAddress, ...]
+    interface: str
+    port: int
+    address_scope: str
+    create_interface: bool
+    remove_duplicates: bool
+
+    setup_iptables: bool
+    iptables_backend: str
+    rule_position: str
+    iptables_wait: float
+
+    daemon: bool
+    sync_interval: float
+    command_timeout: float
+    cleanup: bool
+    cleanup_timeout: float
+    env_file: str
+
+    v: int
+    vmodule: Vmodule
+    logging_format: str
+    skip_headers: bool
+    add_dir_header: bool
+    log_backtrace_at: Place
+
+    logtostderr: bool
+    alsologtostderr: bool
+    stderrthreshold: Severity
+    log_dir: str
+    log_file: str
+    log_file_max_size: int
+    skip_log_headers: bool
+    one_output: bool
+    alsologtostderrthreshold: Severity
+    legacy_stderr_threshold_behavior: bool
+
+    def in_words(self) -> dict[str, str]:
+        """Return every option in an operator's spelling, by its flag's name; not the file that they came from."""
+        return {flag.name: _text(getattr(self, flag.field)) for flag in FLAGS.values() if flag.name != "env-file"}
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return durations.render(value)
+        case Severity():
+            return str(int(value))
+        case tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
