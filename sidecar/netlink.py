@@ -49,11 +49,11 @@ class Watch:
 
     def concerns_links(self, data: bytes) -> bool:
         """Whether one of these rtnetlink messages takes an address of ours away, or our interface, or sets it down."""
-        return any(self._concerns_link(kind, payload) for kind, payload in _messages(data))
+        return any(self._concerns_link(kind, payload) for kind, payload in messages(data))
 
     def concerns_rules(self, data: bytes) -> bool:
         """Whether one of these nftables messages takes rules out of a chain of ours."""
-        return any(self._concerns_rule(kind, payload) for kind, payload in _messages(data))
+        return any(self._concerns_rule(kind, payload) for kind, payload in messages(data))
 
     def _concerns_link(self, kind: int, payload: bytes) -> bool:
         if kind == _DELADDR:
@@ -75,7 +75,8 @@ class Watch:
         return any((family, table) == each[:2] and chain in (None, each[2]) for each in self.chains)
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and the payload of each message (man 7 netlink)."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, at)

@@ -1,8 +1,10 @@
-"""scripts/run, as somebody at a terminal meets it."""
+"""The scripts, as somebody at a terminal meets them."""
 
+import json
 import os
 import pty
 import select
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -53,3 +55,21 @@ def test_it_shows_what_is_there_once_in_sync() -> None:
     shown = output.partition("----- in sync; Ctrl-C ends it")[2].partition("-----\r\n")[0]
     assert "10.96.0.2/32" in shown
     assert shown.count("-A ") == 5
+
+
+def test_bench_measures_each_fault_and_tells_it_as_json() -> None:
+    command = [ROOT / "scripts" / "bench", "--output=json", "--seconds=2", "--repeat=2", "memory", "repair", "opponent"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    results = json.loads(done.stdout)
+    assert list(results) == ["memory", "repair", "opponent"]
+    assert all(row["rss"] > row["pss"] > 1 for row in results["memory"])
+    repaired = {(row["what"], row["backend"]): row["repairs"] for row in results["repair"]}
+    assert {what for what, _ in repaired} >= {"address deleted", "one rule deleted", "tables flushed", "link down"}
+    assert all(number > 0 for number in repaired.values())
+    assert [row["backend"] for row in results["opponent"]] == ["nft", "legacy"]
+
+
+def test_bench_refuses_what_it_does_not_measure() -> None:
+    done = subprocess.run([ROOT / "scripts" / "bench", "coffee"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.startswith("Usage: scripts/bench")
