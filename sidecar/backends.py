@@ -20,7 +20,7 @@ from sidecar.command import Command, Run, is_installed
 from sidecar.desired import has_our_shape
 from sidecar.errors import BackendUnknown, NodeError, OutputUnreadable, SidecarError
 from sidecar.iptables import Iptables, Seen
-from sidecar.model import Family, RemoveRule, Rule, RuleAction
+from sidecar.model import Chain, Family, RemoveRule, Rule, RuleAction
 from sidecar.releases import Release
 
 AUTO: Final = "auto"
@@ -60,7 +60,10 @@ class Backend:
         self._is_installed = is_installed
         self._legacy_tables = legacy_tables or registered_tables
         self._settled: Iptables | None = None
+        self._reason = ""
+        self._release_in_use: Release | None = None
         self._in_both = False
+        self._creates = True
         self._leftovers: Mapping[Rule, int] = {}
         self._other: Iptables | None = None
 
@@ -75,22 +78,37 @@ class Backend:
         return self._settled is not None and self._settled.is_legacy()
 
     @property
+    def reason(self) -> str:
+        """Why it is this program; empty as long as it is not known which."""
+        return self._reason
+
+    @property
+    def release(self) -> Release | None:
+        """The release of the program, once it is known which."""
+        return self._release_in_use
+
+    @property
     def programs(self) -> tuple[str, str]:
         """The programs that have to be installed."""
         wish = self._wish if self._wish != AUTO else next(iter(self._candidates()), SYSTEM)
-        return self._tool(wish).commands
+        return self._tool(wish).programs
 
     def include_leftovers(self) -> None:
         """From now on, count and remove our rules in both backends: for a cleanup."""
         self._in_both = True
 
-    def look(self, rules: Sequence[Rule]) -> Command | None:
-        """Return the command with which `observe` begins; None if it is not known yet."""
-        return self._settled.look(rules) if self._settled else None
+    def create_nothing(self) -> None:
+        """From now on, ask for no table that is not there, as to ask legacy for one creates it: for who only looks."""
+        self._creates = False
+
+    def first_command(self, rules: Sequence[Rule]) -> Command | None:
+        """Return the command with which `observe` begins; None if that is not known yet."""
+        return self._settled.first_command(rules) if self._settled and self._creates else None
 
     def observe(self, rules: Sequence[Rule]) -> Seen:
         """Look at the rules; the first time, find out where. Raises as Iptables.observe does."""
-        seen = self._settle(rules).observe(rules)
+        tool = self._settle(rules)
+        seen = tool.observe(rules) if self._creates else self.look(rules)
         if not self._in_both:
             return seen
         try:
@@ -103,6 +121,16 @@ class Backend:
         both = {rule: copies + left.copies.get(rule, 0) for rule, copies in seen.copies.items()}
         return Seen(both, seen.hindrances, (*seen.errors, *left.errors))
 
+    def commands(self, action: RuleAction) -> list[Command]:
+        """Return what carries out an action, as Iptables.commands does."""
+        tool = self._settle([action.rule])
+        if not isinstance(action, RemoveRule):
+            return tool.commands(action)
+        rule, left = action.rule, self._leftovers.get(action.rule, 0)
+        here = tool.commands(RemoveRule(rule, action.copies - left)) if action.copies > left else []
+        there = self._other.commands(RemoveRule(rule, left)) if left and self._other else []
+        return [*here, *there]
+
     def apply(self, action: RuleAction) -> bool:
         """Carry out one action, as Iptables.apply does; a removal where the last look has seen copies."""
         tool = self._settle([action.rule])
@@ -113,12 +141,43 @@ class Backend:
         there = left > 0 and self._other is not None and self._other.apply(RemoveRule(rule, left))
         return here or there
 
+    def look(self, rules: Sequence[Rule]) -> Seen:
+        """Look at the rules as `observe` does, but create nothing: where a table is not there, they are missing.
+
+        Where it cannot be known whether the table is there, it is asked for all the same.
+        """
+        tool = self._settle([])
+        absent = [rule for rule in rules if self.sees(rule.table) is False]
+        there = [rule for rule in rules if rule not in absent]
+        seen = tool.observe(there) if there else Seen({})
+        return replace(seen, copies={**dict.fromkeys(absent, 0), **seen.copies})
+
+    def sees(self, table: str) -> bool | None:
+        """Whether a table is there to be looked at; None: that cannot be known, and to ask for it may create it."""
+        self._settle([])
+        if not self.is_legacy:
+            return True
+        tables = _readable_tables(self._family)
+        return None if tables is None else table in tables
+
+    def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
+        """Return the rules of these chains, as Iptables.listed does; of tables that are there."""
+        return self._settle([]).listed(chains)
+
+    def listed_in_other(self, rules: Sequence[Rule]) -> tuple[str, Mapping[Rule, int], int]:
+        """Return the program of the backend that is not in use; our rules there, and how many others there are."""
+        self._settle(rules)
+        name = _OTHER["legacy" if self.is_legacy else "nft"]
+        copies = self._observe_other(rules).copies
+        tool = self._tool(name)
+        return tool.command, copies, self._count_rules(name) if self._has(tool) else 0
+
     def _settle(self, rules: Sequence[Rule]) -> Iptables:
         if self._settled is None:
             name, reason = self._choose() if self._wish == AUTO else (self._wish, "as --iptables-backend says")
             tool = self._tool(name)
             release = self._release(tool)
-            self._settled = tool
+            self._settled, self._reason, self._release_in_use = tool, reason, release
             facts = logger.bind(family=self._family, backend=name, version=str(release))
             facts.info(f"IPv{self._family} rules by {tool.command} {release}: {reason}")
             for fault in releases.faults(release, self._family):
@@ -159,7 +218,8 @@ class Backend:
         most = max(candidates, key=lambda name: numbers[name])
         if not numbers[most]:
             return "nft", "no other rules are there, in either backend"
-        return most, f"{numbers[most]} rules are there, {numbers[_OTHER[most]]} in the other backend"
+        there = "1 rule is" if numbers[most] == 1 else f"{numbers[most]} rules are"
+        return most, f"{there} there, {numbers[_OTHER[most]]} in the other backend"
 
     def _candidates(self) -> list[str]:
         return [name for name in _OTHER if self._has(self._tool(name))]
@@ -192,7 +252,7 @@ class Backend:
         return Iptables(self._run, self._family, name, self._wait)
 
     def _has(self, tool: Iptables) -> bool:
-        return all(map(self._is_installed, tool.commands))
+        return all(map(self._is_installed, tool.programs))
 
 
 def registered_tables(family: Family) -> Sequence[str]:
@@ -201,12 +261,21 @@ def registered_tables(family: Family) -> Sequence[str]:
     In a user namespace of one's own the file cannot be read; but then it is no node's network, and there are none.
     Elsewhere that is an error, as not to see is not to know.
     """
-    path = Path("/proc/net/ip_tables_names" if family == 4 else "/proc/net/ip6_tables_names")  # noqa: PLR2004
+    tables = _readable_tables(family)
+    if tables is None and privileges.in_initial_user_namespace():
+        raise BackendUnknown(_names_of_tables(family))
+    return tables or ()
+
+
+def _readable_tables(family: Family) -> Sequence[str] | None:
+    """Return the same, or None where the file cannot be read."""
     try:
-        return path.read_text().split()
+        return Path(_names_of_tables(family)).read_text().split()
     except FileNotFoundError:  # the kernel does not have legacy at all
         return ()
-    except PermissionError as error:
-        if privileges.in_initial_user_namespace():
-            raise BackendUnknown(str(path)) from error
-        return ()
+    except PermissionError:
+        return None
+
+
+def _names_of_tables(family: Family) -> str:
+    return "/proc/net/ip_tables_names" if family == 4 else "/proc/net/ip6_tables_names"  # noqa: PLR2004 - the protocol's name

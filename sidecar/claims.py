@@ -93,11 +93,33 @@ class Claims:
             time.sleep(PAUSE)
 
 
+def held(names: Iterable[str], directory: Path = DIRECTORY) -> frozenset[str]:
+    """Return those of the names that a running instance claims, in whatever container; take nothing.
+
+    Raises OSError where that cannot be looked at; FileNotFoundError: no instance has run here.
+    """
+    file = os.open(directory / "claims", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return frozenset(name for name in names if _is_locked(file, name))
+    finally:
+        os.close(file)
+
+
+def _is_locked(file: int, name: str) -> bool:
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _place(name), 1, 0)
+    kind, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, question))
+    return bool(kind != fcntl.F_UNLCK)
+
+
+def _place(name: str) -> int:
+    """Return the byte that stands for a name."""
+    return zlib.crc32(name.encode(errors="surrogateescape"))
+
+
 def _lock(file: int, name: str, kind: int) -> bool:
     """Lock the byte that stands for a name, or unlock it; return whether that could be done at once."""
-    place = zlib.crc32(name.encode(errors="surrogateescape"))
     try:
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, _place(name), 1, 0))
     except BlockingIOError:
         return False
     return True

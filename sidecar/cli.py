@@ -1,16 +1,17 @@
-"""The edge: arguments in, exit code out. What a command word needs is loaded only when it is asked for."""
+"""The edge: arguments in, text and exit code out. What a command word needs is loaded only when it is asked for."""
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TextIO
 
 from sidecar import PROGRAM, __version__, apart, flags
-from sidecar.errors import ConfigError, SidecarError
+from sidecar.errors import ConfigError, NodeError, SidecarError
 
 if TYPE_CHECKING:
-    from sidecar.options import Options
+    from sidecar.loading import Loaded
 
 #: How many faults are told before the rest is counted.
 MOST_FAULTS: Final = 10
@@ -32,27 +33,50 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(line: flags.Invocation) -> int:
     loading = apart.begin(lambda: _load(line))
-    from sidecar import run  # noqa: PLC0415 - this takes a tenth of a second
-
+    if line.command == "run":
+        from sidecar import run  # noqa: PLC0415 - this takes a tenth of a second
+    else:
+        from sidecar import answers  # noqa: F401, PLC0415 - as above; loaded while the child loads
     # What is loaded by now stays: the garbage collector, off until here, need never look at it again.
     gc.freeze()
     gc.enable()
     try:
-        given = loading()
+        loaded = loading()
     except ChildProcessError as error:
         _print(f"{PROGRAM}: the settings could not be read: {error}", sys.stderr)
         return SidecarError.exit_code
-    return _refuse(given) if isinstance(given, list) else run.run(*given)
+    if isinstance(loaded, list):
+        return _refuse(loaded)
+    if line.command == "run":
+        return run.run(loaded.options, loaded.warnings)
+    return _answer(line.command, loaded)
 
 
-def _load(line: flags.Invocation) -> "tuple[Options, list[str]] | list[str]":
-    """Return the options and warnings, or the faults; it happens in a process of its own."""
-    from sidecar import settings  # noqa: PLC0415 - as above, and only there
+def _load(line: flags.Invocation) -> "Loaded | list[str]":
+    """Return the settings, or what is wrong with them; it happens in a process of its own."""
+    from sidecar import loading  # noqa: PLC0415 - as above, and only there
 
     try:
-        return settings.load(line)
+        return loading.load(line)
     except ConfigError as error:
         return list(error.faults)
+
+
+def _answer(command: str, loaded: "Loaded") -> int:
+    """Print what a command answers, and return its exit code."""
+    from sidecar.answers import Terminal, answers  # noqa: PLC0415 - as above
+
+    is_terminal = sys.stdout.isatty()
+    terminal = Terminal(is_terminal, is_terminal and "NO_COLOR" not in os.environ, sys.stdout.encoding or "ascii")
+    code = 0
+    try:
+        for text, code in answers(command, loaded, terminal):  # noqa: B007 - the last one counts
+            if not _print(text, sys.stdout):
+                break
+    except OSError as error:
+        _print(f"{PROGRAM}: cannot start: {error.strerror}: see `ulimit -n`", sys.stderr)
+        return NodeError.exit_code
+    return 0 if loaded.options.watch else code  # that ends by a signal, in an orderly way
 
 
 def _refuse(faults: Sequence[str]) -> int:
@@ -63,6 +87,9 @@ def _refuse(faults: Sequence[str]) -> int:
     return ConfigError.exit_code
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(text: str, stream: TextIO) -> bool:
+    """Print it at once; return whether anybody reads it."""
     with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to say so
-        print(text, file=stream)
+        print(text, file=stream, flush=True)
+        return True
+    return False

@@ -333,14 +333,24 @@ def _log(begun: _Started, outcome: str, exit_status: int | None, seconds: float,
 
 def is_installed(name: str) -> bool:
     """Whether there is such a program on the search path."""
-    return shutil.which(name, path=SEARCH_PATH) is not None
+    return path_of(name) is not None
+
+
+def path_of(name: str) -> str | None:
+    """Return where on the search path a program is."""
+    return shutil.which(name, path=SEARCH_PATH)
 
 
 def _find(name: str, search_path: str) -> str:
     path = shutil.which(name, path=search_path)
     if path is None:
-        raise CommandMissing(name, _PACKAGES.get(name, "iptables"))
+        raise missing_command(name)
     return path
+
+
+def missing_command(name: str) -> CommandMissing:
+    """Return the failure that says which package has a command."""
+    return CommandMissing(name, _PACKAGES.get(name, "iptables"))
 
 
 def _memory_file(content: str = "") -> BinaryIO:

@@ -53,9 +53,14 @@ def has_our_shape(line: str) -> bool:
     return bool(_SHAPE.fullmatch(line))
 
 
+def name_of(address: Address) -> str:
+    """Return the name of an address on its link, among the things that are wanted."""
+    return f"{address.ip}@{address.interface}"
+
+
 def things(desired: Desired, port: int) -> tuple[str, ...]:
     """Return a name for each thing that is wanted: addresses on their link, rules by address and port, the link."""
-    addresses = tuple(f"{address.ip}@{desired.interface}" for address in desired.addresses)
+    addresses = tuple(map(name_of, desired.addresses))
     rules = tuple(f"{address.ip}:{port}" for address in desired.addresses) if desired.rules else ()
     return (*addresses, *rules, f"link {desired.interface}")
 
@@ -65,7 +70,7 @@ def without(desired: Desired, port: int, wanted: Collection[str]) -> Desired:
     kept = {rule for each in desired.addresses if f"{each.ip}:{port}" not in wanted for rule in rules_for(each, port)}
     return replace(
         desired,
-        addresses=tuple(each for each in desired.addresses if f"{each.ip}@{desired.interface}" not in wanted),
+        addresses=tuple(each for each in desired.addresses if name_of(each) not in wanted),
         rules=tuple(rule for rule in desired.rules if rule in kept),
         link_kind="" if f"link {desired.interface}" in wanted else desired.link_kind,
     )

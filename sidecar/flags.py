@@ -64,6 +64,11 @@ GROUPS: Final = {
         Flag("cleanup-timeout", "20s", "the cleanup ends by then, done or not"),
         Flag("env-file", "", "read variables from this file"),
     ),
+    "Looking": (
+        Flag("output", "text", "of what looks or cleans up: text or json"),
+        Flag("watch", "false", "of status: again and again, until stopped"),
+        Flag("dry-run", "false", "of cleanup: print the commands only"),
+    ),
     "Log": (
         Flag("v", "0", "2 each pass, 4 each command, 6 output"),
         Flag("vmodule", "", "by source file: reconcile=2,command=6"),
@@ -91,7 +96,7 @@ GROUPS: Final = {
 FLAGS: Final = {flag.name: flag for group in GROUPS.values() for flag in group}
 
 #: The command words; without one it is the first.
-COMMANDS: Final = ("run", "version", "help")
+COMMANDS: Final = ("run", "status", "plan", "cleanup", "doctor", "version", "help")
 
 _ASIDE: Final = ("help", "h", "version")
 
@@ -151,9 +156,13 @@ def usage() -> str:
     """Return the text of --help: every flag with its variable, its default and its meaning, a line each."""
     lines = [
         "Usage: apiserver-proxy-sidecar [run] --ip-address=ADDRESS[,ADDRESS...] [flags]",
+        "       apiserver-proxy-sidecar status | plan | cleanup | doctor [flags]",
         "       apiserver-proxy-sidecar version | help",
         "",
         "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
+        "status shows what of it is there, plan the commands that run would execute now, and neither changes",
+        "anything; cleanup takes it away; doctor finds out why it does not work on this node. Without",
+        "--ip-address they go by the sidecar that runs on this node.",
     ]
     for title, group in GROUPS.items():
         lines += ["", f"{title}:", *_rows(group)]
@@ -168,7 +177,7 @@ def usage() -> str:
             "--legacy_stderr_threshold_behavior=false, --logtostderr drops what is below --stderrthreshold.",
             "",
             "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node lacks",
-            "something: a command, a capability, kernel support.",
+            "something: a command, a capability, kernel support. Of doctor: 0 nothing wrong found, 1 a fault.",
         )
     )
 

@@ -22,7 +22,7 @@ class IpRoute:
         self._run = run
         self._last: tuple[str, tuple[Link, ...]] | None = None
 
-    def look(self) -> Command:
+    def first_command(self) -> Command:
         """Return the command by which `observe` looks."""
         return _SHOW, ""
 

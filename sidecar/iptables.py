@@ -83,11 +83,11 @@ class Iptables:
         self._compares_prefixes = self._legacy is True
 
     @property
-    def commands(self) -> tuple[str, str]:
+    def programs(self) -> tuple[str, str]:
         """The programs that have to be installed."""
         return self.command, f"{self.command}-restore"
 
-    def look(self, rules: Sequence[Rule]) -> Command:
+    def first_command(self, rules: Sequence[Rule]) -> Command:
         """Return the command with which `observe` begins: mostly it is all that is needed."""
         return self._restore([(table, ("-S", chain)) for table, chain in _chains(rules)])
 
@@ -97,7 +97,7 @@ class Iptables:
         One process, if all chains can be listed.
         """
         chains = _chains(rules)
-        argv, stdin = self.look(rules)
+        argv, stdin = self.first_command(rules)
         result = self._run(*argv, stdin=stdin)
         if result.exit == _TRY_AGAIN:
             raise self._failure(argv, stdin, result)
@@ -184,6 +184,18 @@ class Iptables:
     def _ask_status(self, rule: Rule) -> int:
         return self._run(*self._argv(*_line(rule, "-C"))).exit
 
+    def commands(self, action: RuleAction) -> list[Command]:
+        """Return what carries out an action, if nobody changes anything meanwhile; each command all or nothing."""
+        match action:
+            case AddRule(rule, insert):
+                return [(self._argv(*_line(rule, "-I" if insert else "-A")), "")]
+            case MoveToFront(rule):
+                return [self._deletion(rule, 1, _line(rule, "-I"))]
+            case RemoveSurplus(rule):
+                return self._removals_of_surplus(rule)
+            case RemoveRule(rule, copies):
+                return self._removals(rule, copies)
+
     def apply(self, action: RuleAction) -> bool:
         """Carry out one action; return whether it changed anything. Raises a SidecarError if iptables refuses.
 
@@ -206,30 +218,36 @@ class Iptables:
     def _remove(self, rule: Rule, copies: int) -> bool:
         if copies == 1 and rule not in self._confusable:
             return self._ask(rule, "-D")
-        chunks = [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
-        removed = [self._delete(rule, number) for number in chunks]
+        removed = [self._delete(rule, number) for number in _chunks(copies)]
         return any(removed)
 
+    def _removals(self, rule: Rule, copies: int) -> list[Command]:
+        if copies == 1 and rule not in self._confusable:
+            return [(self._argv(*_line(rule, "-D")), "")]
+        return [self._deletion(rule, number) for number in _chunks(copies)]
+
     def _delete(self, rule: Rule, copies: int, *then: _Line) -> bool:
-        """Delete copies of a rule and do something else, in one transaction: all or nothing.
+        """Delete copies of a rule and do something else, in one transaction: all or nothing."""
+        if rule in self._confusable and not self._compares_prefixes:
+            for _ in range(2):  # once more, in case that somebody changed them meanwhile
+                if self._transaction(self._deletion(rule, copies, *then)):
+                    return True
+            self._compares_prefixes = True
+        return self._transaction(self._deletion(rule, copies, *then))
+
+    def _deletion(self, rule: Rule, copies: int, *then: _Line) -> Command:
+        """Return what deletes copies of a rule and does something else, in one transaction.
 
         ip6tables-nft (1.8.9) does not compare prefix lengths when it looks for the rule to delete. So where there are
         rules that it takes for ours, all of them go, and those that are not ours come back to their places. A release
         that does compare them finds fewer than that, and nothing happens: then the plain way is right.
         """
         if rule in self._confusable and not self._compares_prefixes:
-            for _ in range(2):  # once more, in case that somebody changed them meanwhile
-                if self._transaction([*self._deletion_of_lookalikes(rule, copies), *then]):
-                    return True
-            self._compares_prefixes = True
-        return self._transaction([*[_line(rule, "-D")] * copies, *then])
+            return self._restore([*self._deletion_of_lookalikes(rule, copies), *then])
+        return self._restore([*[_line(rule, "-D")] * copies, *then])
 
     def _deletion_of_lookalikes(self, rule: Rule, copies: int) -> list[_Line]:
-        argv = self._argv(rule.table, ("-S", rule.chain))
-        result = self._run(*argv)
-        if result.exit:
-            raise self._failure(argv, "", result)
-        lines = self._read(argv, "", result, [rule.place])[rule.place]
+        lines = self._listing(rule.place)
         ours = [number for number, line in enumerate(lines, start=1) if line == rule.line][:copies]
         back: list[_Line] = []
         for number, line in enumerate(lines, start=1):
@@ -244,21 +262,36 @@ class Iptables:
         In one transaction: unless all copies that were just counted are still there, it comes to nothing. So of two
         sidecars that both count two and take one away, one fails, and there is a copy at every moment.
         """
-        chain = rule.place
-        argv = self._argv(rule.table, ("-S", rule.chain))
+        copies, first = self._counted(rule)
+        if copies <= 1:
+            return False
+        return self._delete(rule, min(copies, MOST_AT_ONCE), first)
+
+    def _removals_of_surplus(self, rule: Rule) -> list[Command]:
+        copies, first = self._counted(rule)
+        found = []
+        while copies > 1:
+            number = min(copies, MOST_AT_ONCE)
+            found.append(self._deletion(rule, number, first))
+            copies -= number - 1
+        return found
+
+    def _counted(self, rule: Rule) -> tuple[int, _Line]:
+        """Count the copies of a rule; return what puts one to the place of the first as well."""
+        lines = self._listing(rule.place)
+        place = lines.index(rule.line) + 1 if rule.line in lines else 1
+        return lines.count(rule.line), (rule.table, ("-I", rule.chain, str(place), *rule.match))
+
+    def _listing(self, chain: Chain) -> tuple[str, ...]:
+        argv = self._argv(chain[0], ("-S", chain[1]))
         result = self._run(*argv)
         if result.exit:
             raise self._failure(argv, "", result)
-        lines = self._read(argv, "", result, [chain])[chain]
-        positions = [number for number, line in enumerate(lines, start=1) if line == rule.line]
-        if len(positions) < 2:  # noqa: PLR2004 - one is right
-            return False
-        in_its_place = (rule.table, ("-I", rule.chain, str(positions[0]), *rule.match))
-        return self._delete(rule, min(len(positions), MOST_AT_ONCE), in_its_place)
+        return self._read(argv, "", result, [chain])[chain]
 
-    def _transaction(self, lines: Sequence[_Line]) -> bool:
+    def _transaction(self, command: Command) -> bool:
         """Do all or nothing: True if all was done, False if there was no such rule for one of the lines."""
-        argv, stdin = self._restore(lines)
+        argv, stdin = command
         result = self._run(*argv, stdin=stdin)
         if result.exit not in _YES_OR_NO:
             raise self._failure(argv, stdin, result)
@@ -340,6 +373,11 @@ class Iptables:
                 f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
                 f"{failure}"
             )
+
+
+def _chunks(copies: int) -> list[int]:
+    """Return how many copies go at once, one number for each time."""
+    return [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
 
 
 def _chains(rules: Sequence[Rule]) -> list[Chain]:

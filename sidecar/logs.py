@@ -41,6 +41,22 @@ def setup(given: "Options") -> None:
     logger.add(output.write, level=max(0, INFO - highest), filter=is_wanted, format="", backtrace=False, diagnose=False)
 
 
+def collect_warnings(given: "Options") -> list[str]:
+    """Log only what -v asks for, for a command that answers on standard output; collect the warnings for its answer."""
+    collected: list[str] = []
+    logger.remove()
+    if given.v or given.vmodule.levels:
+        setup(given)
+    logger.add(
+        lambda message: collected.append(message.record["message"]),
+        level="WARNING",
+        format="",
+        backtrace=False,
+        diagnose=False,
+    )
+    return collected
+
+
 class _Output:
     """Takes each line to standard error, to files, or both."""
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from sidecar import durations
+from sidecar.desired import LINK_KIND, desired
 from sidecar.flags import FLAGS
 from sidecar.klog import Place, Severity, Vmodule
-from sidecar.model import IPAddress
+from sidecar.model import Desired, IPAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,10 @@ class Options:
     cleanup_timeout: float
     env_file: str
 
+    output: str
+    watch: bool
+    dry_run: bool
+
     v: int
     vmodule: Vmodule
     logging_format: str
@@ -49,9 +54,29 @@ class Options:
     alsologtostderrthreshold: Severity
     legacy_stderr_threshold_behavior: bool
 
+    def changed(self) -> list[str]:
+        """Return the flags that set what differs from the default, wherever it came from."""
+        return [
+            f"{FLAGS[name].spelled}={text}" for name, text in self.in_words().items() if text != FLAGS[name].default
+        ]
+
     def in_words(self) -> dict[str, str]:
         """Return every option in an operator's spelling, by its flag's name; not the file that they came from."""
         return {flag.name: _text(getattr(self, flag.field)) for flag in FLAGS.values() if flag.name != "env-file"}
+
+
+def goal(options: Options) -> Desired:
+    """Return what should be on the node."""
+    return desired(
+        options.ip_address,
+        interface=options.interface,
+        port=options.port,
+        scope=options.address_scope,
+        setup_iptables=options.setup_iptables,
+        insert=options.rule_position == "insert",
+        link_kind=LINK_KIND if options.create_interface else "",
+        remove_duplicates=options.remove_duplicates,
+    )
 
 
 def _text(value: object) -> str:

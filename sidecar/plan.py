@@ -5,6 +5,7 @@ half-done list of actions, looking and planning again leads to the same goal.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from sidecar import PROGRAM
@@ -47,6 +48,19 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     )
 
 
+def whole_plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+    """Return the plan, and what is to be done once that is done, to the end.
+
+    A pass looks again in between; this foresees what it will see.
+    """
+    actions: list[Action] = []
+    while new := plan(desired, observed):
+        actions += new
+        for action in new:
+            observed = _foresee(observed, action)
+    return tuple(actions)
+
+
 def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> tuple[Action, ...]:
     """Return what takes away everything desired that is there: rules first.
 
@@ -60,7 +74,7 @@ def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> 
         return tuple(rules)
     kept = {rule.family for rule in desired.rules if rule not in observed.copies} if patient else set()
     going = [
-        address for address in desired.addresses if address.ip.version not in kept and _on(link, address, exactly=True)
+        address for address in desired.addresses if address.ip.version not in kept and on(link, address, exactly=True)
     ]
     links = () if kept or not _is_ours_alone(desired, link) else (DeleteLink(desired.interface),)
     return (*rules, *map(RemoveAddress, going), *links)
@@ -75,7 +89,7 @@ def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
         for address in desired.addresses:
             yield Failure(f"add {address.cidr}", InterfaceMissing(desired.interface), address.facts)
     for address in desired.addresses:
-        found = _on(link, address) if link else None
+        found = on(link, address) if link else None
         if found and found.state is not AddressState.USABLE:
             failed = found.state is AddressState.DUPLICATE
             yield Failure(f"use {address}", AddressUnusable(duplicate=failed), address.facts)
@@ -90,7 +104,7 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
         )
         yield Notice(text, {"interface": link.name})
     for address in desired.addresses:
-        found = _on(link, address) if link else None
+        found = on(link, address) if link else None
         if found and (found.is_peer or found.prefix_length != address.prefix_length):
             yield Notice(f"{found.cidr} on {desired.interface} is taken as it is, and cleanup leaves it", address.facts)
         elif found and found.ip.version == 4 and found.scope != desired.scope:  # noqa: PLR2004 - the protocol's name
@@ -119,6 +133,43 @@ def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -
             yield Notice(f"{text}, and left there while it does not work on {desired.interface}", facts)
 
 
+def _foresee(observed: Observed, action: Action) -> Observed:
+    """Return what there will be when an action of a plan has been carried out."""
+    links, copies, hindrances = observed.links or (), dict(observed.copies), dict(observed.hindrances)
+    match action:
+        case CreateLink(interface, kind):
+            links = (*links, Link(interface, kind=kind, alias=MARK))
+        case SetLinkUp(interface):
+            links = tuple(replace(link, is_up=True) if link.goes_by(interface) else link for link in links)
+        case DeleteLink(interface):
+            links = tuple(link for link in links if not link.goes_by(interface))
+        case AddAddress(address, scope):
+            new = LinkAddress(address.ip, address.prefix_length, scope)
+            links = tuple(
+                replace(link, addresses=(*link.addresses, new)) if link.goes_by(address.interface) else link
+                for link in links
+            )
+        case RemoveAddress(address):
+            links = tuple(
+                replace(link, addresses=tuple(each for each in link.addresses if each.cidr != address.cidr))
+                if link.goes_by(address.interface)
+                else link
+                for link in links
+            )
+        case AddRule(rule) | RemoveSurplus(rule):
+            copies[rule] = 1
+        case MoveToFront(rule):
+            hindrances.pop(rule, None)
+        case RemoveRule(rule):
+            copies[rule] = 0
+    return Observed(links if observed.links is not None else None, copies, hindrances)
+
+
+def is_ours(link: Link) -> bool:
+    """Whether this program created a link."""
+    return link.alias == MARK
+
+
 def _prepare_link(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
     if observed.links is None:
         return
@@ -135,7 +186,7 @@ def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAct
     if observed.links is None or not (link or desired.link_kind):
         return
     for address in desired.addresses:
-        if link is None or _on(link, address) is None:
+        if link is None or on(link, address) is None:
             yield AddAddress(address, desired.scope)
         elif desired.remove_duplicates and _works(link, address):
             for other, duplicate in _duplicates(desired, observed, address):
@@ -160,7 +211,7 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | M
                 yield RemoveSurplus(rule, copies - 1)
 
 
-def _on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
+def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
     """Return the address as it is on the link.
 
     IPv4 takes the same address with another prefix length beside it, IPv6 does not (net/ipv6/addrconf.c,
@@ -175,7 +226,7 @@ def _on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress |
 
 def _works(link: Link, address: Address) -> bool:
     """Whether the address is on the link, and can be used there."""
-    found = _on(link, address)
+    found = on(link, address)
     return link.is_up and found is not None and found.state is AddressState.USABLE
 
 
@@ -192,7 +243,7 @@ def _duplicates(desired: Desired, observed: Observed, address: Address) -> Itera
 
 def _may_be_set_up(link: Link) -> bool:
     """Leave a link of somebody else's down: there may be a reason. lo is so only in a namespace that is new."""
-    return link.name == LOOPBACK or link.alias == MARK
+    return link.name == LOOPBACK or is_ours(link)
 
 
 def _is_ours_alone(desired: Desired, link: Link) -> bool:

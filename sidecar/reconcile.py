@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from loguru import logger
 
-from sidecar import verbosity
+from sidecar import iproute, verbosity
 from sidecar.command import Begin, Command
 from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, SidecarError
 from sidecar.iproute import IpRoute
@@ -40,9 +40,11 @@ PAUSE: Final = 0.2
 class Rules(Protocol):
     """Observes and changes the rules of one address family."""
 
-    def look(self, rules: Sequence[Rule]) -> Command | None: ...
+    def first_command(self, rules: Sequence[Rule]) -> Command | None: ...
 
     def observe(self, rules: Sequence[Rule]) -> Seen: ...
+
+    def commands(self, action: RuleAction) -> list[Command]: ...
 
     def apply(self, action: RuleAction) -> bool: ...
 
@@ -89,7 +91,7 @@ class Reconciler:
         changed: list[Action] = []
         failed: dict[Action, Failure] = {}
         for acts_left in reversed(range(ROUNDS + 1)):
-            observed, unseen = self._observe()
+            observed, unseen = self.observe()
             actions = plan(self._desired, observed)
             failed = _still_to_be_done(failed, actions)
             if not acts_left or not _worth_another_round(actions, failed):
@@ -115,7 +117,7 @@ class Reconciler:
             for attempt in itertools.count():
                 if attempt > 1:
                     self._sleep(PAUSE)
-                observed, unseen = self._observe()
+                observed, unseen = self.observe()
                 patient = self._clock() < halfway and any(failure.error.transient for failure in unseen)
                 actions = teardown(self._desired, observed, patient=patient)
                 failures = _reasons((*unseen, *_still_to_be_done(failed, actions).values()), failures)
@@ -143,14 +145,17 @@ class Reconciler:
             links = (Link(self._desired.interface, addresses=addresses),)
         return teardown(self._desired, Observed(links, copies))
 
-    def _observe(self) -> tuple[Observed, tuple[Failure, ...]]:
+    def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
         """Return what is there, and for what could not be seen, why.
 
         All looks begin before the first is awaited: they run side by side, and take as long as the longest.
         """
-        looks = [self._iproute.look(), *(self._iptables[family].look(rules) for family, rules in self._rules.items())]
+        commands = [
+            self._iproute.first_command(),
+            *(self._iptables[family].first_command(rules) for family, rules in self._rules.items()),
+        ]
         if self._begin:
-            for argv, stdin in filter(None, looks):
+            for argv, stdin in filter(None, commands):
                 self._begin(*argv, stdin=stdin)
         unseen: list[Failure] = []
         links: tuple[Link, ...] | None = None
@@ -171,6 +176,16 @@ class Reconciler:
                 hindrances |= seen.hindrances
                 unseen += [Failure(attempt, error) for error in seen.errors]
         return Observed(links, copies, hindrances), tuple(unseen)
+
+    def commands(self, actions: Sequence[Action]) -> list[Command]:
+        """Return what carries these actions out, in order; raise a SidecarError if that takes a look that failed."""
+        found: list[Command] = []
+        for action in actions:
+            if isinstance(action, RuleAction):
+                found += self._iptables[action.rule.family].commands(action)
+            else:
+                found.append(iproute.command(action))
+        return found
 
     def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
         """Carry out the actions in order, add to `changed` those that changed something, return what failed.

@@ -10,15 +10,14 @@ from loguru import logger
 from sidecar import PROGRAM, __version__, daemon, iproute, logs
 from sidecar.backends import Backend
 from sidecar.claims import Claims
-from sidecar.command import Commands
-from sidecar.desired import LINK_KIND, desired, things, without
+from sidecar.command import Commands, Run
+from sidecar.desired import things, without
 from sidecar.errors import Interrupted, NodeError, Stopped
 from sidecar.events import Events
-from sidecar.flags import FLAGS
 from sidecar.iproute import IpRoute
 from sidecar.model import Desired, Family, Report
 from sidecar.netlink import Watch
-from sidecar.options import Options
+from sidecar.options import Options, goal
 from sidecar.reconcile import Reconciler
 from sidecar.wakeup import Wakeup
 
@@ -47,27 +46,16 @@ def run(given: Options, warnings: Sequence[str]) -> int:
 
 
 def _run(given: Options, commands: Commands, wakeup: Wakeup) -> int:
-    goal = desired(
-        given.ip_address,
-        interface=given.interface,
-        port=given.port,
-        scope=given.address_scope,
-        setup_iptables=given.setup_iptables,
-        insert=given.rule_position == "insert",
-        link_kind=LINK_KIND if given.create_interface else "",
-        remove_duplicates=given.remove_duplicates,
-    )
-    families: list[Family] = sorted({rule.family for rule in goal.rules})
-    backend, wait = given.iptables_backend, given.iptables_wait
-    iptables = {family: Backend(commands.run, family, backend, wait) for family in families}
+    wanted = goal(given)
+    iptables = backends(given, wanted, commands.run)
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.programs)]
-    journal = daemon.Journal(lambda: _in_words(goal, given.port, iptables))
-    reconciler = Reconciler(goal, IpRoute(commands.run), iptables, begin=commands.begin, on_change=journal.changed)
+    journal = daemon.Journal(lambda: _in_words(wanted, given.port, iptables))
+    reconciler = Reconciler(wanted, IpRoute(commands.run), iptables, begin=commands.begin, on_change=journal.changed)
     commands.require(programs)
     claims = Claims()
-    claims.take(things(goal, given.port), is_over=lambda: wakeup.stopping)
+    claims.take(things(wanted, given.port), is_over=lambda: wakeup.stopping)
     if given.daemon:
-        events = Events(Watch.of(goal), lambda: [family for family, each in iptables.items() if each.is_legacy])
+        events = Events(Watch.of(wanted), lambda: [family for family, each in iptables.items() if each.is_legacy])
         report = daemon.run(reconciler, wakeup, given.sync_interval, journal, events)
     else:
         report = _make_one_pass(reconciler, journal)
@@ -76,19 +64,24 @@ def _run(given: Options, commands: Commands, wakeup: Wakeup) -> int:
     if given.cleanup:
         for each in iptables.values():
             each.include_leftovers()
-        wanted = claims.wanted_by_others()
+        kept = claims.wanted_by_others()
         reconciler = Reconciler(
-            without(goal, given.port, wanted), IpRoute(commands.run), iptables, begin=commands.begin
+            without(wanted, given.port, kept), IpRoute(commands.run), iptables, begin=commands.begin
         )
-        code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands, wanted))
+        code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands, kept))
     return code
+
+
+def backends(given: Options, wanted: Desired, run: Run) -> dict[Family, Backend]:
+    """Return what observes and changes the rules, for each family that has any."""
+    families: list[Family] = sorted({rule.family for rule in wanted.rules})
+    return {family: Backend(run, family, given.iptables_backend, given.iptables_wait) for family in families}
 
 
 def _log_settings(given: Options, warnings: Sequence[str]) -> None:
     """Log the version, and the settings that differ from the default: the same line wherever they came from."""
-    texts = given.in_words()
-    changed = [f"{FLAGS[name].spelled}={text}" for name, text in texts.items() if text != FLAGS[name].default]
-    logger.bind(version=__version__, settings=texts).info(f"{PROGRAM} {__version__}: {shlex.join(changed)}")
+    facts = logger.bind(version=__version__, settings=given.in_words())
+    facts.info(f"{PROGRAM} {__version__}: {shlex.join(given.changed())}")
     for warning in warnings:
         logger.warning(warning)
 

@@ -58,6 +58,9 @@ _CHECKS: Final[Mapping[str, Callable[[Any], object]]] = {
     "cleanup": values.boolean,
     "cleanup_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
     "env_file": values.path,
+    "output": values.one_of("text", "json"),
+    "watch": values.boolean,
+    "dry_run": values.boolean,
     "v": klog.parse_level,
     "vmodule": klog.parse_vmodule,
     "logging_format": values.one_of("text", "json"),
@@ -120,11 +123,13 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
         settings = _Settings(**{**given, **flags})
     except ValidationError as error:
         wrong = [
-            fault for fault in error.errors(include_url=False) if fault["type"] != "missing" or line.command == "run"
+            fault
+            for fault in error.errors(include_url=False)
+            if fault["type"] != "missing" or line.command != "unknown"
         ]
         raise ConfigError([*faults, *(_fault(fault, origins) for fault in wrong), *warnings]) from None
     options = Options(**{name: getattr(settings, name) for name in _CHECKS})
-    faults += _contradictions(options, origins)
+    faults += [*_contradictions(options, origins), *_misplaced(options, origins, line.command)]
     if faults:
         raise ConfigError([*faults, *warnings])
     return options, [*warnings, *_advice(options, origins)]
@@ -194,6 +199,14 @@ def _contradictions(options: Options, origins: Origins) -> Iterator[str]:
             f"{origins('iptables-wait')}={wait} and {origins('command-timeout')}={timeout}: the timeout must be longer "
             "than the wait in whole seconds, or a command is killed while it waits for the lock"
         )
+
+
+def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str]:
+    """Yield a line for what another command is for, where to pass it over would surprise."""
+    if options.dry_run and command == "run":
+        yield f"{origins('dry-run')} is of the command cleanup: the command plan shows what run would do"
+    if options.watch and command != "status":
+        yield f"{origins('watch')} is of the command status"
 
 
 def _advice(options: Options, origins: Origins) -> Iterator[str]:

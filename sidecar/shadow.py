@@ -5,25 +5,30 @@ an interface, a set, a chain that is jumped to, or on anything else that is not 
 """
 
 import enum
+import re
 import shlex
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import Final
 
 from sidecar.model import Hindrance, Rule
 
 #: Targets that let a packet go on to the next rule (man iptables-extensions).
-_PASSING: Final = frozenset(
+PASSING: Final = frozenset(
     {"LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CONNSECMARK", "SECMARK", "AUDIT", "CT", "NOTRACK", "SET"}
     | {"CLASSIFY", "CHECKSUM", "DSCP", "TOS", "TTL", "HL", "TCPMSS", "TCPOPTSTRIP", "TEE", "RATEEST", "IDLETIMER"}
 )
-_BLOCKING: Final = frozenset(("DROP", "REJECT"))
+BLOCKING: Final = frozenset(("DROP", "REJECT"))
 
 #: Matches that say nothing by themselves: what they match, their options say. Of any other one it is not known.
 _IDLE_MATCHES: Final = frozenset(("tcp", "comment", "multiport", "conntrack", "state"))
 
 
-class _Matches(enum.Enum):
+#: A comment as `iptables -S` prints it; what it says matters to nobody here.
+_COMMENT: Final = re.compile(r'--comment (?:"(?:[^"\\]|\\.)*"|\S+)')
+
+
+class Matches(enum.Enum):
     """Whether a condition holds for the traffic that our rule is for."""
 
     ALL = enum.auto()
@@ -37,18 +42,18 @@ def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
     For ACCEPT that is a line that drops, for NOTRACK any that ends the way through the chain.
     """
     ours = _conditions(rule.match)
-    ending = _BLOCKING if rule.match[-1] == "ACCEPT" else _BLOCKING | {"ACCEPT"}
+    ending = BLOCKING if rule.match[-1] == "ACCEPT" else BLOCKING | {"ACCEPT"}
     uncertain: Hindrance | None = None
     for line in before:
         conditions, target = _read(line)
         sets_zone = target[:1] == ["CT"] and "--notrack" not in target and rule.match[-1] == "NOTRACK"
-        if not target or (target[0] in _PASSING and not sets_zone):
+        if not target or (target[0] in PASSING and not sets_zone):
             continue
-        matches = _matches(conditions, rule.table, ours)
-        if matches is _Matches.NOTHING:
+        matches = _matches(conditions, ours, untracked=rule.table != "raw")
+        if matches is Matches.NOTHING:
             continue
         is_direct = target[0] in ending or sets_zone
-        if matches is _Matches.ALL and (is_direct or target[0] == "ACCEPT"):
+        if matches is Matches.ALL and (is_direct or target[0] == "ACCEPT"):
             return Hindrance(line, certain=True) if is_direct else uncertain
         if target[0] != "ACCEPT" or is_direct:
             uncertain = uncertain or Hindrance(line, certain=False)
@@ -58,7 +63,9 @@ def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
 def _read(line: str) -> tuple[list[tuple[str, str, bool]], list[str]]:
     """Return the conditions of a rule, each as option, value, negated; and its target with the target's options."""
     try:
-        words = shlex.split(line)
+        # There can be very many rules. Most have no quotes but those of a comment, and then this is ten times as quick.
+        plain = _COMMENT.sub("--comment x", line)
+        words = shlex.split(plain) if set("\"'\\") & set(plain) else plain.split()
     except ValueError:  # a quote in a comment that is not closed: too odd to be judged
         return [("unreadable", "", False)], ["unreadable"]
     conditions: list[tuple[str, str, bool]] = []
@@ -84,64 +91,73 @@ def _conditions(words: Sequence[str]) -> dict[str, str]:
     return {word: words[at + 1] for at, word in enumerate(words[:-1]) if word.startswith("-")}
 
 
-def _matches(conditions: Sequence[tuple[str, str, bool]], table: str, ours: dict[str, str]) -> _Matches:
+def judge(line: str, traffic: dict[str, str], *, untracked: bool) -> tuple[Matches, list[str]]:
+    """Return whether a rule matches TCP traffic (option → value, of those in our rules), and its target's words.
+
+    `untracked`: whether connection tracking was told to leave this traffic alone.
+    """
+    conditions, target = _read(line)
+    return _matches(conditions, traffic, untracked=untracked), target
+
+
+def _matches(conditions: Sequence[tuple[str, str, bool]], ours: dict[str, str], *, untracked: bool) -> Matches:
     answers = []
     for option, value, negated in conditions:
-        answer = _holds(option, value, table, ours)
+        answer = _holds(option, value, ours, untracked=untracked)
         answers.append(_negated(answer) if negated else answer)
-    if _Matches.NOTHING in answers:
-        return _Matches.NOTHING
-    return _Matches.PERHAPS if _Matches.PERHAPS in answers else _Matches.ALL
+    if Matches.NOTHING in answers:
+        return Matches.NOTHING
+    return Matches.PERHAPS if Matches.PERHAPS in answers else Matches.ALL
 
 
-def _holds(option: str, value: str, table: str, ours: dict[str, str]) -> _Matches:
+def _holds(option: str, value: str, ours: dict[str, str], *, untracked: bool) -> Matches:
     try:
-        return _judge(option, value, table, ours)
+        return _judge(option, value, ours, untracked=untracked)
     except ValueError:  # a mask with holes in it, a port by name
-        return _Matches.PERHAPS
+        return Matches.PERHAPS
 
 
-def _judge(option: str, value: str, table: str, ours: dict[str, str]) -> _Matches:  # noqa: PLR0911 - one for each option
+def _judge(option: str, value: str, ours: dict[str, str], *, untracked: bool) -> Matches:  # noqa: PLR0911 - one for each option
     match option:
         case "--comment":
-            return _Matches.ALL
+            return Matches.ALL
         case "-m":
-            return _Matches.ALL if value in _IDLE_MATCHES else _Matches.PERHAPS
+            return Matches.ALL if value in _IDLE_MATCHES else Matches.PERHAPS
         case "-p":
             return _known(value in ("tcp", "6", "all"))
         case "-s" | "-d":
-            return _covers(ip_network(value, strict=False), ours.get(option))
+            return _covers(value, ours.get(option))
         case "--sport" | "--dport":
             return _has_port([value], ours.get(option))
         case "--sports" | "--dports":
             return _has_port(value.split(","), ours.get(option.removesuffix("s")))
-        case "--ctstate" | "--state" if table != "raw":  # there nothing is tracked yet
+        case "--ctstate" | "--state" if untracked:  # in raw nothing is tracked yet
             return _known("UNTRACKED" in value.split(","))  # which our rules see to
         case _:
-            return _Matches.PERHAPS
+            return Matches.PERHAPS
 
 
-def _covers(network: IPv4Network | IPv6Network, address: str | None) -> _Matches:
-    if network.prefixlen == 0:
-        return _Matches.ALL
+def _covers(network: str, address: str | None) -> Matches:
+    if network.endswith("/0"):
+        return Matches.ALL
     if address is None:
-        return _Matches.PERHAPS
-    return _known(ip_network(address).network_address in network)
+        return Matches.PERHAPS
+    return _known(ip_network(address).network_address in ip_network(network, strict=False))
 
 
-def _has_port(ranges: Sequence[str], port: str | None) -> _Matches:
+def _has_port(ranges: Sequence[str], port: str | None) -> Matches:
     if port is None:
-        return _Matches.PERHAPS
+        return Matches.PERHAPS
     for each in ranges:
         first, _, last = each.partition(":")
         if int(first or 0) <= int(port) <= int(last or first or 65535):
-            return _Matches.ALL
-    return _Matches.NOTHING
+            return Matches.ALL
+    return Matches.NOTHING
 
 
-def _known(answer: bool) -> _Matches:  # noqa: FBT001 - it turns an answer into another kind of answer
-    return _Matches.ALL if answer else _Matches.NOTHING
+def _known(answer: bool) -> Matches:  # noqa: FBT001 - it turns an answer into another kind of answer
+    return Matches.ALL if answer else Matches.NOTHING
 
 
-def _negated(answer: _Matches) -> _Matches:
-    return {_Matches.ALL: _Matches.NOTHING, _Matches.NOTHING: _Matches.ALL}.get(answer, answer)
+def _negated(answer: Matches) -> Matches:
+    return {Matches.ALL: Matches.NOTHING, Matches.NOTHING: Matches.ALL}.get(answer, answer)

@@ -58,7 +58,15 @@ def test_it_shows_what_is_there_once_in_sync() -> None:
 
 
 def test_bench_measures_each_fault_and_tells_it_as_json() -> None:
-    command = [ROOT / "scripts" / "bench", "--output=json", "--seconds=2", "--repeat=2", "memory", "repair", "opponent"]
+    command = [
+        str(ROOT / "scripts" / "bench"),
+        "--output=json",
+        "--seconds=2",
+        "--repeat=2",
+        "memory",
+        "repair",
+        "opponent",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     results = json.loads(done.stdout)
     assert list(results) == ["memory", "repair", "opponent"]

@@ -27,6 +27,16 @@ def test_what_another_holder_claims_is_left_to_it(tmp_path: Path) -> None:
     assert new.wanted_by_others() == frozenset()  # the old one has given up its claim
 
 
+def test_what_is_claimed_can_be_seen_without_taking_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        claims.held(["a"], tmp_path)
+    first = holder(tmp_path, "a", "b")
+    for _ in range(2):
+        assert claims.held(["a", "c"], tmp_path) == {"a"}
+    assert first.wanted_by_others() == frozenset()
+    assert holder(tmp_path, "c").wanted_by_others() == frozenset()
+
+
 def test_of_many_that_clean_up_the_last_one_removes(tmp_path: Path) -> None:
     holders = [holder(tmp_path, "a") for _ in range(4)]
     assert [each.wanted_by_others() for each in holders] == [{"a"}, {"a"}, {"a"}, frozenset()]

@@ -21,6 +21,11 @@ def test_the_help_has_every_flag_in_one_line_with_its_variable_and_its_default()
         (["run", "--cleanup"], "run"),
         (["--cleanup", "run"], "run"),
         (["--port", "version"], "run"),
+        (["doctor", "--output=json"], "doctor"),
+        (["status"], "status"),
+        (["--port=1", "plan", "--cleanup"], "plan"),
+        (["cleanup", "--cleanup"], "cleanup"),
+        (["--port=1", "doctor"], "doctor"),
         (["version"], "version"),
         (["--version"], "version"),
         (["--cleanup", "version", "--port=1"], "version"),
@@ -43,7 +48,10 @@ def test_the_command(argv: list[str], command: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "faults"),
     [
-        (["verison"], ["unknown command verison: it is one of run, version, help; did you mean version?"]),
+        (
+            ["verison"],
+            [f"unknown command verison: it is one of {', '.join(flags.COMMANDS)}; did you mean version?"],
+        ),
         (
             ["10.96.0.2"],
             ["unexpected word 10.96.0.2; several addresses are separated by commas: --ip-address=10.96.0.2,10.96.0.3"],

@@ -9,11 +9,25 @@ PACKAGE = Path(__file__).parents[2] / "sidecar"
 
 FLOORS = {
     0: {"__init__", "errors", "model", "desired", "plan", "shadow", "parse", "releases", "netlink", "durations"}
-    | {"oneline", "pflag", "flags", "values", "klog", "options", "verbosity"},
+    | {"oneline", "pflag", "flags", "values", "klog", "options", "verbosity", "survey"}
+    | {"findings", "procparse", "certificate", "traverse"},
     1: {"command", "privileges", "iproute", "iptables", "backends", "lockfile", "claims", "events", "legacy_probe"}
-    | {"wakeup", "apart"},
-    2: {"reconcile", "daemon"},
-    3: {"settings", "logs", "logfiles", "run", "cli", "__main__"},
+    | {"wakeup", "apart", "procfs", "probe", "kernel", "instances"},
+    2: {"reconcile", "daemon", "looks", "check_node", "check_network", "check_use", "diagnose"},
+    3: {
+        "settings",
+        "logs",
+        "logfiles",
+        "run",
+        "inspection",
+        "clean",
+        "doctor",
+        "render",
+        "render_status",
+        "loading",
+        "answers",
+    }
+    | {"cli", "__main__"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 

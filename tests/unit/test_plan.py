@@ -25,7 +25,7 @@ from sidecar.model import (
     Rule,
     SetLinkUp,
 )
-from sidecar.plan import MARK, notices, obstacles, plan, teardown
+from sidecar.plan import MARK, notices, obstacles, plan, teardown, whole_plan
 from support.namespace import IPV4, IPV6
 
 GOAL = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
@@ -129,6 +129,23 @@ def test_from_any_half_done_plan_planning_again_reaches_the_goal(
         others = [found for other in reached.links or () for found in other.addresses if other != link]
         elsewhere = {found.cidr for found in others if not found.is_peer}
         assert not elsewhere & {address.cidr for address in goal.addresses}
+
+
+@given(goals, observations())
+def test_a_whole_plan_reaches_the_goal_without_another_look(goal: Desired, observed: Observed) -> None:
+    actions = whole_plan(goal, observed)
+    first = plan(goal, observed)
+    assert actions[: len(first)] == first
+    assert plan(goal, after(observed, actions)) == ()
+
+
+def test_a_whole_plan_takes_copies_away_before_it_moves_the_one_that_is_left() -> None:
+    goal = replace(GOAL, insert=True)
+    rule = goal.rules[3]
+    behind = Observed(
+        everything().links, {**everything().copies, rule: 3}, {rule: Hindrance("-A INPUT -j DROP", certain=True)}
+    )
+    assert whole_plan(goal, behind) == (RemoveSurplus(rule, 2), MoveToFront(rule, "-A INPUT -j DROP"))
 
 
 @given(goals, observations(), st.data())

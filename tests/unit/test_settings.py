@@ -56,6 +56,9 @@ SETTINGS = {
     "rule_position": ("append", "insert", "insert"),
     "command_timeout": (10.0, "1m", 60.0),
     "cleanup_timeout": (20.0, "25s", 25.0),
+    "output": ("text", "json", "json"),
+    "watch": (False, "true", True),
+    "dry_run": (False, "true", True),
     "v": (0, "4", 4),
     "vmodule": (Vmodule(), "reconcile=2,command=6", Vmodule((("reconcile", 2), ("command", 6)))),
     "logging_format": ("text", "json", "json"),
@@ -99,16 +102,16 @@ def test_the_defaults_are_spelled_as_they_are_shown() -> None:
 
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])
 def test_every_setting_comes_from_every_source(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    argv = []
+    argv = ["status"]  # which may have them all
     if source == "flags":
-        argv = [f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()]
+        argv += [f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()]
     elif source == "environment":
         for name, text in TEXTS.items():
             monkeypatch.setenv(f"SIDECAR_{name.upper()}", text)
     else:
         file = tmp_path / "env"
         file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, text in TEXTS.items()))
-        argv = [f"--env-file={file}"]
+        argv += [f"--env-file={file}"]
     assert without_file(load(*argv)) == {name: value for name, (_, _, value) in SETTINGS.items()}
 
 
@@ -346,8 +349,8 @@ def test_the_example_env_file_has_every_variable_with_its_default() -> None:
 
 
 def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
-    given = load(*(f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()))
-    again = load(*(f"--{name}={text}" for name, text in given.in_words().items()))
+    given = load("status", *(f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()))
+    again = load("status", *(f"--{name}={text}" for name, text in given.in_words().items()))
     assert again == given
 
 
@@ -366,3 +369,15 @@ def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
 def test_a_flag_that_does_nothing_or_more_than_one_might_think_is_a_warning(argv: list[str], warning: str) -> None:
     (line,) = warnings(REQUIRED, *argv)
     assert line.startswith(warning)
+
+
+@pytest.mark.parametrize(
+    ("argv", "fault"),
+    [
+        (["--dry-run"], "--dry-run is of the command cleanup: the command plan shows what run would do"),
+        (["run", "--watch"], "--watch is of the command status"),
+        (["doctor", "--watch"], "--watch is of the command status"),
+    ],
+)
+def test_what_belongs_to_another_command_is_not_passed_over(argv: list[str], fault: str) -> None:
+    assert faults(REQUIRED, *argv) == [fault]

@@ -1,0 +1,90 @@
+"""What a certificate says of itself: its names and when it is valid. Its DER, read as far as that needs (RFC 5280).
+
+The standard library tells these only of a certificate whose trust it has verified, which is not the question here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Final
+
+#: Tags (X.690).
+_OBJECT_IDENTIFIER: Final = 0x06
+_OCTET_STRING: Final = 0x04
+_UTC_TIME: Final = 0x17
+_GENERALIZED_TIME: Final = 0x18
+_VERSION: Final = 0xA0
+_EXTENSIONS: Final = 0xA3
+_DNS_NAME: Final = 0x82
+_IP_ADDRESS: Final = 0x87
+
+#: 2.5.29.17, as it is encoded.
+_SUBJECT_ALT_NAME: Final = bytes((0x55, 0x1D, 0x11))
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """`names` are the DNS names and IP addresses of subjectAltName; times are in UTC."""
+
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+
+
+def read(der: bytes) -> Certificate:
+    """Read a certificate; raise ValueError if it is none."""
+    try:
+        _, outer, _ = _element(der, 0)
+        fields = list(_elements(next(_elements(outer))[1]))
+        if fields[0][0] == _VERSION:
+            fields = fields[1:]
+        # serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, …
+        begin, end = (_time(tag, value) for tag, value in _elements(fields[3][1]))
+        names = [name for tag, value in fields[6:] if tag == _EXTENSIONS for name in _names(value)]
+    except (IndexError, StopIteration) as error:
+        raise ValueError("not a certificate") from error
+    return Certificate(tuple(names), begin, end)
+
+
+def _names(extensions: bytes) -> Iterator[str]:
+    for _, extension in _elements(next(_elements(extensions))[1]):
+        parts = list(_elements(extension))
+        if parts[0] != (_OBJECT_IDENTIFIER, _SUBJECT_ALT_NAME):
+            continue
+        if parts[-1][0] != _OCTET_STRING:
+            raise ValueError("not a certificate: an extension without a value")
+        for tag, value in _elements(next(_elements(parts[-1][1]))[1]):
+            if tag == _DNS_NAME:
+                yield value.decode("ascii", errors="replace")
+            elif tag == _IP_ADDRESS:
+                yield str(ip_address(value))
+
+
+def _time(tag: int, value: bytes) -> datetime:
+    text = value.decode("ascii")
+    if tag == _UTC_TIME:  # two digits: 1950 to 2049
+        text = ("19" if text[:2] >= "50" else "20") + text
+    elif tag != _GENERALIZED_TIME:
+        raise ValueError("not a certificate: its validity is no time")
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        tag, value, at = _element(data, at)
+        yield tag, value
+
+
+def _element(data: bytes, at: int) -> tuple[int, bytes, int]:
+    """Return tag, value, and where the next one begins."""
+    tag, length = data[at], data[at + 1]
+    at += 2
+    if length & 0x80:  # so many bytes have the length
+        size = length & 0x7F
+        length = int.from_bytes(data[at : at + size])
+        at += size
+    if at + length > len(data):
+        raise ValueError("not a certificate: it is cut short")
+    return tag, data[at : at + length], at + length

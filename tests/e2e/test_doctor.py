@@ -1,0 +1,647 @@
+"""doctor, as the installed program on real nodes: broken ones, each in one way, and healthy ones."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import pytest
+
+from support import proxy
+from support.namespace import Namespace
+from support.program import PROGRAM, Sidecar
+
+Start: TypeAlias = Callable[..., Sidecar]
+
+NODES: Final = Path(__file__).parent / "nodes"
+
+WANTED: Final = ("--ip-address=10.96.0.2", "--setup-iptables")
+WITHOUT_RULES: Final = ("--ip-address=10.96.0.2",)
+ON_LINK: Final = (*WANTED, "--interface=link0")
+
+LINKS: Final = "ip link add link0 type veth peer name link1; ip link set link1 up; ip link set link0 up"
+
+IS_ROOT: Final = os.geteuid() == 0
+
+
+@dataclass
+class Node:
+    """A node in sync, with a proxy behind the address."""
+
+    namespace: Namespace
+    backend: str
+    certificate: Path
+    processes: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def sh(self, script: str) -> None:
+        """Run a script; $ipt is the backend's iptables, $other that of the other one."""
+        other = "legacy" if self.backend == "nft" else "nft"
+        names = f"ipt=iptables-{self.backend}; other=iptables-{other}; set -e\n"
+        self.namespace.run("sh", "-c", names + script)
+
+    def listen(self, address: str = "10.96.0.2", port: int = 443, way: str = "tls") -> None:
+        arguments = [address, str(port), way, *([str(self.certificate)] if way == "tls" else [])]
+        process = self.namespace.start(sys.executable, proxy.__file__, *arguments)
+        self.processes.append(process)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+
+    def stop_listening(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+        self.processes.clear()
+
+
+@dataclass
+class Report:
+    exit: int
+    findings: list[dict[str, Any]]
+
+    def having(self, level: str, topic: str, text: str = "") -> list[dict[str, Any]]:
+        """Return the findings of this level and topic that have the pattern in them."""
+        return [
+            each
+            for each in self.findings
+            if (each["level"], each["topic"]) == (level, topic) and re.search(text, each["found"])
+        ]
+
+    def alarms(self) -> list[str]:
+        return [f"{each['topic']}: {each['found']}" for each in self.findings if each["level"] in ("fault", "warning")]
+
+
+def run(
+    namespace: Namespace, *flags: str, prefix: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    process = namespace.start(*prefix, str(PROGRAM), "doctor", *flags, env=env)
+    stdout, stderr = process.communicate(timeout=60)
+    assert stderr == ""
+    return subprocess.CompletedProcess(flags, process.returncode, stdout, stderr)
+
+
+def doctor(
+    namespace: Namespace, *flags: str, prefix: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+) -> Report:
+    done = run(namespace, *flags, "--output=json", prefix=prefix, env=env)
+    shown = json.loads(done.stdout)
+    assert shown["exit"] == done.returncode
+    return Report(done.returncode, shown["findings"])
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl here to make a certificate with")
+    return proxy.make_certificate(tmp_path_factory.mktemp("tls") / "pem")
+
+
+@pytest.fixture
+def node_with(namespace: Namespace, start: Start, certificate: Path) -> Iterator[Callable[..., Node]]:
+    """Return what makes a node in sync; the first argument is run before it."""
+    with contextlib.ExitStack() as stack:
+
+        def made(before: str, backend: str, *flags: str) -> Node:
+            node = Node(namespace, backend, certificate)
+            stack.callback(node.stop_listening)
+            node.sh(before)
+            assert start(*flags, f"--iptables-backend={backend}", "--daemon=false").end() == 0
+            node.listen()
+            return node
+
+        yield made
+
+
+# Broken nodes
+
+
+@dataclass(frozen=True)
+class Broken:
+    name: str
+    how: str
+    level: str
+    topic: str
+    says: str
+    exit: int = 1
+    flags: tuple[str, ...] = WANTED
+    before: str = ""
+    fixed_by_commands: bool = True
+    still: str = ""
+    """What is told once that is done."""
+
+    both: bool = False
+    root: str = ""
+    """Why it is for root only."""
+
+
+OURS: Final = {
+    "NOTRACK": "-t raw {} OUTPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK",
+    "INPUT": "-t filter {} INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT",
+}
+DNAT: Final = "-d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 192.0.2.1:6443"
+CATCH: Final = (
+    "ip rule add priority 100 lookup local; ip rule delete priority 0; "
+    "ip rule add priority 50 to 10.96.0.2 lookup 77; ip route add 10.96.0.2/32 dev link0 table 77"
+)
+SEES_LEGACY: Final = "which legacy tables there are, only root of the node can read"
+
+NODES_THAT_ARE_BROKEN: Final = (
+    Broken("interface down", "ip link set link0 down", "fault", "interface", "^link0 is down", flags=ON_LINK,
+           before=LINKS),
+    Broken("lo down", "ip link set lo down", "fault", "interface", "^lo is down"),
+    Broken("address missing", "ip address delete 10.96.0.2/32 dev lo", "fault", "address", "is not on lo$"),
+    Broken("address elsewhere", "ip address delete 10.96.0.2/32 dev lo; ip address add 10.96.0.2/32 dev link0",
+           "fault", "address", "is not on lo; it is on link0$", before=LINKS,
+           still="10.96.0.2/32 is on link0 as well"),
+    Broken("address twice", "ip address add 10.96.0.2/32 dev link0", "warning", "address", "is on link0 as well", 0,
+           before=LINKS),
+    Broken("scope", "ip address delete 10.96.0.2/32 dev lo; ip address add 10.96.0.2/32 dev lo scope global",
+           "warning", "address", "has the scope global, and not host", 0),
+    Broken("route", CATCH, "fault", "route", "does not stay on this node: unicast dev link0 table 77", before=LINKS),
+    Broken("unreachable", "ip rule add priority 100 lookup local; ip rule delete priority 0; "
+           "ip rule add priority 50 lookup 77; ip route add unreachable 10.96.0.0/16 table 77",
+           "fault", "route", "^10.96.0.2 cannot be reached: .*No route to host"),
+    Broken("rule missing", f"$ipt {OURS['NOTRACK'].format('-D')}", "fault", "rules", "^missing: -t raw -A OUTPUT -d",
+           both=True),
+    Broken("table flushed", "$ipt -t filter -F", "fault", "rules", "^missing: -t filter", both=True),
+    Broken("copies", f"for i in 1 2; do $ipt {OURS['INPUT'].format('-A')}; done", "warning", "rules",
+           "^3 copies: -t filter -A INPUT", 0, both=True),
+    Broken("dropped", "$ipt -I INPUT -p tcp -m multiport --dports 80,443 -j DROP", "fault", "rules",
+           "^without effect behind `-A INPUT -p tcp -m multiport --dports 80,443 -j DROP`: -t filter", both=True),
+    Broken("replies dropped", "$ipt -I OUTPUT -s 10.96.0.0/16 -p tcp --sport 443 -j REJECT", "fault", "rules",
+           "^without effect behind `-A OUTPUT -s 10.96.0.0/16 -p tcp -m tcp --sport 443 -j REJECT", both=True),
+    Broken("tracked all the same", "$ipt -t raw -I PREROUTING -j ACCEPT", "warning", "rules",
+           "^without effect behind `-A PREROUTING -j ACCEPT`", 0, both=True),
+    Broken("dropped in a chain of others", "$ipt -N POLICY; $ipt -I INPUT -j POLICY; "
+           "$ipt -A POLICY -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP",
+           "warning", "policies", "^`-A POLICY .* drops untracked traffic to 10.96.0.2, before our rule in INPUT",
+           fixed_by_commands=False, both=True),
+    Broken("dropped without rules of ours", "$ipt -N HARD; $ipt -A INPUT -j HARD; $ipt -A HARD -j DROP",
+           "fault", "policies", "^`-A HARD -j DROP` drops traffic to 10.96.0.2", flags=WITHOUT_RULES,
+           fixed_by_commands=False),
+    Broken("no connection", "$ipt -I INPUT -p tcp -j DROP", "fault", "connect", "no answer within 1s",
+           fixed_by_commands=False),
+    Broken("refused", "$ipt -I INPUT -i lo -p tcp --dport 443 -j REJECT --reject-with tcp-reset", "fault", "connect",
+           "Connection refused", fixed_by_commands=False),
+    Broken("rules in nft as well", f"$other {OURS['INPUT'].format('-A')}", "warning", "backend",
+           "rules of ours are in the other backend", 0, both=True, root=SEES_LEGACY),
+    Broken("DNAT", f"$ipt -t nat -A OUTPUT {DNAT}", "fault", "taken", "^`-A OUTPUT .* in nat takes what goes to",
+           flags=WITHOUT_RULES, both=True, root=SEES_LEGACY),
+    Broken("DNAT in a chain",
+           f"$ipt -t nat -N SERVICES; $ipt -t nat -A PREROUTING -j SERVICES; $ipt -t nat -A SERVICES {DNAT}",
+           "fault", "taken", "^`-A SERVICES .* in nat takes what goes to", flags=WITHOUT_RULES),
+    Broken("a Service has the address",
+           f"iptables-nft-restore --noflush < {NODES / 'kube-proxy.rules'}; $ipt -t nat -I KUBE-SERVICES -p tcp "
+           "-d 10.96.0.2/32 -m comment --comment 'x/y:https cluster IP' --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y",
+           "fault", "taken", "^`-A KUBE-SEP-ZQ5AX2CXSKPRG3QW .* in nat takes what goes to 10.96.0.2:443",
+           flags=WITHOUT_RULES, fixed_by_commands=False),
+    Broken("DNAT perhaps",
+           "$ipt -t nat -A PREROUTING ! -i docker0 -p tcp --dport 443 -j DNAT --to-destination 172.17.0.2",
+           "warning", "taken", "^`-A PREROUTING .* in nat may take what goes to", 0, flags=WITHOUT_RULES),
+)  # fmt: skip
+
+CASES: Final = [
+    pytest.param(
+        each,
+        backend,
+        id=f"{each.name}-{backend}",
+        marks=pytest.mark.skipif(bool(each.root) and not IS_ROOT, reason=each.root),
+    )
+    for each in NODES_THAT_ARE_BROKEN
+    for backend in ("nft", "legacy")
+    if each.both or backend == "nft"
+]
+
+
+@pytest.mark.parametrize(("broken", "backend"), CASES)
+def test_a_broken_node_is_named_and_the_commands_mend_it(
+    node_with: Callable[..., Node], broken: Broken, backend: str
+) -> None:
+    node = node_with(broken.before, backend, *broken.flags)
+    flags = (*broken.flags, f"--iptables-backend={backend}")
+    healthy = doctor(node.namespace, *flags)
+    assert (healthy.alarms(), healthy.exit) == ([], 0)
+    node.sh(broken.how)
+    report = doctor(node.namespace, *flags)
+    found = report.having(broken.level, broken.topic, broken.says)
+    assert found, report.alarms()
+    assert report.exit == broken.exit
+    assert all(each["commands"] or each["remedy"] for each in found)
+    if broken.fixed_by_commands:
+        for each in found:
+            node.sh("\n".join(each["commands"]))
+        mended = doctor(node.namespace, *flags)
+        assert (mended.alarms(), mended.exit) == ([f"{broken.topic}: {broken.still}"] if broken.still else [], 0)
+
+
+def test_an_ipv6_address_that_is_tentative(node_with: Callable[..., Node]) -> None:
+    before = f"{LINKS}; ip link set link1 down; echo 1 > /proc/sys/net/ipv6/conf/link0/accept_dad"
+    node = node_with(before, "nft", *WANTED)
+    node.sh("ip address add fd00:10:96::2/128 dev link0")
+    report = doctor(node.namespace, "--ip-address=fd00:10:96::2", "--interface=link0")
+    (found,) = report.having("fault", "address", "is tentative")
+    node.sh("\n".join(found["commands"]))
+    report = doctor(node.namespace, "--ip-address=fd00:10:96::2", "--interface=link0")
+    assert not report.having("fault", "address")
+
+
+def test_an_ipv6_address_that_another_host_has(namespace: Namespace) -> None:
+    """The other end of the link stands in for the other host."""
+    namespace.run("sh", "-c", f"{LINKS}; sleep 1.5; echo 1 > /proc/sys/net/ipv6/conf/link0/accept_dad")
+    namespace.run("ip", "address", "add", "fd00:10:96::2/128", "dev", "link1", "nodad")
+    namespace.run("ip", "address", "add", "fd00:10:96::2/128", "dev", "link0")
+    for _ in range(50):
+        if "dadfailed" in namespace.run("ip", "address", "show", "dev", "link0"):
+            break
+        time.sleep(0.1)
+    report = doctor(namespace, "--ip-address=fd00:10:96::2", "--interface=link0")
+    (found,) = report.having("fault", "address", "another host on the link has fd00:10:96::2/128 on link0")
+    assert found["remedy"] == "remove it on the other host first"
+    assert report.having("warning", "address", "is on link1 as well")
+
+
+def test_nothing_listens(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    node.stop_listening()
+    node.listen("127.0.0.1")
+    node.listen("10.96.0.2", 8443)
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("fault", "listener", "nothing listens on 10.96.0.2:443")
+    assert report.alarms() == ["listener: nothing listens on 10.96.0.2:443"]
+    assert report.exit == 1
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_a_listener_on_all_addresses_counts(node_with: Callable[..., Node], address: str) -> None:
+    node = node_with("", "nft", *WANTED)
+    node.stop_listening()
+    node.listen(address)
+    assert doctor(node.namespace, *WANTED).alarms() == []
+
+
+@pytest.mark.parametrize(("way", "says"), [("plain", "wrong version number|record layer"), ("silent", "no answer")])
+def test_a_listener_that_does_not_speak_tls(node_with: Callable[..., Node], way: str, says: str) -> None:
+    node = node_with("", "nft", *WANTED)
+    node.stop_listening()
+    node.listen(way=way)
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("warning", "tls", f"does not speak TLS, as an API server would: .*({says})")
+    assert report.exit == 0
+
+
+@pytest.mark.parametrize(("years", "says"), [(-3, "has expired"), (3, "is not valid before")])
+def test_a_certificate_that_is_not_valid_now(
+    node_with: Callable[..., Node], tmp_path: Path, years: int, says: str
+) -> None:
+    node = node_with("", "nft", *WANTED)
+    node.stop_listening()
+    node.certificate = proxy.make_certificate(tmp_path / "pem", years=years)
+    node.listen()
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("fault", "tls", says)
+    assert report.exit == 1
+
+
+def test_the_names_of_the_certificate_are_told(node_with: Callable[..., Node], tmp_path: Path) -> None:
+    node = node_with("", "nft", *WANTED)
+    node.stop_listening()
+    node.certificate = proxy.make_certificate(tmp_path / "pem", names="DNS:api.example.org")
+    node.listen()
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("ok", "tls", "certificate for api.example.org, until .*; its trust was not verified")
+    assert report.having("note", "tls", "is not for 10.96.0.2")
+    assert report.alarms() == []
+
+
+def test_who_holds_the_lock(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "legacy", *WANTED)
+    with node.namespace.lock_held(8):
+        report = doctor(node.namespace, *WANTED, "--iptables-backend=legacy")
+    (found,) = report.having("warning", "lock", r"/run/xtables.lock is held by pid \d+ \((flock|sleep|sh)\)")
+    assert found["remedy"].endswith(f"kill {found['facts']['pid']}")
+    assert report.having("unknown", "rules", "could not be looked at")
+    assert report.having("unknown", "taken", "as told above")
+    assert report.exit == 1
+
+
+def test_a_lock_that_is_a_directory(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "legacy", *WANTED)
+    node.sh("rm /run/xtables.lock; mkdir /run/xtables.lock")
+    report = doctor(node.namespace, *WANTED, "--iptables-backend=legacy")
+    assert report.having("fault", "lock", "is a directory")
+    assert report.exit == 3
+    report = doctor(node.namespace, *WANTED, "--iptables-backend=nft")
+    assert report.having("warning", "lock", "is a directory")
+    assert report.exit == 1
+
+
+def test_connections_that_were_tracked_before_the_rules_came(
+    namespace: Namespace, start: Start, certificate: Path
+) -> None:
+    if not IS_ROOT:
+        pytest.skip("the tracked connections are for root of the node only")
+    node = Node(namespace, "nft", certificate)
+    node.sh("$ipt -A INPUT -m conntrack --ctstate INVALID -j LOG; ip address add 10.96.0.2/32 dev lo scope host")
+    node.listen(way="silent")
+    connect = "import socket; s = socket.create_connection(('10.96.0.2', 443)); print('ready', flush=True); input()"
+    client = namespace.start("sh", "-c", f'exec {sys.executable} -c "{connect}" < /dev/zero')
+    assert client.stdout
+    assert client.stdout.readline() == "ready\n"
+    report = doctor(namespace, *WITHOUT_RULES)
+    assert report.having("note", "conntrack", "connections to 10.96.0.2:443 are tracked: without --setup-iptables")
+    assert start(*WANTED, "--daemon=false").end() == 0
+    report = doctor(namespace, *WANTED)
+    (found,) = report.having("warning", "conntrack", "are tracked, though our rules should keep them out")
+    assert found["commands"] == ["conntrack -D -p tcp -d 10.96.0.2 --dport 443"]
+    client.kill()
+    client.communicate()
+    node.stop_listening()
+
+
+def test_an_interface_that_is_missing(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    report = doctor(node.namespace, *ON_LINK, "--create-interface=false")
+    assert report.having("fault", "interface", "^link0 does not exist$")
+    assert report.exit == 1
+    report = doctor(node.namespace, *ON_LINK)
+    (found,) = report.having("fault", "interface", "^link0 does not exist$")
+    assert "ip -batch -" in found["commands"][0]
+    has_dummy = not report.having("fault", "kernel", "does not have links of the kind dummy")
+    assert report.exit == (1 if has_dummy else 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "manager"),
+    [
+        ("systemd/netif/links", "ADMIN_STATE=configured\nOPER_STATE=routable\n", "systemd-networkd"),
+        ("NetworkManager/devices", "[device]\nmanaged=true\nnm-owned=false\n", "NetworkManager"),
+    ],
+)
+def test_an_interface_that_somebody_manages(
+    node_with: Callable[..., Node], file: str, content: str, manager: str
+) -> None:
+    node = node_with(LINKS, "nft", *ON_LINK)
+    index = node.namespace.run("ip", "-oneline", "link", "show", "dev", "link0").split(":")[0]
+    node.sh(f"mkdir -p /run/{file}; printf '{content}' > /run/{file}/{index}")
+    report = doctor(node.namespace, *ON_LINK)
+    assert report.having("note", "interface", f"link0 is managed by {manager}")
+    assert report.alarms() == []
+
+
+def sees_others(report: Report) -> bool:
+    """Whether an ordinary user cannot tell, as other users run this program on this machine."""
+    return not IS_ROOT and bool(report.having("unknown", "instances", "only root can see its network"))
+
+
+def test_instances_that_agree_and_that_contradict(node_with: Callable[..., Node], start: Start) -> None:
+    node = node_with("", "nft", *WANTED)
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("note", "instances", "no instance is running for 10.96.0.2") or sees_others(report)
+    daemon = start(*WANTED)
+    daemon.wait_for("in sync: ")
+    report = doctor(node.namespace, *WANTED)
+    (found,) = report.having("ok", "instances", r"pid \d+ \(this program\) holds 10.96.0.2")
+    assert found["facts"]["pid"] == daemon.process.pid
+    assert report.alarms() == []
+    report = doctor(node.namespace, *WANTED, "--port=8443")
+    assert report.having("warning", "instances", "with --port=443; this look is for --interface=lo --port=8443")
+    assert daemon.stop() == 0
+
+
+def test_an_instance_that_is_configured_by_variables(node_with: Callable[..., Node], start: Start) -> None:
+    node = node_with("", "nft", *WANTED)
+    daemon = start(SIDECAR_IP_ADDRESS="10.96.0.9, 10.96.0.2", SIDECAR_INTERFACE="lo", SIDECAR_PORT="9443")
+    daemon.wait_for("in sync: ")
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("warning", "instances", "holds 10.96.0.2 with --port=9443")
+    assert daemon.stop() == 0
+
+
+def test_the_go_sidecar(node_with: Callable[..., Node], tmp_path: Path) -> None:
+    node = node_with("", "nft", *WANTED)
+    binary = tmp_path / "apiserver-proxy-sidecar"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", binary)  # its name is what tells
+    process = node.namespace.start(str(binary), "60")
+    report = doctor(node.namespace, *WANTED)
+    process.kill()
+    process.communicate()
+    (found,) = report.having("note", "instances", r"not Python: the Go sidecar\?")
+    assert found["facts"]["pid"] == process.pid
+
+
+def test_from_within_a_container(node_with: Callable[..., Node], start: Start) -> None:
+    """With the node's network, but processes of its own."""
+    in_container = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    node = node_with("", "nft", *WANTED)
+    node.sh("rm -rf /run/apiserver-proxy-sidecar")
+    report = doctor(node.namespace, *WANTED, prefix=in_container)
+    assert report.having("ok", "listener", "on 10.96.0.2:443 listens a process that cannot be seen from here")
+    assert report.having("unknown", "instances", "only the processes of this container can be seen")
+    assert report.alarms() == []
+    daemon = start(*WANTED)
+    daemon.wait_for("in sync: ")
+    report = doctor(node.namespace, *WANTED, prefix=in_container)
+    assert report.having("ok", "instances", "an instance that cannot be seen from here holds 10.96.0.2")
+    assert daemon.stop() == 0
+
+
+def test_nobody_repairs_a_node_that_is_broken(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    node.sh("ip address delete 10.96.0.2/32 dev lo")
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("warning", "instances", "no instance is running") or sees_others(report)
+
+
+# What the node lacks, and what cannot be seen
+
+
+def test_without_the_capability(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    report = doctor(node.namespace, *WANTED, prefix=without)
+    (found,) = report.having("fault", "privileges", "CAP_NET_ADMIN is missing")
+    assert "add NET_ADMIN to the container's capabilities" in found["remedy"]
+    assert report.having("unknown", "rules", "could not be looked at")
+    assert report.having("ok", "address", "10.96.0.2/32 on lo")
+    assert report.exit == 3
+
+
+def test_without_what_legacy_needs_besides(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "legacy", *WANTED)
+    without = ("setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw")
+    report = doctor(node.namespace, *WANTED, "--iptables-backend=legacy", prefix=without)
+    assert report.having("fault", "privileges", "CAP_NET_RAW is missing: rules of the legacy backend need it")
+    assert report.exit == 3
+
+
+def test_as_an_ordinary_user(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    user = ("--reuid=65534", "--regid=65534", "--clear-groups") if IS_ROOT else ()
+    nobody = ("setpriv", *user, "--inh-caps=-all", "--bounding-set=-all")
+    if subprocess.run(
+        [*node.namespace.prefix, *nobody, PROGRAM, "version"], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("another user cannot read this program")
+    done = run(node.namespace, *WANTED, prefix=nobody)
+    assert "Traceback" not in done.stdout
+    assert done.returncode == 3
+    lines = done.stdout.splitlines()
+    assert re.match(r"1 fault, .*unknown; first: privileges: CAP_NET_ADMIN is missing", lines[0])
+    unseen = {line.split()[1] for line in lines if line.startswith("?")}
+    assert unseen >= {"backend", "rules", "taken", "policies"}
+    assert ("conntrack" in unseen) or not Path("/proc/net/nf_conntrack").exists()
+
+
+@pytest.mark.parametrize("missing", ["ip", "iptables-nft", "iptables-nft-restore"])
+def test_a_command_that_is_missing(namespace: Namespace, tmp_path: Path, missing: str) -> None:
+    namespace.run("sh", "-c", "cp $(readlink -f $(command -v ip)) /run/ip && cp -dR /usr/sbin /run/")
+    namespace.run("mount", "--bind", "/dev/null", namespace.run("readlink", "-f", "/usr/bin/ip").strip())
+    namespace.run("mount", "-t", "tmpfs", "tmpfs", "/usr/sbin")
+    for name in ("iptables-nft", "iptables-nft-restore"):
+        if name != missing:
+            (tmp_path / name).symlink_to("/run/sbin/xtables-nft-multi")
+    if missing != "ip":
+        (tmp_path / "ip").symlink_to("/run/ip")
+    prefix = ("/usr/bin/env", f"PATH={tmp_path}")
+    report = doctor(namespace, *WANTED, "--iptables-backend=nft", prefix=prefix)
+    (found,) = report.having("fault", "commands", f"^{missing} is not installed$")
+    assert found["remedy"].startswith("apt-get install")
+    assert report.exit == 3
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
+    """Put a shell script in the place of a command; return the environment in which it is found first."""
+
+    def fake(name: str, script: str) -> dict[str, str]:
+        real = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
+        path.chmod(0o755)
+        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    return fake
+
+
+def test_a_release_that_is_known_to_be_bad(
+    node_with: Callable[..., Node], fake: Callable[[str, str], dict[str, str]]
+) -> None:
+    node = node_with("", "nft", *WANTED)
+    env = fake(
+        "iptables-nft", 'case "$*" in *--version*) echo "iptables v1.8.10 (nf_tables)";; *) exec $real "$@";; esac'
+    )
+    report = doctor(node.namespace, *WANTED, "--iptables-backend=nft", env=env)
+    assert report.having("warning", "backend", r"iptables-nft 1\.8\.10: its -C does not find rules")
+    assert report.exit == 0
+
+
+def test_what_hangs_or_talks_nonsense_is_unknown_and_the_rest_goes_on(
+    node_with: Callable[..., Node], fake: Callable[[str, str], dict[str, str]]
+) -> None:
+    node = node_with("", "nft", *WANTED)
+    flags = (*WANTED, "--iptables-backend=nft", "--command-timeout=1500ms", "--iptables-wait=1s")
+    report = doctor(node.namespace, *flags, env=fake("ip", "sleep 5"))
+    assert report.having("unknown", "address", "was killed after 1.5s")
+    assert report.having("ok", "rules", "5 of 5")
+    assert report.exit == 1
+    report = doctor(node.namespace, *flags, env=fake("ip", "echo nonsense"))
+    assert report.having("unknown", "interface", "cannot be understood")
+    assert report.exit == 1
+
+
+# Healthy nodes
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("rules", sorted(path.stem for path in NODES.glob("*.rules")))
+def test_no_false_alarm_with_rules_of_others(node_with: Callable[..., Node], rules: str, backend: str) -> None:
+    flags = (*WANTED, *(["--rule-position=insert"] if rules == "firewalld" else []), f"--iptables-backend={backend}")
+    restore = f"iptables-{backend}-restore --noflush < {NODES / f'{rules}.rules'}"
+    for before, after in ((restore, "true"), ("true", restore)):
+        node = node_with(before, backend, *flags)
+        node.sh(after)
+        for each in (flags, WITHOUT_RULES if rules != "firewalld" else flags):
+            report = doctor(node.namespace, *each, f"--iptables-backend={backend}")
+            assert (report.alarms(), report.exit) == ([], 0)
+        node.stop_listening()
+        node.sh("for t in raw nat filter; do $ipt -t $t -F; $ipt -t $t -X; done; ip address delete 10.96.0.2/32 dev lo")
+
+
+def test_calicos_chains_are_told(node_with: Callable[..., Node]) -> None:
+    node = node_with(f"iptables-nft-restore --noflush < {NODES / 'calico.rules'}", "nft", *WANTED)
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("note", "policies", "Calico has policy chains")
+
+
+def test_untracked_traffic_is_not_taken_by_nat(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    node.sh(f"$ipt -t nat -A OUTPUT {DNAT}")
+    report = doctor(node.namespace, *WANTED)
+    assert report.having("note", "taken", "but for our NOTRACK rules")
+    assert report.alarms() == []
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_both_families(node_with: Callable[..., Node], backend: str) -> None:
+    flags = ("--ip-address=10.96.0.2,fd00:10:96::2", "--setup-iptables", f"--iptables-backend={backend}")
+    node = node_with("", backend, *flags)
+    node.listen("fd00:10:96::2")
+    report = doctor(node.namespace, *flags)
+    assert (report.alarms(), report.exit) == ([], 0)
+    assert report.having("ok", "rules", "5 of 5 IPv6 rules")
+    assert report.having("ok", "connect", r"^\[fd00:10:96::2\]:443 answers")
+
+
+def test_it_changes_nothing(namespace: Namespace) -> None:
+    def state() -> tuple[str, ...]:
+        looks = ("ip -details address", "nft list ruleset", "ls -lR /run", "ip rule", "ip route show table all")
+        tables = "cat /proc/net/ip_tables_names || true"  # for root of the node only
+        return tuple(namespace.run("sh", "-c", look) for look in (*looks, tables))
+
+    before = state()
+    for backend in ("auto", "nft", "legacy") if IS_ROOT else ("auto", "nft"):
+        doctor(namespace, *WANTED, f"--iptables-backend={backend}")
+        assert state() == before
+
+
+# The edge
+
+
+def test_text_for_a_person(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    done = run(node.namespace, *WANTED)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "nothing wrong found" or re.fullmatch(r"nothing wrong found, \d unknown", lines[0])
+    assert {line[0] for line in lines[1:]} <= {"✓", "·", " ", "?"}
+    assert "\x1b" not in done.stdout
+    assert max(map(len, lines)) <= 100
+    node.sh(f"$ipt {OURS['NOTRACK'].format('-D')}")
+    done = run(node.namespace, *WANTED, env={"PYTHONIOENCODING": "ascii"})
+    assert "\nX rules       missing: -t raw -A OUTPUT" in done.stdout
+    assert done.stdout.startswith("1 fault")
+
+
+def test_what_is_wrong_with_its_flags(namespace: Namespace) -> None:
+    process = namespace.start(str(PROGRAM), "doctor", "--port=0", "--output=xml")
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (2, "")
+    assert "--ip-address or SIDECAR_IP_ADDRESS is required" in stderr
+    assert "--output=xml: unknown: write one of text, json" in stderr
+
+
+def test_an_unknown_variable_is_a_warning(namespace: Namespace) -> None:
+    report = doctor(namespace, *WANTED, env={"SIDECAR_PROT": "1"})
+    assert report.having("warning", "settings", "variable SIDECAR_PROT is not known")
+
+
+def test_a_verbose_look_shows_the_commands(namespace: Namespace) -> None:
+    process = namespace.start(str(PROGRAM), "doctor", *WANTED, "-v=4")
+    _, stderr = process.communicate()
+    assert "`ip -json -details address show` exited with 0" in stderr

@@ -1,0 +1,370 @@
+"""status, plan and cleanup, as installed: what they print, that it is true, and that following it helps."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastjsonschema
+import pytest
+
+from support.namespace import Namespace
+from support.program import PROGRAM, Sidecar
+
+FLAGS = ("--ip-address=10.96.0.2", "--setup-iptables")
+ROOT = Path(__file__).parents[2]
+CIDR = "10.96.0.2/32"
+LOCAL = "-s 10.96.0.2/32 -p tcp -m tcp --sport 443"
+INPUT = "-d 10.96.0.2/32 -p tcp -m tcp --dport 443"
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    code: int
+
+    @property
+    def first(self) -> str:
+        return self.text.splitlines()[0]
+
+    def json(self) -> Any:  # noqa: ANN401 - JSON is anything
+        return json.loads(self.text)
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(namespace: Namespace) -> Ask:
+    """Run a command of the program in the namespace; nothing may be said on standard error."""
+
+    def ask(*argv: str, stderr: str = "", prefix: Sequence[str] = (), env: dict[str, str] | None = None) -> Answer:
+        process = namespace.start(*prefix, str(PROGRAM), *argv, env=env)
+        out, err = process.communicate(timeout=30)
+        assert "Traceback" not in out + err
+        assert re.search(stderr, err) if stderr else err == ""
+        return Answer(out, process.returncode)
+
+    return ask
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def state(namespace: Namespace) -> object:
+    links = namespace.run("ip", "-details", "address")
+    tables = namespace.run("cat", "/proc/net/ip_tables_names", check=False)
+    nft = namespace.run("nft", "list", "ruleset")
+    saved = [namespace.run("iptables-legacy-save", "-t", table) for table in tables.split()]
+    legacy = [line for text in saved for line in text.splitlines() if not line.startswith("#")]  # but for the time
+    return links, tables, nft, legacy, sorted(namespace.run("find", "/run").splitlines())
+
+
+#: How a node in sync is broken → what `status` says first, and of what.
+BROKEN: dict[str, tuple[Sequence[str], str, str]] = {
+    "address deleted": (["ip address delete 10.96.0.2/32 dev lo"], "1 missing, of 7", "missing    10.96.0.2/32 on lo"),
+    "address elsewhere": (
+        [
+            "ip address delete 10.96.0.2/32 dev lo",
+            "ip link add v0 type veth peer v1",
+            "ip address add 10.96.0.2/32 dev v0",
+        ],
+        "1 on another interface, of 7",
+        "elsewhere  10.96.0.2/32 on lo (it is on v0)",
+    ),
+    "link down": (["ip link set lo down"], "1 down, of 7", "down       interface lo"),
+    "rule deleted": ([f"iptables-B -D INPUT {INPUT} -j ACCEPT"], "1 missing, of 7", "missing    -t filter -A INPUT"),
+    "a table flushed": (["iptables-B -t raw -F"], "3 missing, of 7", "missing    -t raw -A PREROUTING"),
+    "all flushed": (["iptables-B -t raw -F", "iptables-B -F"], "5 missing, of 7", "missing    -t filter -A OUTPUT"),
+    "copies": (
+        [f"iptables-B -A OUTPUT {LOCAL} -j ACCEPT"] * 2,
+        "1 with copies, of 7",
+        "3 copies   -t filter -A OUTPUT",
+    ),
+    "hundreds of copies": (
+        [
+            "for i in $(seq 250); do echo '-A INPUT " + INPUT + " -j ACCEPT'; done | sed '1i*filter' | sed '$aCOMMIT' "
+            "| iptables-B-restore --noflush"
+        ],
+        "1 with copies, of 7",
+        "251 copies -t filter -A INPUT",
+    ),
+    "all of it": (
+        ["ip address delete 10.96.0.2/32 dev lo", "iptables-B -F", f"iptables-B -t raw -A OUTPUT {LOCAL} -j NOTRACK"],
+        "3 missing, 1 with copies, of 7",
+        "2 copies   -t raw -A OUTPUT",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_node_is_told_and_the_plan_mends_it(
+    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar], backend: str, how: str
+) -> None:
+    flags = (*FLAGS, f"--iptables-backend={backend}")
+    assert start(*flags, "--daemon=false").end() == 0
+    faults, first, line = BROKEN[how]
+    for fault in faults:
+        namespace.run("sh", "-c", fault.replace("iptables-B", f"iptables-{backend}"))
+    broken = state(namespace)
+    answer = ask("status", *flags)
+    assert answer.first.startswith(f"{first}; first ")
+    assert line in answer.text
+    assert answer.code == 1
+    assert max(map(len, answer.text.splitlines())) <= 100
+    plan = ask("plan", *flags)
+    assert plan.code == 1
+    assert state(namespace) == broken  # to look changes nothing
+    namespace.run("sh", "-e", "-c", plan.text)
+    healthy = ask("status", *flags)
+    assert (healthy.first, healthy.code) == ("in sync: 10.96.0.2/32 on lo, 5 rules", 0)
+    done = ask("plan", *flags)
+    assert (done.text, done.code) == ("# in sync: nothing to do\n", 0)
+
+
+def test_the_plan_is_what_run_does(namespace: Namespace, ask: Ask, start: Callable[..., Sidecar], backend: str) -> None:
+    flags = (*FLAGS, "--ip-address=fd00::2", f"--iptables-backend={backend}", "--rule-position=insert")
+    namespace.run(f"iptables-{backend}", "-A", "OUTPUT", "-j", "DROP")
+    namespace.run(f"iptables-{backend}", "-A", "OUTPUT", *LOCAL.split(), "-j", "ACCEPT")
+    planned = ask("plan", *flags).text
+    assert f"-D OUTPUT {LOCAL}" in planned  # it is moved to the front
+    namespace.run("sh", "-e", "-c", planned)
+    by_plan = namespace.rules(backend), namespace.rules(backend, 6), namespace.addresses()
+    with Namespace() as other:
+        other.run(f"iptables-{backend}", "-A", "OUTPUT", "-j", "DROP")
+        other.run(f"iptables-{backend}", "-A", "OUTPUT", *LOCAL.split(), "-j", "ACCEPT")
+        process = other.start(str(PROGRAM), *flags, "--daemon=false")
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert (other.rules(backend), other.rules(backend, 6), other.addresses()) == by_plan
+    assert start(*flags, "--daemon=false").end() == 0
+
+
+def test_a_plan_goes_to_the_end(namespace: Namespace, ask: Ask) -> None:
+    """A duplicate goes once the address works where it belongs: that takes a second pass, and one plan."""
+    namespace.run("ip", "link", "add", "v0", "type", "veth", "peer", "v1")
+    namespace.run("ip", "address", "add", CIDR, "dev", "v0")
+    plan = ask("plan", "--ip-address=10.96.0.2", "--remove-duplicates")
+    assert plan.text.splitlines() == [
+        "ip address add 10.96.0.2/32 dev lo scope host",
+        "ip address delete 10.96.0.2/32 dev v0",
+    ]
+    namespace.run("sh", "-e", "-c", plan.text)
+    assert ask("plan", "--ip-address=10.96.0.2", "--remove-duplicates").code == 0
+
+
+def test_a_plan_makes_an_interface(namespace: Namespace, ask: Ask) -> None:
+    plan = ask("plan", "--ip-address=10.96.0.2", "--interface=proxy0")
+    create, add = plan.text.splitlines()
+    lines = r"link add name proxy0 type dummy\nlink set dev proxy0 alias apiserver-proxy-sidecar up\n"
+    assert create == f"printf '{lines}' | ip -batch -"
+    assert add == "ip address add 10.96.0.2/32 dev proxy0 scope host"
+    namespace.run("sh", "-e", "-c", plan.text.replace("type dummy", "type ifb"))  # this kernel may have no dummy
+    assert ask("status", "--ip-address=10.96.0.2", "--interface=proxy0").first == "in sync: 10.96.0.2/32 on proxy0"
+
+
+def test_what_no_plan_can_change_is_told(ask: Ask) -> None:
+    flags = ("--ip-address=10.96.0.2", "--interface=eth7", "--create-interface=false")
+    plan = ask("plan", *flags)
+    assert plan.text.startswith("# error: could not add 10.96.0.2/32: interface eth7 does not exist on this node")
+    assert plan.code == 1
+    status = ask("status", *flags)
+    assert status.first == "2 missing, of 2; first missing: eth7"
+    assert status.code == 1
+
+
+def test_a_rule_without_effect_is_told_first(namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]) -> None:
+    namespace.run("iptables-nft", "-A", "INPUT", "-j", "DROP")
+    assert start(*FLAGS, "--daemon=false").end() == 0
+    answer = ask("status", *FLAGS)
+    assert answer.first == "in sync: 10.96.0.2/32 on lo, 5 rules; but 1 without effect"
+    assert "no effect  -t filter -A INPUT" in answer.text
+    assert "--rule-position=insert puts it in front" in answer.text
+    assert answer.code == 0  # it is what `run` made, and would not change
+
+
+def test_legacy_tables_are_not_made_by_looking(namespace: Namespace, ask: Ask) -> None:
+    before = state(namespace)
+    for command in ("status", "plan"):
+        assert ask(command, *FLAGS, "--iptables-backend=legacy").code == 1
+    assert ask("cleanup", *FLAGS, "--dry-run").text == "# nothing of it is on this node: nothing to do\n"
+    assert state(namespace) == before
+
+
+# Who looks without knowing the settings
+
+
+def test_the_settings_are_those_of_the_running_sidecar(ask: Ask, start: Callable[..., Sidecar]) -> None:
+    daemon = start("--setup-iptables", "-v=2", SIDECAR_IP_ADDRESS="10.96.0.2,fd00::2", SIDECAR_PORT="9443")
+    daemon.wait_for("in sync")
+    answer = ask("status")
+    assert answer.first == "in sync: 10.96.0.2/32 on lo, fd00::2/128 on lo, 10 rules"
+    flags = "--ip-address=10.96.0.2,fd00::2 --port=9443 --setup-iptables=true"
+    assert re.search(rf"{flags} +\(of pid \d+ \(this program\),? +running", re.sub(r"\s+", " ", answer.text))
+    assert ask("plan").text == "# in sync: nothing to do\n"
+    other = ask("status", "--port=443")  # what is asked for wins
+    assert other.code == 1
+    assert "--dport 443 " in other.text
+
+
+def test_the_settings_may_come_from_its_env_file(ask: Ask, start: Callable[..., Sidecar], tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("SIDECAR_IP_ADDRESS=10.96.0.7\n")
+    start(f"--env-file={tmp_path}/env").wait_for("in sync")
+    assert ask("status").first == "in sync: 10.96.0.7/32 on lo"
+
+
+def test_without_any_sidecar_the_address_is_asked_for(ask: Ask) -> None:
+    for command in ("status", "plan", "cleanup", "doctor"):
+        stderr = "--ip-address or SIDECAR_IP_ADDRESS is required: no running sidecar can be seen here to take it from"
+        assert ask(command, stderr=stderr).code == 2
+
+
+def test_of_two_sidecars_it_must_be_said_which(ask: Ask, start: Callable[..., Sidecar]) -> None:
+    for number in (2, 3):
+        start(f"--ip-address=10.96.0.{number}").wait_for("in sync")
+    answer = ask(
+        "status", stderr=r"sidecars with different settings run here: pid \d+ .*: --ip-address=10\.96\.0\.[23]"
+    )
+    assert answer.code == 2
+    assert ask("status", "--ip-address=10.96.0.3").code == 0
+
+
+# JSON, watching, signals
+
+
+def test_watch_tells_each_change_and_ends_in_order(namespace: Namespace, start: Callable[..., Sidecar]) -> None:
+    watch = namespace.start(str(PROGRAM), "status", "--watch", "--output=json", *FLAGS)
+    assert watch.stdout
+    assert json.loads(watch.stdout.readline())["exit"] == 1
+    assert start(*FLAGS, "--daemon=false").end() == 0
+    line = json.loads(watch.stdout.readline())
+    while not line["in_sync"]:
+        line = json.loads(watch.stdout.readline())
+    started = time.monotonic()
+    namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
+    line = json.loads(watch.stdout.readline())
+    assert time.monotonic() - started < 1.5  # the kernel told of it
+    assert line["summary"] == "1 missing, of 7; first missing: 10.96.0.2/32 on lo"
+    watch.send_signal(signal.SIGTERM)
+    assert watch.communicate(timeout=10) == ("", "")
+    assert watch.returncode == 0
+
+
+def test_watch_ends_when_nobody_reads_it(namespace: Namespace) -> None:
+    watch = namespace.start(str(PROGRAM), "status", "--watch", *FLAGS)
+    assert watch.stdout
+    watch.stdout.readline()
+    watch.stdout.close()
+    namespace.run("ip", "address", "add", CIDR, "dev", "lo")
+    assert watch.wait(timeout=10) == 0
+    assert watch.stderr
+    assert watch.stderr.read() == ""
+    watch.stderr.close()
+
+
+def test_colour_is_for_terminals_only(namespace: Namespace, ask: Ask) -> None:
+    assert "\x1b" not in ask("status", *FLAGS).text
+    command = ["script", "--quiet", "--return", "--command", f"{PROGRAM} status {' '.join(FLAGS)}", "/dev/null"]
+    on_a_terminal = namespace.run(*command, check=False)
+    assert "\x1b[31mmissing    \x1b[0m10.96.0.2/32 on lo" in on_a_terminal
+    assert "\x1b" not in namespace.run("env", "NO_COLOR=1", *command, check=False)
+
+
+# cleanup
+
+
+def test_cleanup_removes_everything_and_says_what(
+    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar], backend: str
+) -> None:
+    flags = (*FLAGS, f"--iptables-backend={backend}")
+    other = {"nft": "legacy", "legacy": "nft"}[backend]
+    assert start(*FLAGS, f"--iptables-backend={other}", "--daemon=false").end() == 0
+    assert start(*flags, "--daemon=false").end() == 0
+    namespace.run(f"iptables-{backend}", "-A", "INPUT", *INPUT.split(), "-j", "ACCEPT")
+    namespace.run(f"iptables-{backend}", "-D", "OUTPUT", *LOCAL.split(), "-j", "ACCEPT")
+    namespace.run(f"iptables-{other}", "-D", "OUTPUT", *LOCAL.split(), "-j", "ACCEPT")
+    planned = ask("cleanup", "--dry-run", *flags)
+    assert planned.code == 1
+    assert len(namespace.rules(backend)) == 5
+    assert f"iptables-{other}" in planned.text
+    done = ask("cleanup", *flags)
+    assert done.first == "clean: nothing of it is left on this node"
+    assert done.code == 0
+    assert f"removed    -t filter -A INPUT {INPUT} -j ACCEPT (3 copies)" in done.text
+    assert "removed    10.96.0.2/32 on lo" in done.text
+    assert f"not there  -t filter -A OUTPUT {LOCAL} -j ACCEPT" in done.text
+    assert namespace.rules(backend) == namespace.rules(other) == namespace.addresses() == []
+    again = ask("cleanup", *flags)
+    assert again.code == 0
+    assert "removed" not in again.text
+
+
+def test_the_commands_of_a_dry_run_clean_up(namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]) -> None:
+    assert start(*FLAGS, "--daemon=false").end() == 0
+    namespace.run("sh", "-e", "-c", ask("cleanup", "--dry-run", *FLAGS).text)
+    assert namespace.rules("nft") == namespace.addresses() == []
+    assert ask("cleanup", "--dry-run", *FLAGS).code == 0
+
+
+def test_cleanup_leaves_what_a_running_sidecar_wants(
+    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]
+) -> None:
+    start(*FLAGS).wait_for("in sync")
+    for flags in ((), ("--dry-run",)):
+        answer = ask("cleanup", *flags)
+        assert answer.code == 1
+        assert "an instance that runs on this node wants it" in answer.text
+    assert namespace.addresses() == [CIDR]
+    assert len(namespace.rules("nft")) == 5
+
+
+def test_cleanup_ends_in_time_and_tells_what_is_left(
+    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]
+) -> None:
+    flags = (*FLAGS, "--iptables-backend=legacy", "--iptables-wait=1s", "--cleanup-timeout=2s")
+    assert start(*flags, "--daemon=false").end() == 0
+    with namespace.lock_held(6):
+        started = time.monotonic()
+        answer = ask("cleanup", *flags)
+        assert time.monotonic() - started < 4
+    assert answer.first == "not clean: not all could be removed"
+    assert "left       remove rule: -t filter -A INPUT" in answer.text
+    assert answer.code == 1
+
+
+# JSON is what docs/json.md says
+
+
+@pytest.mark.parametrize("command", ["status", "plan", "cleanup --dry-run", "cleanup", "doctor"])
+def test_json_has_the_fields_of_its_documentation(
+    ask: Ask, start: Callable[..., Sidecar], namespace: Namespace, command: str
+) -> None:
+    assert start(*FLAGS, "--daemon=false").end() == 0
+    namespace.run("iptables-nft", "-F")
+    answer = ask(*command.split(), *FLAGS, "--output=json")
+    value = answer.json()
+    assert value["exit"] == answer.code
+    name = value["schema"].replace("/", ".")
+    schema = json.loads((ROOT / "docs" / "schema" / f"{name}.json").read_text())
+    fastjsonschema.validate(schema, value)
+    assert f"`{value['schema']}`" in (ROOT / "docs" / "json.md").read_text()
+
+
+def test_as_an_ordinary_user_it_says_what_it_could_not_see(namespace: Namespace, ask: Ask) -> None:
+    user = ("--reuid=65534", "--clear-groups") if os.geteuid() == 0 else ()
+    nobody = ("setpriv", *user, "--bounding-set=-all", "--inh-caps=-all")
+    answer = ask("status", *FLAGS, prefix=nobody)
+    assert answer.code == 3
+    assert "1 missing, 5 not known, of 7" in answer.first
+    assert "missing CAP_NET_ADMIN: run as root" in answer.text
+    plan = ask("plan", *FLAGS, prefix=nobody)
+    assert plan.code == 3
+    assert "# error: could not look at the IPv4 rules: missing CAP_NET_ADMIN" in plan.text
+    assert namespace.addresses() == []
