@@ -16,6 +16,9 @@ from sidecar.procfs import Process
 #: What begins the command line of this program run by its module.
 _AS_A_MODULE: Final = ["-m", "sidecar"]
 
+#: Options of the interpreter that take the next word as well (man python3).
+_WITH_A_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -55,9 +58,11 @@ def _instance(process: Process) -> Instance | None:
         return Instance(process, is_python=False, line=Invocation("run", line.values, line.faults), variables={})
     if not name.startswith("python"):
         return None
+    while words and words[0].startswith("-") and words[0] != "-m":
+        words = words[2 if words[0] in _WITH_A_VALUE else 1 :]
     if words[:2] == _AS_A_MODULE:
         words = words[2:]
-    elif words and words[0].rpartition("/")[2] in (PROGRAM, f"{PROGRAM}.pyz"):
+    elif words and words[0].rpartition("/")[2].startswith(PROGRAM):  # the console script, or the one file
         words = words[1:]
     else:
         return None
