@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import __version__
+from support import cluster as clusters
 from support.namespace import Namespace
 from support.program import Sidecar
 
@@ -102,3 +103,15 @@ def test_one_file_runs_where_nothing_of_the_project_is(namespace: Namespace, tmp
     assert namespace.run(*clean, "plan") == "# in sync: nothing to do\n"
     assert daemon.stop() == 0
     assert "removed    10.96.0.2/32 on lo" in namespace.run(*clean, "cleanup", "--ip-address=10.96.0.2")
+
+
+def test_the_demo_shows_what_it_promises() -> None:
+    if reason := clusters.missing():
+        pytest.skip(reason)
+    demo = subprocess.run([ROOT / "scripts" / "demo"], capture_output=True, text=True, check=False)
+    assert (demo.returncode, demo.stderr) == (0, "")
+    _, deleted, reloaded, rolled = demo.stdout.split("# 200 requests a second. ")
+    for shown in (deleted, reloaded, rolled):
+        assert "requests: 0 failed" in shown
+    assert ", 0 were late" in rolled
+    assert "nothing of it is left on this node" in rolled

@@ -25,21 +25,30 @@ class NamespaceError(Exception):
 
 
 class Namespace:
-    def __init__(self) -> None:
-        user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    def __init__(self, beside: "Namespace | None" = None) -> None:
+        """Make one; beside another one it shares that one's user namespace, so that a link can join the two."""
+        is_root = os.geteuid() == 0
+        enter_user = [] if is_root else ["--user", "--preserve-credentials"]
+        if is_root:
+            make = ["unshare"]
+        elif beside is None:
+            make = ["unshare", "--user", "--map-root-user"]
+        else:
+            make = ["nsenter", f"--target={beside.pid}", *enter_user, "--", "unshare"]
         self._keeper = subprocess.Popen(
-            ["unshare", *user, "--net", "--mount", "sh", "-c", _KEEPER],
+            [*make, "--net", "--mount", "sh", "-c", _KEEPER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT,
         )
+        #: Of the process that keeps it alive; also what `ip link set … netns` takes.
+        self.pid: int = self._keeper.pid
         assert self._keeper.stdout
         if self._keeper.stdout.readline() != "ready\n":
             raise NamespaceError(self._keeper.communicate()[1].strip())
-        enter_user = ["--user", "--preserve-credentials"] if user else []
-        self.prefix = ("nsenter", f"--target={self._keeper.pid}", *enter_user, "--net", "--mount", "--")
+        self.prefix = ("nsenter", f"--target={self.pid}", *enter_user, "--net", "--mount", "--")
 
     def __enter__(self) -> Self:
         return self
