@@ -97,11 +97,14 @@ def test_one_file_runs_where_nothing_of_the_project_is(namespace: Namespace, tmp
     clean = ("env", "-i", f"HOME={tmp_path}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "/usr/bin/python3", "-I", str(file))
     assert namespace.run(*clean, "version") == f"apiserver-proxy-sidecar {__version__}\n"
     daemon = Sidecar(namespace.start(*clean, "--ip-address=10.96.0.2", "--setup-iptables"))
-    daemon.wait_for("in sync")
-    # It is found by its command line, and tells its settings.
-    assert namespace.run(*clean, "status").startswith("in sync: 10.96.0.2/32 on lo, 5 rules\n")
-    assert namespace.run(*clean, "plan") == "# in sync: nothing to do\n"
-    assert daemon.stop() == 0
+    try:
+        daemon.wait_for("in sync")
+        # It is found by its command line, and tells its settings.
+        assert namespace.run(*clean, "status").startswith("in sync: 10.96.0.2/32 on lo, 5 rules\n")
+        assert namespace.run(*clean, "plan") == "# in sync: nothing to do\n"
+    finally:
+        code = daemon.stop()
+    assert code == 0
     assert "removed    10.96.0.2/32 on lo" in namespace.run(*clean, "cleanup", "--ip-address=10.96.0.2")
 
 
