@@ -23,24 +23,21 @@ class Loaded:
     """The options, what is to be said of them, and whose they are if they are not one's own."""
 
     options: Options
-    warnings: tuple[str, ...]
+    warnings: list[str]
     origin: str = ""
 
 
 def load(line: Invocation) -> Loaded:
     """Return the settings for a command line; raise ConfigError with all faults."""
-    origin = ""
-    if line.command not in ("run", "unknown") and not _is_given(line):
-        instance = _the_one()
-        origin = f"of {instance}, running here"
-        for name in _TAKEN:
-            variable = FLAGS[name].variable
-            os.environ[variable] = os.environ.get(variable) or instance.variables.get(variable, "")
-        theirs = {name: texts for name, texts in instance.line.values.items() if name in _TAKEN}
-        line = replace(line, values={**theirs, **line.values})
-        line.values.update(_its_env_file(instance))
-    options, warnings = settings.load(line)
-    return Loaded(options, tuple(warnings), origin)
+    if line.command in ("run", "unknown") or _is_given(line):
+        return Loaded(*settings.load(line))
+    instance = _the_one(line)
+    for name in _TAKEN:
+        variable = FLAGS[name].variable
+        os.environ[variable] = os.environ.get(variable) or instance.variables.get(variable, "")
+    theirs = {name: texts for name, texts in instance.line.values.items() if name in _TAKEN}
+    line = replace(line, values={**theirs, **line.values, **_its_env_file(instance)})
+    return Loaded(*settings.load(line), origin=f"of {instance}, running here")
 
 
 def _is_given(line: Invocation) -> bool:
@@ -49,15 +46,16 @@ def _is_given(line: Invocation) -> bool:
     return any(name in line.values or os.environ.get(FLAGS[name].variable) for name in names)
 
 
-def _the_one() -> Instance:
+def _the_one(line: Invocation) -> Instance:
     """Return the sidecar that runs on this node; raise ConfigError if there is none, or they do not agree."""
     found, hidden = running()
     if not found:
-        asked = FLAGS["ip-address"]
-        text = f"{asked.spelled} or {asked.variable} is required: no running sidecar can be seen here to take it from"
-        if hidden:
-            text += f" (whether {hidden[0]} is on this node's network, only root can see)"
-        raise ConfigError([text])
+        reason = f": whether {hidden[0]} is on this node's network, only root can see" if hidden else ""
+        try:
+            settings.load(line)
+        except ConfigError as error:  # an address is missing, at least
+            hint = f"no running sidecar can be seen here whose settings could be taken{reason}"
+            raise ConfigError([*error.faults, hint]) from None
     told = {tuple(_told(each)): each for each in found}
     if len(told) > 1:
         ways = "; ".join(f"{each}: {' '.join(words)}" for words, each in told.items())
