@@ -8,7 +8,7 @@ from sidecar import clean, doctor, findings, render
 from sidecar import render_status as rendered
 from sidecar.doctor import LONGEST_WAIT
 from sidecar.inspection import Inspection
-from sidecar.loading import Loaded
+from sidecar.options import Loaded
 
 Answer: TypeAlias = tuple[str, int]
 

@@ -11,7 +11,7 @@ from sidecar import PROGRAM, __version__, apart, flags
 from sidecar.errors import ConfigError, NodeError, SidecarError
 
 if TYPE_CHECKING:
-    from sidecar.loading import Loaded
+    from sidecar.options import Loaded
 
 #: How many faults are told before the rest is counted.
 MOST_FAULTS: Final = 10

@@ -5,26 +5,17 @@ At 3 a.m. nobody has the manifest at hand. It happens in a child process (apart.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from sidecar import settings
 from sidecar.errors import ConfigError
 from sidecar.flags import FLAGS, GROUPS, Invocation
 from sidecar.instances import Instance, running
-from sidecar.options import Options
+from sidecar.options import Loaded
 
 #: What is taken over: not how the other one logs.
 _TAKEN: Final = {flag.name for group in ("Address", "iptables rules", "Running") for flag in GROUPS[group]}
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The options, what is to be said of them, and whose they are if they are not one's own."""
-
-    options: Options
-    warnings: list[str]
-    origin: str = ""
 
 
 def load(line: Invocation) -> Loaded:

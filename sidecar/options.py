@@ -65,6 +65,15 @@ class Options:
         return {flag.name: _text(getattr(self, flag.field)) for flag in FLAGS.values() if flag.name != "env-file"}
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The options, what is to be said of them, and whose they are if they are not one's own."""
+
+    options: Options
+    warnings: list[str]
+    origin: str = ""
+
+
 def goal(options: Options) -> Desired:
     """Return what should be on the node."""
     return desired(

@@ -280,6 +280,12 @@ def test_it_works_with_its_log_closed(namespace: Namespace, start: Start) -> Non
 # The daemon
 
 
+def test_what_read_the_settings_is_not_in_its_memory(start: Start) -> None:
+    sidecar = start(*FLAGS)
+    sidecar.wait_for("in sync")
+    assert "pydantic" not in Path(f"/proc/{sidecar.process.pid}/maps").read_text()
+
+
 def test_a_program_that_cannot_be_executed_does_not_wear_it_out(
     start: Start, fake: Callable[[str, str], dict[str, str]], tmp_path: Path
 ) -> None:
