@@ -1,4 +1,7 @@
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +24,17 @@ def start(namespace: Namespace) -> Iterator[Callable[..., Sidecar]]:
         if sidecar.process.poll() is None:
             sidecar.process.kill()
             sidecar.process.communicate()
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
+    """Put a shell script in the place of a command; return the environment in which it is found first."""
+
+    def fake(name: str, script: str) -> dict[str, str]:
+        real = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
+        path.chmod(0o755)
+        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    return fake

@@ -516,20 +516,6 @@ def test_a_command_that_is_missing(namespace: Namespace, tmp_path: Path, missing
     assert report.exit == 3
 
 
-@pytest.fixture
-def fake(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
-    """Put a shell script in the place of a command; return the environment in which it is found first."""
-
-    def fake(name: str, script: str) -> dict[str, str]:
-        real = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-        path = tmp_path / name
-        path.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
-        path.chmod(0o755)
-        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-
-    return fake
-
-
 def test_a_release_that_is_known_to_be_bad(
     node_with: Callable[..., Node], fake: Callable[[str, str], dict[str, str]]
 ) -> None:

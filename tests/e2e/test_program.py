@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,20 +26,6 @@ ONCE = (*FLAGS, "--daemon=false")
 @pytest.fixture(params=["nft", "legacy"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
-    """Put a shell script in the place of a command; return the environment in which it is found first."""
-
-    def fake(name: str, script: str) -> dict[str, str]:
-        real = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-        path = tmp_path / name
-        path.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
-        path.chmod(0o755)
-        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-
-    return fake
 
 
 def in_place(namespace: Namespace, backend: str = "nft") -> bool:
