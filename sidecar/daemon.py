@@ -43,6 +43,8 @@ def run(
     first = True
     try:
         while not wakeup.stopping:
+            if events:
+                events.take_sizes()  # before the look: what changes while it goes on is to be seen the next time
             report = reconciler.reconcile()
             journal.record(report)
             if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
@@ -59,8 +61,6 @@ def _heed(events: Events | None, report: Report) -> None:
     """Forget what a pass caused itself; what others did meanwhile is seen by the look that comes 1 s after a change."""
     if events and any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress) for action in report.changed):
         events.forget()
-    elif events:
-        events.take_sizes()
 
 
 def _sleep(wakeup: Wakeup, schedule: "Schedule", pace: "Pace", seconds: float, events: Events | None) -> None:

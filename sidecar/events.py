@@ -72,10 +72,9 @@ class Events:
                 found = True  # some of it was lost: it may have concerned us
 
     def forget(self) -> None:
-        """Leave unread what was told until now, and take legacy's tables as they are."""
+        """Leave unread what was told until now."""
         for descriptor in self._sockets:
             self.arrived(descriptor)
-        self.take_sizes()
 
     def take_sizes(self) -> None:
         """Remember how large legacy's tables are."""

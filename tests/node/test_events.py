@@ -26,6 +26,7 @@ for command in sys.stdin:
     told = [events.arrived(descriptor) for descriptor in events.descriptors]
     print(any(told) or events.sizes_changed(), flush=True)
     events.forget()
+    events.take_sizes()
 """
 
 ROOT = Path(__file__).parents[2]

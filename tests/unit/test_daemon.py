@@ -46,11 +46,28 @@ class Sleeps:
         return {"clock": Woken.BY_CLOCK, "signal": Woken.BY_SIGNAL, "event": Woken.BY_EVENT}[self._ends.pop(0)]
 
 
-def passes(kernel: FakeKernel, sleeps: Sleeps) -> Report | None:
+class Sizes(Events):
+    """Events of a node in memory: the size of its tables is how many rules there are."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        self.taken = -1
+
+    def size(self) -> int:
+        return sum(map(len, self._kernel.rules["iptables"].values()))
+
+    def take_sizes(self) -> None:
+        self.taken = self.size()
+
+    def forget(self) -> None:
+        pass
+
+
+def passes(kernel: FakeKernel, sleeps: Sleeps, events: Events | None = None) -> Report | None:
     """Run the daemon over a node in memory."""
     goal = desired([IPV4], interface="lo", port=443)
     reconciler = Reconciler(goal, IpRoute(kernel), {})
-    return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal(lambda: "all is well"))
+    return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal(lambda: "all is well"), events)
 
 
 def fail(kind: type[SidecarError], *arguments: object) -> Callable[[], Result]:
@@ -67,6 +84,14 @@ def test_a_node_that_lacks_something_ends_the_daemon_at_its_first_pass() -> None
     assert report
     assert report.exit_code == 3
     assert sleeps.asked == []
+
+
+def test_what_changes_legacy_tables_while_it_looks_is_not_taken_for_what_it_saw() -> None:
+    kernel = FakeKernel()
+    events = Sizes(kernel)
+    kernel.after[0] = lambda: kernel.rules["iptables"]["raw", "OUTPUT"].append("-j ACCEPT")
+    passes(kernel, Sleeps("clock"), events)
+    assert events.taken != events.size()
 
 
 def test_what_is_missing_later_is_waited_for() -> None:
