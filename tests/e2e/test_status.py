@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fastjsonschema
+import jsonschema
 import pytest
 
 from support.namespace import Namespace
@@ -356,7 +356,7 @@ def test_json_has_the_fields_of_its_documentation(
     assert value["exit"] == answer.code
     name = value["schema"].replace("/", ".")
     schema = json.loads((ROOT / "docs" / "schema" / f"{name}.json").read_text())
-    fastjsonschema.validate(schema, value)
+    jsonschema.validate(value, schema)
     assert f"`{value['schema']}`" in (ROOT / "docs" / "json.md").read_text()
 
 

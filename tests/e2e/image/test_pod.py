@@ -1,0 +1,126 @@
+"""The pod of the DaemonSet with HAProxy, run for real: by podman, on a node that is a namespace."""
+
+import copy
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.manifests import Manifest, of_kind, pod, rendered
+from support.namespace import Namespace
+from support.podman import Podman
+
+CIDR = "10.96.0.2/32"
+
+#: Address and port of each server in haproxy.cfg that runs here; what it is called in its certificate.
+SERVERS = {"192.0.2.11": ("6443", "apiserver"), "192.0.2.20": ("8132", "konnectivity")}
+
+Play = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Manifest]:
+    return rendered("examples/haproxy")
+
+
+@pytest.fixture
+def play(podman: Podman, documents: list[Manifest], tmp_path: Path) -> Play:
+    """Make the pod, by the name that is given, with further settings."""
+
+    def play(name: str, **settings: str) -> None:
+        made, maps = copy.deepcopy((pod(documents), of_kind("ConfigMap", documents)))
+        made["metadata"]["name"] = name
+        # podman 4.3 waits for an init container 20 s longer than it runs; and would then fail to remove it.
+        made["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}
+        for each in maps:
+            if "SIDECAR_IP_ADDRESS" in each["data"]:
+                each["data"] |= settings
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump_all([*maps, made]))
+        podman.run("play", "kube", str(file))
+        # What minReadySeconds is for: the address is this pod's as well by then.
+        deadline = time.monotonic() + 10
+        while "in sync" not in (log := podman.log(f"{name}-sidecar")):
+            assert time.monotonic() < deadline, log
+            time.sleep(0.1)
+
+    return play
+
+
+@pytest.fixture
+def servers(namespace: Namespace, tmp_path: Path) -> Iterator[None]:
+    """Run what HAProxy passes connections on to: a TLS server each, with a certificate of its own."""
+    started = []
+    for address, (port, name) in SERVERS.items():
+        key, certificate = tmp_path / f"{name}.key", tmp_path / f"{name}.crt"
+        make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN={name} -keyout {key} -out {certificate}"
+        subprocess.run(make.split(), check=True, capture_output=True)
+        namespace.run("ip", "address", "add", f"{address}/32", "dev", "lo")
+        serve = f"openssl s_server -quiet -accept {address}:{port} -key {key} -cert {certificate}"
+        started.append(namespace.start(*serve.split()))
+    yield
+    for server in started:
+        server.kill()
+        server.communicate()
+
+
+def who_answers(namespace: Namespace, *options: str, seconds: float = 15) -> str:
+    """Return the name in the certificate of whoever is behind the address; ask again until somebody is."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ask = ("timeout", "5", "openssl", "s_client", "-connect", "10.96.0.2:443", "-brief", *options)
+        lines = namespace.run("sh", "-c", f"{' '.join(ask)} </dev/null 2>&1", check=False).splitlines()
+        if name := next((line.rpartition("CN = ")[2] for line in lines if "CN = " in line), ""):
+            return name
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.3)
+
+
+def in_place(namespace: Namespace, backend: str) -> bool:
+    return CIDR in namespace.addresses() and len(namespace.rules(backend)) == 5
+
+
+def stop(podman: Podman, name: str) -> None:
+    """Stop the pod as the kubelet does; all its containers must end by themselves, and well."""
+    started = time.monotonic()
+    podman.run("pod", "stop", "--time=30", name)
+    assert time.monotonic() - started < 25
+    for container in ("sidecar", "proxy"):
+        assert podman.inspect("container", f"{name}-{container}")["State"]["ExitCode"] == 0
+
+
+@pytest.mark.usefixtures("servers")
+def test_the_pod_serves_the_address_and_leaves_nothing(podman: Podman, play: Play, namespace: Namespace) -> None:
+    play("first", SIDECAR_IPTABLES_BACKEND="legacy")
+    assert who_answers(namespace, "-noservername") == "apiserver"
+    assert who_answers(namespace, "-servername", "kubernetes.default.svc") == "apiserver"
+    assert who_answers(namespace, "-servername", "konnectivity.example.com") == "konnectivity"
+    assert in_place(namespace, "legacy")
+
+    sidecar = podman.inspect("container", "first-sidecar")
+    assert sidecar["EffectiveCaps"] == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
+    assert sidecar["HostConfig"]["ReadonlyRootfs"]
+
+    stop(podman, "first")
+    assert CIDR not in namespace.addresses()
+    assert namespace.rules("legacy") == []
+
+
+@pytest.mark.usefixtures("servers")
+def test_a_rolling_update_with_surge_never_takes_the_address_away(
+    podman: Podman, play: Play, namespace: Namespace
+) -> None:
+    play("old", SIDECAR_IPTABLES_BACKEND="nft")
+    assert who_answers(namespace, "-noservername") == "apiserver"
+    watch = namespace.start("ip", "-oneline", "monitor", "address")
+    play("new", SIDECAR_IPTABLES_BACKEND="nft")
+    stop(podman, "old")
+    assert in_place(namespace, "nft")
+    assert who_answers(namespace, "-noservername") == "apiserver"
+    watch.terminate()
+    assert watch.communicate()[0] == ""  # neither added nor deleted
+    stop(podman, "new")
+    assert not namespace.rules("nft")

@@ -1,0 +1,41 @@
+"""What is in deploy/, as kubectl would apply it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+DEPLOY: Final = Path(__file__).parents[2] / "deploy"
+
+#: One of kubectl's documents.
+Manifest = dict[str, Any]
+
+
+def rendered(folder: str) -> list[Manifest]:
+    """Return the documents of `kubectl apply -k`; skip the test where there is no kubectl that can tell."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(
+        [kubectl, "kustomize", str(DEPLOY / folder)], capture_output=True, text=True, check=False, timeout=60
+    )
+    if "json: cannot unmarshal" in done.stderr:
+        pytest.skip("this kubectl is older than 1.21, and does not know the fields of today's kustomization.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # it warns of fields that are deprecated
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def of_kind(kind: str, documents: list[Manifest]) -> list[Manifest]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def pod(documents: list[Manifest]) -> Manifest:
+    """Return the pod that the DaemonSet among the documents would make."""
+    (daemon_set,) = of_kind("DaemonSet", documents)
+    template = daemon_set["spec"]["template"]
+    metadata = {"name": daemon_set["metadata"]["name"], **template["metadata"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}

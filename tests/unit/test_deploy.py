@@ -1,0 +1,183 @@
+"""What is in deploy/: what the schema of Kubernetes says, and what it does not see."""
+
+import copy
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from configparser import RawConfigParser
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final
+
+import kubernetes_validate
+import pytest
+from pytest_mock import MockerFixture
+
+from sidecar import PROGRAM, __version__, claims, flags, lockfile, settings
+from sidecar.options import Options
+from support.manifests import DEPLOY, Manifest, of_kind, pod, rendered
+
+ROOT: Final = DEPLOY.parent
+FOLDERS: Final = ("kubernetes", "examples/haproxy")
+UNIT: Final = DEPLOY / "systemd" / "apiserver-proxy-sidecar.service"
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def documents(request: pytest.FixtureRequest) -> list[Manifest]:
+    return rendered(request.param)
+
+
+def containers(documents: list[Manifest], image: str = "") -> Iterator[Manifest]:
+    """Yield the containers of the pod that have this in the name of their image."""
+    spec = pod(documents)["spec"]
+    yield from (each for each in [*spec["initContainers"], *spec["containers"]] if image in each["image"])
+
+
+def faults(documents: list[Manifest]) -> Iterator[str]:
+    """Find what Kubernetes would refuse, or wait for, and the schema does not tell."""
+    (daemon_set,) = of_kind("DaemonSet", documents)
+    made = pod(documents)
+    wanted, labels = daemon_set["spec"]["selector"]["matchLabels"], made["metadata"]["labels"]
+    if not wanted.items() <= labels.items():
+        yield f"the selector {wanted} does not match {labels}"
+    maps = {each["metadata"]["name"] for each in of_kind("ConfigMap", documents)}
+    volumes = {volume["name"]: volume for volume in made["spec"]["volumes"]}
+    for volume in volumes.values():
+        if "configMap" in volume and volume["configMap"]["name"] not in maps:
+            yield f"no config map {volume['configMap']['name']}"
+    everywhere = list(containers(documents))
+    if len({each["name"] for each in everywhere}) < len(everywhere):
+        yield "two containers have one name"
+    mounted = {mount["name"] for each in everywhere for mount in each["volumeMounts"]}
+    yield from (f"no volume {name}" for name in mounted - set(volumes))
+    yield from (f"volume {name} is not used" for name in set(volumes) - mounted)
+    for each in everywhere:
+        sources = {source["configMapRef"]["name"] for source in each.get("envFrom", [])}
+        yield from (f"no config map {name}" for name in sources - maps)
+        ports = [port.get("name", "") for port in each.get("ports", [])]
+        if ports:  # with the node's network each is a host port: a second pod would find no place on the node
+            yield f"{each['name']} has ports, which a rolling update with surge does not go with"
+        for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+            for action in ("httpGet", "tcpSocket"):
+                port = each.get(probe, {}).get(action, {}).get("port", 0)
+                if isinstance(port, str) and port not in ports:
+                    yield f"no port {port}"
+
+
+def test_it_is_what_kubernetes_knows(documents: list[Manifest]) -> None:
+    for document in documents:
+        for version in ("1.27", "1.37"):
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_it_has_no_other_faults(documents: list[Manifest]) -> None:
+    assert list(faults(documents)) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda made: made["metadata"]["labels"].clear(), "the selector"),
+        (lambda made: made["spec"]["volumes"].pop(), "no volume"),
+        (lambda made: made["spec"]["volumes"].append({"name": "more", "emptyDir": {}}), "volume more is not used"),
+        (lambda made: made["spec"]["containers"][0].update(name="setup"), "two containers"),
+        (lambda made: made["spec"]["containers"][0]["envFrom"][0]["configMapRef"].update(name="x"), "no config map x"),
+        (lambda made: made["spec"]["containers"][0].update(ports=[{"containerPort": 443}]), "surge"),
+        (
+            lambda made: made["spec"]["containers"][0].update(livenessProbe={"httpGet": {"port": "health"}}),
+            "no port health",
+        ),
+    ],
+)
+def test_faults_are_found(documents: list[Manifest], damage: Callable[[Any], object], told: str) -> None:
+    damaged = copy.deepcopy(documents)
+    (daemon_set,) = of_kind("DaemonSet", damaged)
+    damage(daemon_set["spec"]["template"])
+    assert any(told in fault for fault in faults(damaged))
+
+
+def loaded(documents: list[Manifest], container: Manifest, mocker: MockerFixture) -> Options:
+    """Read the container's settings as the program does; all of them must be known."""
+    maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", documents)}
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    for source in container["envFrom"]:
+        env = {**maps[source["configMapRef"]["name"]], **env}
+    mocker.patch.dict(os.environ, env, clear=True)
+    options, warnings = settings.load(flags.parse([]))
+    assert warnings == []
+    return options
+
+
+def test_the_settings_are_the_programs_own(documents: list[Manifest], mocker: MockerFixture) -> None:
+    setup, sidecar = (loaded(documents, each, mocker) for each in containers(documents, PROGRAM))
+    assert setup.ip_address == sidecar.ip_address == (IPv4Address("10.96.0.2"),)
+    assert (setup.daemon, setup.cleanup) == (False, False)
+    assert (sidecar.daemon, sidecar.cleanup) == (True, True)
+    assert sidecar.cleanup_timeout < pod(documents)["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_each_of_our_containers_has_what_it_needs_and_no_more(documents: list[Manifest]) -> None:
+    ours = list(containers(documents, PROGRAM))
+    assert [each["name"] for each in ours] == ["setup", "sidecar"]
+    for each in ours:
+        assert each["image"].endswith(f":{__version__}")
+        assert each["securityContext"] == {
+            "runAsUser": 0,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+        }
+        assert {mount["mountPath"] for mount in each["volumeMounts"]} == {str(lockfile.PATH), str(claims.DIRECTORY)}
+    types = {each["hostPath"]["path"]: each["hostPath"]["type"] for each in volumes_of_the_node(documents)}
+    assert types == {str(lockfile.PATH): "FileOrCreate", str(claims.DIRECTORY): "DirectoryOrCreate"}
+
+
+def volumes_of_the_node(documents: list[Manifest]) -> list[Manifest]:
+    return [volume for volume in pod(documents)["spec"]["volumes"] if "hostPath" in volume]
+
+
+def test_the_image_has_the_version_of_the_program() -> None:
+    assert f'org.opencontainers.image.version="{__version__}"' in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_image_is_made_of_files_that_are_there() -> None:
+    kept = re.findall(r"^!(.+)", (ROOT / ".dockerignore").read_text(), flags=re.MULTILINE)
+    assert [name for name in kept if not (ROOT / name).exists()] == []
+
+
+def test_the_image_is_made_of_the_versions_that_are_tested() -> None:
+    def pinned(name: str) -> set[str]:
+        return set(re.findall(r"^[\w-]+==\S+", (ROOT / name).read_text(), flags=re.MULTILINE))
+
+    assert pinned("requirements.txt") | pinned("requirements-build.txt") < pinned("requirements-dev.txt")
+
+
+def test_systemd_knows_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed")
+    text = UNIT.read_text()
+    for program in set(re.findall(r"=(/\S+/bin/\S+)", text)):  # it wants them to be there
+        text = text.replace(program, "/bin/true")
+    (tmp_path / UNIT.name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / UNIT.name)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert [line for line in done.stderr.splitlines() if UNIT.name in line] == []
+    assert done.returncode == 0
+
+
+def test_the_unit_fits_the_program() -> None:
+    unit = RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment] # the documented way to keep capitals
+    unit.read_string(UNIT.read_text())
+    service = unit["Service"]
+    assert service["ExecStart"].endswith(f"/bin/{PROGRAM}")
+    assert Path("/run") / service["RuntimeDirectory"] == claims.DIRECTORY
+    assert service["ReadWritePaths"] == str(lockfile.PATH.parent)
+    assert service["RestartPreventExitStatus"] == "2"
