@@ -16,6 +16,8 @@ def main() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: os._exit(128 + number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Whoever started us may have told the kernel to reap children by itself: then nobody learns how they ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed before we were started
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as we live

@@ -262,6 +262,14 @@ def test_it_works_with_its_log_closed(namespace: Namespace, start: Start) -> Non
     assert in_place(namespace)
 
 
+def test_it_works_where_children_were_to_be_ignored(namespace: Namespace, start: Start) -> None:
+    script = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    assert start(*ONCE, "--iptables-backend=nft", prefix=(sys.executable, "-c", script)).end() == 0
+    assert in_place(namespace)
+
+
 # The daemon
 
 
