@@ -20,6 +20,8 @@ class Terminal:
     is_one: bool
     coloured: bool
     encoding: str
+    is_read: Callable[[], bool]
+    """Whether anybody still reads it."""
 
 
 #: Puts the cursor to the upper left, and clears what is below (man 4 console_codes).
@@ -27,13 +29,16 @@ _CLEAR: Final = "\x1b[H\x1b[J"
 
 
 def answers(command: str, loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
-    """Yield what a command answers; once, but for --watch. Raises OSError if no command can be run at all."""
+    """Yield what a command answers; once, but for --watch.
+
+    Raises OSError if no command can be run at all, and Interrupted if a signal ended it.
+    """
     yield from _COMMANDS[command](loaded, terminal)
 
 
 def _status(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
     inspection = Inspection(loaded.options, loaded.warnings, loaded.origin, LONGEST_WAIT)
-    watched = inspection.follow() if loaded.options.watch else iter([inspection.status()])
+    watched = inspection.follow(terminal.is_read) if loaded.options.watch else iter([inspection.status()])
     for number, status in enumerate(watched):
         if loaded.options.output == "json":
             yield rendered.status_json(status), status.exit_code
@@ -44,14 +49,14 @@ def _status(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
 
 
 def _plan(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
-    yield _planned(loaded, Inspection(loaded.options).plan())
+    yield _planned(loaded, Inspection(loaded.options, loaded.warnings, loaded.origin).plan())
 
 
 def _cleanup(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
     if loaded.options.dry_run:
-        yield _planned(loaded, clean.dry_run(loaded.options))
+        yield _planned(loaded, clean.dry_run(loaded.options, loaded.warnings))
         return
-    done = clean.cleanup(loaded.options)
+    done = clean.cleanup(loaded.options, loaded.warnings)
     as_json = loaded.options.output == "json"
     yield (rendered.cleaned_json if as_json else rendered.cleaned_text)(done), done.exit_code
 

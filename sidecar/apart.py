@@ -23,10 +23,14 @@ def begin(work: Callable[[], T]) -> Callable[[], T]:
     """Start the work in a child; return what waits for its end and returns its result, a plain value.
 
     To be called before there are threads. If the child dies, by a bug or a kill, waiting raises ChildProcessError.
+    Where no child is to be had, the work is done here.
     """
-    read_end, write_end = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    try:
+        read_end, write_end = os.pipe()
+        child = os.fork()
+    except OSError:  # too many files or processes; whoever runs the first command tells of it, and tries again
+        return work
     if not child:
         try:
             os.close(read_end)

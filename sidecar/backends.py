@@ -147,8 +147,9 @@ class Backend:
         Where it cannot be known whether the table is there, it is asked for all the same.
         """
         tool = self._settle([])
-        absent = [rule for rule in rules if self.sees(rule.table) is False]
-        there = [rule for rule in rules if rule not in absent]
+        missing = {table for table in {rule.table for rule in rules} if self.sees(table) is False}
+        absent = [rule for rule in rules if rule.table in missing]
+        there = [rule for rule in rules if rule.table not in missing]
         seen = tool.observe(there) if there else Seen({})
         return replace(seen, copies={**dict.fromkeys(absent, 0), **seen.copies})
 

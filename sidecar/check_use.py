@@ -166,7 +166,7 @@ def instances(looks: Looks) -> Iterator[Finding]:
 
 
 def _wants(each: Instance, wanted: Address) -> bool:
-    return any(text.strip() == str(wanted.ip) for text in each.value("ip-address").split(","))
+    return wanted.ip in each.addresses
 
 
 def _compare(looks: Looks, each: Instance, wanted: Address) -> Finding:

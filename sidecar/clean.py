@@ -3,13 +3,14 @@
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sidecar import claims, logs
 from sidecar.command import Commands
-from sidecar.desired import things, without
+from sidecar.desired import LINK, things, without
 from sidecar.errors import Interrupted
 from sidecar.inspection import backends, exit_code, steps
+from sidecar.instances import running
 from sidecar.iproute import IpRoute
 from sidecar.model import Action, Desired, RemoveAddress, RemoveRule
 from sidecar.options import Options, goal
@@ -19,63 +20,73 @@ from sidecar.render_status import CLEANUP_PLAN, Cleaned, Plan
 from sidecar.wakeup import Wakeup
 
 
-def cleanup(given: Options) -> Cleaned:
-    """Take it away, but for what a running instance on this node claims. Raises OSError if nothing can be run."""
-    warnings = logs.collect_warnings(given)
+def cleanup(given: Options, warnings: Sequence[str]) -> Cleaned:
+    """Take it away, but for what a running instance on this node wants. Raises OSError if nothing can be run."""
+    logged = logs.collect_warnings(given)
+    deadline = time.monotonic() + given.cleanup_timeout
     commands = Commands(given.command_timeout)
-    Wakeup(on_stop=commands.interrupt, on_interrupt=commands.interrupt)
+    wakeup = Wakeup(on_stop=commands.interrupt, on_interrupt=commands.interrupt)
     wanted = goal(given)
     mine = claims.Claims()
-    mine.take(things(wanted, given.port), is_over=lambda: False)
-    kept = mine.wanted_by_others()
+    mine.take(things(wanted, given.port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)
+    kept = mine.wanted_by_others() | _wanted_by_processes(wanted, given.port)
     wanted = without(wanted, given.port, kept)
     done: list[Action] = []
-    deadline = time.monotonic() + given.cleanup_timeout
     commands.finish_by(deadline)
-    left: tuple[str, ...] = ()
-    failures = ["a signal ended it: see with --dry-run what is left"]
-    code = 1
+    shown = _in_words(kept)
     try:
         report = _reconciler(given, wanted, commands, done).cleanup(deadline)
     except Interrupted:
-        pass
+        failures, left, absent, code = ["a signal ended it: see with --dry-run what is left"], [], [], 1
     else:
-        left = tuple(action.todo for action in report.remaining)
-        failures = list(map(str, report.failures))
-        code = max(report.exit_code, int(bool(kept)))
+        failures, left = list(map(str, report.failures)), [action.todo for action in report.remaining]
+        absent = list(_absent(wanted, done)) if report.in_sync else []
+        code = max(report.exit_code, int(bool(shown)))
     return Cleaned(
         removed=tuple(_thing(action) for action in done),
-        absent=tuple(_absent(wanted, done)) if code in (0, int(bool(kept))) and not left else (),
-        kept=tuple(_in_words(name) for name in sorted(kept)),
-        left=left,
+        absent=tuple(absent),
+        kept=shown,
+        left=tuple(left),
         failures=tuple(failures),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *logged),
         exit_code=code,
     )
 
 
-def dry_run(given: Options) -> Plan:
+def dry_run(given: Options, warnings: Sequence[str]) -> Plan:
     """Return what a cleanup would do now; claim nothing. Raises OSError if nothing can be run."""
-    logs.collect_warnings(given)
+    logged = logs.collect_warnings(given)
     commands = Commands(given.command_timeout)
     wanted = goal(given)
+    blind: list[str] = []
+    kept = _wanted_by_processes(wanted, given.port)
     try:
-        kept = claims.held(things(wanted, given.port))
-    except OSError:  # no instance has run here, or only root can see
-        kept = frozenset()
+        kept |= claims.held(things(wanted, given.port))
+    except FileNotFoundError:  # no instance has run here
+        pass
+    except OSError as error:
+        blind.append(f"whether a running instance wants it cannot be seen ({error.strerror}): run as root")
     wanted = without(wanted, given.port, kept)
     reconciler = _reconciler(given, wanted, commands, [])
     observed, unseen = reconciler.observe()
     todo, failed = steps(reconciler, teardown(wanted, observed))
     failures = (*unseen, *failed)
+    shown = _in_words(kept)
     return Plan(
-        todo,
-        tuple(map(str, failures)),
-        exit_code(failures, in_sync=not todo and not kept),
-        CLEANUP_PLAN,
-        "nothing of it is on this node: nothing to do",
-        tuple(_in_words(name) for name in sorted(kept)),
+        steps=todo,
+        failures=(*map(str, failures), *blind),
+        exit_code=max(exit_code(failures, in_sync=not todo and not shown), int(bool(blind))),
+        schema=CLEANUP_PLAN,
+        nothing="nothing of it is on this node: nothing to do",
+        warnings=(*warnings, *logged),
+        kept=shown,
     )
+
+
+def _wanted_by_processes(wanted: Desired, port: int) -> frozenset[str]:
+    """Return what a running sidecar wants, also one that cannot claim it: the Go one, or one with a /run of its own."""
+    theirs = {name for instance in running()[0] for name in instance.wants()}
+    return frozenset(theirs.intersection(things(wanted, port)))
 
 
 def _reconciler(given: Options, wanted: Desired, commands: Commands, done: list[Action]) -> Reconciler:
@@ -105,10 +116,12 @@ def _thing(action: Action) -> str:
             return str(action.facts.get("interface", action.done))
 
 
-def _in_words(name: str) -> str:
-    """Return what desired.things calls by this name."""
-    if name.startswith("link "):
-        return f"interface {name.removeprefix('link ')}"
-    if match := re.fullmatch(r"(.+)@(.+)", name):
-        return f"{match[1]} on {match[2]}"
-    return f"the rules for {name}"
+def _in_words(names: frozenset[str]) -> tuple[str, ...]:
+    """Return what desired.things calls by these names, but for the interface: it is not what is to be cleaned up."""
+    found = []
+    for name in sorted(names):
+        if match := re.fullmatch(r"(.+)@(.+)", name):
+            found.append(f"{match[1]} on {match[2]}")
+        elif not name.startswith(LINK):
+            found.append(f"the rules for {name}")
+    return tuple(found)

@@ -1,14 +1,16 @@
 """The edge: arguments in, text and exit code out. What a command word needs is loaded only when it is asked for."""
 
 import contextlib
+import errno
 import gc
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TextIO
 
 from sidecar import PROGRAM, __version__, apart, flags
-from sidecar.errors import ConfigError, NodeError, SidecarError
+from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError
 
 if TYPE_CHECKING:
     from sidecar.options import Loaded
@@ -66,17 +68,30 @@ def _answer(command: str, loaded: "Loaded") -> int:
     """Print what a command answers, and return its exit code."""
     from sidecar.answers import Terminal, answers  # noqa: PLC0415 - as above
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # it is no other kind of stream
     is_terminal = sys.stdout.isatty()
-    terminal = Terminal(is_terminal, is_terminal and "NO_COLOR" not in os.environ, sys.stdout.encoding or "ascii")
+    is_coloured = is_terminal and "NO_COLOR" not in os.environ
+    terminal = Terminal(is_terminal, is_coloured, sys.stdout.encoding or "ascii", _is_read)
     code = 0
     try:
         for text, code in answers(command, loaded, terminal):  # noqa: B007 - the last one counts
-            if not _print(text, sys.stdout):
-                break
+            print(text, flush=True)
+    except BrokenPipeError:  # nobody reads it any more
+        return code
+    except Interrupted:
+        return SidecarError.exit_code
     except OSError as error:
-        _print(f"{PROGRAM}: cannot start: {error.strerror}: see `ulimit -n`", sys.stderr)
+        remedy = ": see `ulimit -n`" if error.errno == errno.EMFILE else ""
+        _print(f"{PROGRAM}: cannot go on: {error.strerror}{remedy}", sys.stderr)
         return NodeError.exit_code
     return 0 if loaded.options.watch else code  # that ends by a signal, in an orderly way
+
+
+def _is_read() -> bool:
+    """Whether standard output still goes somewhere: the other end of a pipe may be gone."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return not poll.poll(0)
 
 
 def _refuse(faults: Sequence[str]) -> int:
@@ -87,9 +102,6 @@ def _refuse(faults: Sequence[str]) -> int:
     return ConfigError.exit_code
 
 
-def _print(text: str, stream: TextIO) -> bool:
-    """Print it at once; return whether anybody reads it."""
+def _print(text: str, stream: TextIO) -> None:
     with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to say so
-        print(text, file=stream, flush=True)
-        return True
-    return False
+        print(text, file=stream)

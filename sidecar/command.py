@@ -192,6 +192,8 @@ class Commands:
 
     def _finish(self, begun: _Started) -> Result:
         """Wait for the command's end and return what it answered."""
+        # When it ended is not known of one that was begun, and is done by now.
+        in_time = "in" if begun.running.is_alive() else "within"
         exit_status = self._end(begun.running, begun.started + begun.timeout)
         with begun.stdout, begun.stderr:
             out, err = _text(begun.stdout), _text(begun.stderr)
@@ -202,7 +204,7 @@ class Commands:
             outcome = f"was ended by {_signal_name(-exit_status)}"
         else:
             outcome = f"exited with {exit_status}"
-        _log(begun, outcome, exit_status, seconds, {"stdout": out, "stderr": err})
+        _log(begun, f"{outcome} {in_time}", exit_status, seconds, {"stdout": out, "stderr": err})
         if exit_status is not None and exit_status >= 0:
             return Result(exit_status, out, err)
         self._raise_if_told_to_end()
@@ -325,7 +327,7 @@ def _children() -> set[int]:
 def _log(begun: _Started, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
     command = pasteable(begun.argv, begun.stdin)
     facts = logger.bind(command=command, exit=exit_status, seconds=round(seconds, 6))
-    facts.log(verbosity.COMMAND, f"`{command}` {outcome} in {seconds * 1000:.1f} ms")
+    facts.log(verbosity.COMMAND, f"`{command}` {outcome} {seconds * 1000:.1f} ms")
     for name, text in output.items():
         if text:
             facts.bind(**{name: text}).log(verbosity.OUTPUT, f"`{command}` to {name}: {text}")

@@ -10,6 +10,9 @@ from sidecar.model import Address, Desired, IPAddress, Rule
 #: The kind of link that is created where the interface is missing (man 8 ip-link): it only holds addresses.
 LINK_KIND: Final = "dummy"
 
+#: What the name of an interface begins with, among the things that are wanted.
+LINK: Final = "link "
+
 #: They let traffic to the address in, and keep it out of connection tracking: the address is local to the machine.
 #: The spelling is that of `iptables -S`, so that a listing can be compared with it, letter by letter.
 RULES: Final = (
@@ -62,7 +65,7 @@ def things(desired: Desired, port: int) -> tuple[str, ...]:
     """Return a name for each thing that is wanted: addresses on their link, rules by address and port, the link."""
     addresses = tuple(map(name_of, desired.addresses))
     rules = tuple(f"{address.ip}:{port}" for address in desired.addresses) if desired.rules else ()
-    return (*addresses, *rules, f"link {desired.interface}")
+    return (*addresses, *rules, f"{LINK}{desired.interface}")
 
 
 def without(desired: Desired, port: int, wanted: Collection[str]) -> Desired:
@@ -72,7 +75,7 @@ def without(desired: Desired, port: int, wanted: Collection[str]) -> Desired:
         desired,
         addresses=tuple(each for each in desired.addresses if name_of(each) not in wanted),
         rules=tuple(rule for rule in desired.rules if rule in kept),
-        link_kind="" if f"link {desired.interface}" in wanted else desired.link_kind,
+        link_kind="" if f"{LINK}{desired.interface}" in wanted else desired.link_kind,
     )
 
 

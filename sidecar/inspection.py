@@ -1,13 +1,14 @@
 """The commands `status` and `plan`: they look at the node, and change nothing."""
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from sidecar import logs, survey
 from sidecar.backends import Backend
 from sidecar.command import Commands
-from sidecar.errors import SidecarError, pasteable
+from sidecar.errors import Interrupted, SidecarError, pasteable
 from sidecar.events import Events
 from sidecar.iproute import IpRoute
 from sidecar.model import Action, Desired, Failure, Family
@@ -35,6 +36,8 @@ class Inspection:
         self._origin = origin
         self._wanted = goal(given)
         self._commands = Commands(given.command_timeout)
+        # Nothing is changed here: a signal ends what runs, and with it the look.
+        self._wakeup = Wakeup(on_stop=self._commands.interrupt, on_interrupt=self._commands.interrupt)
         self._backends = backends(given, self._wanted, self._commands, longest_wait)
         for each in self._backends.values():
             each.create_nothing()
@@ -64,20 +67,27 @@ class Inspection:
         observed, unseen = self._reconciler.observe()
         todo, failed = steps(self._reconciler, whole_plan(self._wanted, observed))
         failures = (*unseen, *obstacles(self._wanted, observed), *failed)
-        code = exit_code(failures, in_sync=not todo)
-        return Plan(todo, tuple(map(str, failures)), code, PLAN, "in sync: nothing to do")
+        return Plan(
+            steps=todo,
+            failures=tuple(map(str, failures)),
+            exit_code=exit_code(failures, in_sync=not todo),
+            schema=PLAN,
+            nothing="in sync: nothing to do",
+            origin=self._origin,
+            warnings=(*self._warnings, *self._logged),
+        )
 
-    def follow(self) -> Iterator[Status]:
-        """Yield what is there, and again whenever it is another, until a signal comes."""
-        wakeup = Wakeup(on_stop=self._commands.stop, on_interrupt=self._commands.interrupt)
+    def follow(self, is_read: Callable[[], bool]) -> Iterator[Status]:
+        """Yield what is there, and again whenever it is another, until a signal comes or nobody reads it any more."""
         events = Events(Watch.of(self._wanted))
         last: Status | None = None
-        while not wakeup.stopping:
-            status = self.status()
-            if status != last:
-                yield status
-            last = status
-            wakeup.wait(WATCH_INTERVAL, events)
+        with contextlib.suppress(Interrupted):
+            while not self._wakeup.stopping and is_read():
+                status = self.status()
+                if status != last:
+                    yield status
+                last = status
+                self._wakeup.wait(WATCH_INTERVAL, events)
 
 
 def backends(given: Options, wanted: Desired, commands: Commands, longest_wait: float) -> dict[Family, Backend]:

@@ -3,14 +3,21 @@
 A process is known by its command line, its settings by that and by the environment it was started with: so it needs
 nothing from the other side, and works across containers, for whoever may see the process (root, in the node's pid
 namespace, or in the same container).
+
+Anybody can start a process with such a name, and root may act on what is read here. So only one is believed that could
+do a sidecar's work: it has CAP_NET_ADMIN over the same network, in the same user namespace.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
-from sidecar import PROGRAM, flags, procfs
+from sidecar import PROGRAM, flags, privileges, procfs
 from sidecar.flags import FLAGS, Invocation
+from sidecar.model import IPAddress
+from sidecar.oneline import visible
 from sidecar.procfs import Process
 
 #: What begins the command line of this program run by its module.
@@ -18,6 +25,9 @@ _AS_A_MODULE: Final = ["-m", "sidecar"]
 
 #: Options of the interpreter that take the next word as well (man python3).
 _WITH_A_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
+
+#: The console script, and the one file that scripts/build-pyz makes.
+_SCRIPTS: Final = (PROGRAM, f"{PROGRAM}.pyz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +43,23 @@ class Instance:
         return f"pid {self.process.pid} ({'this program' if self.is_python else 'not Python: the Go sidecar?'})"
 
     def value(self, name: str) -> str:
-        """Return the text of a setting; what an env file sets is not seen."""
+        """Return the text of a setting, made fit to be shown; what an env file sets is not seen."""
         given = self.line.values.get(name)
         if given:
-            return ",".join(given) if name == "ip-address" else given[-1]
-        return self.variables.get(FLAGS[name].variable) or FLAGS[name].default or ""
+            text = ",".join(given) if name == "ip-address" else given[-1]
+        else:
+            text = self.variables.get(FLAGS[name].variable) or FLAGS[name].default or ""
+        return visible(text)
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses that it was told to hold, as far as that can be seen."""
+        return tuple(_addresses(self.value("ip-address")))
+
+    def wants(self) -> frozenset[str]:
+        """Return what it wants, by the names of desired.things."""
+        interface, port = self.value("interface"), self.value("port")
+        return frozenset(name for ip in self.addresses for name in (f"{ip}@{interface}", f"{ip}:{port}"))
 
 
 def running() -> tuple[list[Instance], list[Instance]]:
@@ -47,7 +69,24 @@ def running() -> tuple[list[Instance], list[Instance]]:
         each = _instance(process)
         if each and each.line.command == "run":  # others only look
             found[is_near].append(each)
-    return found[True], found[None]
+    return [each for each in found[True] if _may_be_one(each.process.pid)], found[None]
+
+
+def _may_be_one(pid: int) -> bool:
+    """Whether a process could change this network at all."""
+    try:
+        same = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")  # noqa: PTH115 - as in procfs
+        return same and privileges.has("CAP_NET_ADMIN", pid)
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def _addresses(text: str) -> Iterator[IPAddress]:
+    for each in text.split(","):
+        try:
+            yield ip_address(each.strip())
+        except ValueError:
+            continue
 
 
 def _instance(process: Process) -> Instance | None:
@@ -62,7 +101,7 @@ def _instance(process: Process) -> Instance | None:
         words = words[2 if words[0] in _WITH_A_VALUE else 1 :]
     if words[:2] == _AS_A_MODULE:
         words = words[2:]
-    elif words and words[0].rpartition("/")[2].startswith(PROGRAM):  # the console script, or the one file
+    elif words and words[0].rpartition("/")[2] in _SCRIPTS:
         words = words[1:]
     else:
         return None

@@ -146,7 +146,7 @@ class Iptables:
         errors = []
         for chain, failure in failures.items():
             answers = {}
-            if (listings or self._works()) and not self.is_legacy():
+            if not self.is_legacy() and (listings or self._works()):
                 answers = {rule: self._ask_status(rule) for rule in rules if rule.place == chain}
             if answers and set(answers.values()) <= set(_YES_OR_NO):
                 self._say_that_it_cannot_count(chain, failure)
@@ -185,7 +185,7 @@ class Iptables:
         return self._run(*self._argv(*_line(rule, "-C"))).exit
 
     def commands(self, action: RuleAction) -> list[Command]:
-        """Return what carries out an action, if nobody changes anything meanwhile; each command all or nothing."""
+        """Return what carries out an action, in order, if nobody changes anything meanwhile."""
         match action:
             case AddRule(rule, insert):
                 return [(self._argv(*_line(rule, "-I" if insert else "-A")), "")]
@@ -218,17 +218,27 @@ class Iptables:
     def _remove(self, rule: Rule, copies: int) -> bool:
         if copies == 1 and rule not in self._confusable:
             return self._ask(rule, "-D")
-        removed = [self._delete(rule, number) for number in _chunks(copies)]
+        removed = [self._delete(rule, number) for number in self._chunks(rule, copies)]
         return any(removed)
 
     def _removals(self, rule: Rule, copies: int) -> list[Command]:
         if copies == 1 and rule not in self._confusable:
             return [(self._argv(*_line(rule, "-D")), "")]
-        return [self._deletion(rule, number) for number in _chunks(copies)]
+        return [self._deletion(rule, number) for number in self._chunks(rule, copies)]
+
+    def _chunks(self, rule: Rule, copies: int) -> list[int]:
+        """Return how many copies go at once, one number for each time; beside lookalikes it is all or nothing."""
+        if self._is_mistaken(rule):
+            return [copies]
+        return [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
+
+    def _is_mistaken(self, rule: Rule) -> bool:
+        """Whether there are rules that iptables takes for this one when it is to delete it."""
+        return rule in self._confusable and not self._compares_prefixes
 
     def _delete(self, rule: Rule, copies: int, *then: _Line) -> bool:
         """Delete copies of a rule and do something else, in one transaction: all or nothing."""
-        if rule in self._confusable and not self._compares_prefixes:
+        if self._is_mistaken(rule):
             for _ in range(2):  # once more, in case that somebody changed them meanwhile
                 if self._transaction(self._deletion(rule, copies, *then)):
                     return True
@@ -242,13 +252,13 @@ class Iptables:
         rules that it takes for ours, all of them go, and those that are not ours come back to their places. A release
         that does compare them finds fewer than that, and nothing happens: then the plain way is right.
         """
-        if rule in self._confusable and not self._compares_prefixes:
-            return self._restore([*self._deletion_of_lookalikes(rule, copies), *then])
+        if self._is_mistaken(rule):
+            return self._restore([*self._deletion_of_lookalikes(rule), *then])
         return self._restore([*[_line(rule, "-D")] * copies, *then])
 
-    def _deletion_of_lookalikes(self, rule: Rule, copies: int) -> list[_Line]:
+    def _deletion_of_lookalikes(self, rule: Rule) -> list[_Line]:
         lines = self._listing(rule.place)
-        ours = [number for number, line in enumerate(lines, start=1) if line == rule.line][:copies]
+        ours = [number for number, line in enumerate(lines, start=1) if line == rule.line]
         back: list[_Line] = []
         for number, line in enumerate(lines, start=1):
             if _is_confusable(line, rule):
@@ -265,13 +275,13 @@ class Iptables:
         copies, first = self._counted(rule)
         if copies <= 1:
             return False
-        return self._delete(rule, min(copies, MOST_AT_ONCE), first)
+        return self._delete(rule, self._chunks(rule, copies)[0], first)
 
     def _removals_of_surplus(self, rule: Rule) -> list[Command]:
         copies, first = self._counted(rule)
         found = []
         while copies > 1:
-            number = min(copies, MOST_AT_ONCE)
+            number = self._chunks(rule, copies)[0]
             found.append(self._deletion(rule, number, first))
             copies -= number - 1
         return found
@@ -373,11 +383,6 @@ class Iptables:
                 f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
                 f"{failure}"
             )
-
-
-def _chunks(copies: int) -> list[int]:
-    """Return how many copies go at once, one number for each time."""
-    return [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
 
 
 def _chains(rules: Sequence[Rule]) -> list[Chain]:

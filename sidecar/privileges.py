@@ -19,13 +19,21 @@ def missing(*capabilities: str) -> tuple[str, ...]:
     `unshare --user` alone. Where that cannot be found out, nothing is claimed to be missing.
     """
     try:
-        status = Path("/proc/self/status").read_text()
         if not _owns_network():
             return capabilities
+        return tuple(name for name in capabilities if not has(name))
     except OSError:
         return ()
+
+
+def has(capability: str, pid: int | None = None) -> bool:
+    """Whether a process (this one, if none is named) has a capability in its own user namespace.
+
+    Raises OSError where that cannot be seen.
+    """
+    status = Path(f"/proc/{pid or 'self'}/status").read_text()
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
-    return tuple(name for name in capabilities if not effective >> _BITS[name] & 1)
+    return bool(effective >> _BITS[capability] & 1)
 
 
 def in_initial_user_namespace() -> bool:

@@ -153,6 +153,10 @@ class Plan:
     nothing: str
     """What it means if there is nothing to do."""
 
+    origin: str = ""
+    """Whose settings they are, if they are not one's own."""
+
+    warnings: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     """What is left because another instance wants it."""
 
@@ -160,18 +164,29 @@ class Plan:
 def plan_text(plan: Plan) -> str:
     """Return the commands, one a line, that a shell runs as they are; everything else is a comment to it."""
     lines = [command for _, commands in plan.steps for command in commands]
+    told = [f"# settings {visible(plan.origin)}"] if plan.origin else []
+    told += [f"# warning: {visible(warning)}" for warning in plan.warnings]
     if not lines and not plan.failures and not plan.kept:
         lines = [f"# {plan.nothing}"]
     lines += [f"# stays, as an instance that runs on this node wants it: {visible(thing)}" for thing in plan.kept]
     lines += [f"# error: {visible(failure)}" for failure in plan.failures]
-    return "\n".join(lines)
+    return "\n".join((*told, *lines))
 
 
 def plan_json(plan: Plan) -> str:
     """Return the same as one object in one line."""
     steps = [{"action": action.todo, "commands": list(commands), **action.facts} for action, commands in plan.steps]
-    failures, kept = list(plan.failures), list(plan.kept)
-    return _json({"schema": plan.schema, "exit": plan.exit_code, "steps": steps, "kept": kept, "failures": failures})
+    return _json(
+        {
+            "schema": plan.schema,
+            "exit": plan.exit_code,
+            "settings_of": plan.origin,
+            "steps": steps,
+            "kept": list(plan.kept),
+            "warnings": list(plan.warnings),
+            "failures": list(plan.failures),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +232,7 @@ def cleaned_json(done: Cleaned) -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _json(value: dict[str, Any]) -> str:

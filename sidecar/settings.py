@@ -109,7 +109,7 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
     variable = FLAGS["env-file"].variable
     path = flags[variable] if variable in flags else os.environ.get(variable, "")
     origin = FLAGS["env-file"].spelled if variable in flags else variable
-    file, file_faults = _read_env_file(path, origin) if path else ({}, [])
+    file, file_faults = read_env_file(path, origin) if path else ({}, [])
     origins = Origins(flags, file, path)
     warnings = list(_unknown({**file, **os.environ}))
     faults = [*line.faults, *file_faults]
@@ -152,7 +152,7 @@ class Origins:
         return f"{quoted(self.path, 200)}: {flag.variable}" if self.file.get(flag.variable) else flag.spelled
 
 
-def _read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
+def read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
     """Return the variables in a file like .env.example, and a line if there is a fault in it.
 
     What stands in the file is not shown: a path may be wrong, and the file a secret.

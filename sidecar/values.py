@@ -49,11 +49,16 @@ def is_of_a_service(text: str) -> bool:
 
 
 def interface(text: str) -> str:
-    """Accept what the kernel accepts as a name (net/core/dev.c, dev_valid_name)."""
+    """Accept what the kernel accepts as a name (net/core/dev.c, dev_valid_name), and what `ip` reads as one.
+
+    To it `%d` asks for a number, and in a batch `#` begins a comment and `"` is a quote (lib/utils.c, makeargs).
+    """
     if not 1 <= len(text.encode(errors="surrogateescape")) <= _LONGEST_INTERFACE:
         raise ValueError("not an interface name: it has 1 to 15 bytes")
     if text in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         raise ValueError("not an interface name: no slash, colon, space or control character in it")
+    if set(text) & set('%#"'):
+        raise ValueError('not an interface name that `ip` can be told: no %, # or " in it')
     return text
 
 

@@ -66,6 +66,8 @@ BAD: list[tuple[list[str], str]] = [
     # interfaces
     ([GOOD, "--interface=" + "x" * 10_000], "it has 1 to 15 bytes"),
     ([GOOD, "--interface=ネットワーク"], "it has 1 to 15 bytes"),
+    ([GOOD, "--interface=a%d"], "no %, # or"),
+    ([GOOD, "--interface=a#b"], "no %, # or"),
     ([GOOD, "--interface=lo/0"], "no slash, colon, space or control character"),
     ([GOOD, "--interface=lo\n"], "no slash, colon, space or control character"),
     ([GOOD, "--interface=\x1b[2J"], "no slash, colon, space or control character"),

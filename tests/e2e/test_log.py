@@ -99,7 +99,7 @@ def test_add_dir_header(passes: Callable[..., Sidecar]) -> None:
 
 def contents(log: str) -> set[int]:
     """Return which of the levels 2, 4 and 6 speak in a log."""
-    marks = {2: "] pass: ", 4: "` exited with 0 in ", 6: "` to stdout: [{"}
+    marks = {2: "] pass: ", 4: "` exited with 0 ", 6: "` to stdout: [{"}
     return {level for level, mark in marks.items() if mark in log}
 
 

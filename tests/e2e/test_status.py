@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Answer:
 
 
 Ask = Callable[..., Answer]
+Start = Callable[..., Sidecar]
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ BROKEN: dict[str, tuple[Sequence[str], str, str]] = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_node_is_told_and_the_plan_mends_it(
-    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar], backend: str, how: str
+    namespace: Namespace, ask: Ask, start: Start, backend: str, how: str
 ) -> None:
     flags = (*FLAGS, f"--iptables-backend={backend}")
     assert start(*flags, "--daemon=false").end() == 0
@@ -129,7 +131,7 @@ def test_a_broken_node_is_told_and_the_plan_mends_it(
     assert (done.text, done.code) == ("# in sync: nothing to do\n", 0)
 
 
-def test_the_plan_is_what_run_does(namespace: Namespace, ask: Ask, start: Callable[..., Sidecar], backend: str) -> None:
+def test_the_plan_is_what_run_does(namespace: Namespace, ask: Ask, start: Start, backend: str) -> None:
     flags = (*FLAGS, "--ip-address=fd00::2", f"--iptables-backend={backend}", "--rule-position=insert")
     namespace.run(f"iptables-{backend}", "-A", "OUTPUT", "-j", "DROP")
     namespace.run(f"iptables-{backend}", "-A", "OUTPUT", *LOCAL.split(), "-j", "ACCEPT")
@@ -180,7 +182,7 @@ def test_what_no_plan_can_change_is_told(ask: Ask) -> None:
     assert status.code == 1
 
 
-def test_a_rule_without_effect_is_told_first(namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]) -> None:
+def test_a_rule_without_effect_is_told_first(namespace: Namespace, ask: Ask, start: Start) -> None:
     namespace.run("iptables-nft", "-A", "INPUT", "-j", "DROP")
     assert start(*FLAGS, "--daemon=false").end() == 0
     answer = ask("status", *FLAGS)
@@ -201,20 +203,20 @@ def test_legacy_tables_are_not_made_by_looking(namespace: Namespace, ask: Ask) -
 # Who looks without knowing the settings
 
 
-def test_the_settings_are_those_of_the_running_sidecar(ask: Ask, start: Callable[..., Sidecar]) -> None:
+def test_the_settings_are_those_of_the_running_sidecar(ask: Ask, start: Start) -> None:
     daemon = start("--setup-iptables", "-v=2", SIDECAR_IP_ADDRESS="10.96.0.2,fd00::2", SIDECAR_PORT="9443")
     daemon.wait_for("in sync")
     answer = ask("status")
     assert answer.first == "in sync: 10.96.0.2/32 on lo, fd00::2/128 on lo, 10 rules"
     flags = "--ip-address=10.96.0.2,fd00::2 --port=9443 --setup-iptables=true"
     assert re.search(rf"{flags} +\(of pid \d+ \(this program\),? +running", re.sub(r"\s+", " ", answer.text))
-    assert ask("plan").text == "# in sync: nothing to do\n"
+    assert ask("plan").text.endswith("\n# in sync: nothing to do\n")
     other = ask("status", "--port=443")  # what is asked for wins
     assert other.code == 1
     assert "--dport 443 " in other.text
 
 
-def test_the_settings_may_come_from_its_env_file(ask: Ask, start: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_the_settings_may_come_from_its_env_file(ask: Ask, start: Start, tmp_path: Path) -> None:
     (tmp_path / "env").write_text("SIDECAR_IP_ADDRESS=10.96.0.7\n")
     start(f"--env-file={tmp_path}/env").wait_for("in sync")
     assert ask("status").first == "in sync: 10.96.0.7/32 on lo"
@@ -229,7 +231,45 @@ def test_without_any_sidecar_the_address_is_asked_for(ask: Ask) -> None:
         assert ask(command, stderr=stderr).code == 2
 
 
-def test_of_two_sidecars_it_must_be_said_which(ask: Ask, start: Callable[..., Sidecar]) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes a second user")
+def test_a_process_that_could_do_nothing_is_not_believed(namespace: Namespace, ask: Ask, start: Start) -> None:
+    start(*FLAGS).wait_for("in sync")
+    nobody = ("setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+    words = ("bash", "-c", 'exec -a apiserver-proxy-sidecar sh -c "sleep 60; :" "$@"', "sh", "--ip-address=192.0.2.1")
+    liar = namespace.start(*nobody, *words)
+    try:
+        assert ask("status").first == "in sync: 10.96.0.2/32 on lo, 5 rules"
+    finally:
+        liar.kill()
+        liar.communicate()
+
+
+def test_the_go_sidecar_is_asked_for_its_port(namespace: Namespace, ask: Ask) -> None:
+    words = ("bash", "-c", 'exec -a apiserver-proxy-sidecar sh -c "sleep 60; :" "$@"', "sh", *FLAGS)
+    go = namespace.start(*words)
+    try:
+        assert ask("status", stderr="--port is required: pid").code == 2
+        assert ask("status", "--port=9443").code == 1
+    finally:
+        go.kill()
+        go.communicate()
+
+
+def test_nothing_but_what_the_node_should_be_like_is_taken_over(ask: Ask, start: Start, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "env").write_text(
+        f"SIDECAR_IP_ADDRESS=10.96.0.2\nSIDECAR_LOG_FILE={log}\nSIDECAR_LOGTOSTDERR=false\nSIDECAR_V=6\n"
+        "SIDECAR_OUTPUT=json\n"
+    )
+    daemon = start(f"--env-file={tmp_path}/env", "--alsologtostderr")
+    daemon.wait_for("in sync")
+    assert ask("status").first == "in sync: 10.96.0.2/32 on lo"
+    writers = {line.split()[2] for line in log.read_text().splitlines() if re.match(r"[IWE]\d{4} ", line)}
+    assert writers == {str(daemon.process.pid)}
+    assert ask("plan").text.startswith("# settings of pid ")
+
+
+def test_of_two_sidecars_it_must_be_said_which(ask: Ask, start: Start) -> None:
     for number in (2, 3):
         start(f"--ip-address=10.96.0.{number}").wait_for("in sync")
     answer = ask(
@@ -242,7 +282,7 @@ def test_of_two_sidecars_it_must_be_said_which(ask: Ask, start: Callable[..., Si
 # JSON, watching, signals
 
 
-def test_watch_tells_each_change_and_ends_in_order(namespace: Namespace, start: Callable[..., Sidecar]) -> None:
+def test_watch_tells_each_change_and_ends_in_order(namespace: Namespace, start: Start) -> None:
     watch = namespace.start(str(PROGRAM), "status", "--watch", "--output=json", *FLAGS)
     assert watch.stdout
     assert json.loads(watch.stdout.readline())["exit"] == 1
@@ -260,12 +300,23 @@ def test_watch_tells_each_change_and_ends_in_order(namespace: Namespace, start: 
     assert watch.returncode == 0
 
 
+def test_watch_ends_in_order_in_the_middle_of_a_look(
+    namespace: Namespace, fake: Callable[[str, str], dict[str, str]]
+) -> None:
+    watch = namespace.start(str(PROGRAM), "status", "--watch", *FLAGS, env=fake("ip", "sleep 60"))
+    Sidecar(watch).first_child()
+    Sidecar(watch).wait_until_it_handles(signal.SIGTERM)
+    time.sleep(1)
+    watch.send_signal(signal.SIGTERM)
+    assert watch.communicate(timeout=10) == ("", "")
+    assert watch.returncode == 0
+
+
 def test_watch_ends_when_nobody_reads_it(namespace: Namespace) -> None:
     watch = namespace.start(str(PROGRAM), "status", "--watch", *FLAGS)
     assert watch.stdout
     watch.stdout.readline()
-    watch.stdout.close()
-    namespace.run("ip", "address", "add", CIDR, "dev", "lo")
+    watch.stdout.close()  # and nothing happens on the node
     assert watch.wait(timeout=10) == 0
     assert watch.stderr
     assert watch.stderr.read() == ""
@@ -283,9 +334,7 @@ def test_colour_is_for_terminals_only(namespace: Namespace, ask: Ask) -> None:
 # cleanup
 
 
-def test_cleanup_removes_everything_and_says_what(
-    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar], backend: str
-) -> None:
+def test_cleanup_removes_everything_and_says_what(namespace: Namespace, ask: Ask, start: Start, backend: str) -> None:
     flags = (*FLAGS, f"--iptables-backend={backend}")
     other = {"nft": "legacy", "legacy": "nft"}[backend]
     assert start(*FLAGS, f"--iptables-backend={other}", "--daemon=false").end() == 0
@@ -309,28 +358,77 @@ def test_cleanup_removes_everything_and_says_what(
     assert "removed" not in again.text
 
 
-def test_the_commands_of_a_dry_run_clean_up(namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]) -> None:
+def test_the_commands_of_a_dry_run_clean_up(namespace: Namespace, ask: Ask, start: Start) -> None:
     assert start(*FLAGS, "--daemon=false").end() == 0
     namespace.run("sh", "-e", "-c", ask("cleanup", "--dry-run", *FLAGS).text)
     assert namespace.rules("nft") == namespace.addresses() == []
     assert ask("cleanup", "--dry-run", *FLAGS).code == 0
 
 
-def test_cleanup_leaves_what_a_running_sidecar_wants(
-    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]
-) -> None:
-    start(*FLAGS).wait_for("in sync")
+@pytest.mark.parametrize("run", ["shared", "its own"])
+def test_cleanup_leaves_what_a_running_sidecar_wants(namespace: Namespace, ask: Ask, start: Start, run: str) -> None:
+    # In a container without the node's /run it can claim nothing, but can be seen to run.
+    own_run = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /run; exec "$@"', "sh")
+    daemon = start(*FLAGS, prefix=own_run if run == "its own" else ())
+    daemon.wait_for("in sync")
     for flags in ((), ("--dry-run",)):
-        answer = ask("cleanup", *flags)
+        answer = ask("cleanup", *FLAGS, *flags)
         assert answer.code == 1
-        assert "an instance that runs on this node wants it" in answer.text
+        assert "that runs on this node wants it" in answer.text
     assert namespace.addresses() == [CIDR]
     assert len(namespace.rules("nft")) == 5
+    bare = ask("cleanup", stderr=r"--ip-address is required: pid \d+ .* runs here with --ip-address=10\.96\.0\.2")
+    assert bare.code == 2
 
 
-def test_cleanup_ends_in_time_and_tells_what_is_left(
-    namespace: Namespace, ask: Ask, start: Callable[..., Sidecar]
+def test_cleanup_takes_its_own_away_beside_another_sidecar(namespace: Namespace, ask: Ask, start: Start) -> None:
+    start("--ip-address=10.96.0.2").wait_for("in sync")
+    assert start("--ip-address=10.96.0.7", "--daemon=false").end() == 0
+    assert ask("cleanup", "--ip-address=10.96.0.7").code == 0
+    assert namespace.addresses() == [CIDR]
+    assert ask("cleanup", "--dry-run", "--ip-address=10.96.0.7").code == 0
+
+
+def test_a_cleanup_that_a_signal_ends_claims_nothing_of_what_it_did_not_see(
+    namespace: Namespace, fake: Callable[[str, str], dict[str, str]], start: Start
 ) -> None:
+    assert start(*FLAGS, "--daemon=false").end() == 0
+    process = namespace.start(str(PROGRAM), "cleanup", *FLAGS, env=fake("ip", "sleep 60"))
+    Sidecar(process).first_child()
+    Sidecar(process).wait_until_it_handles(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert out.startswith("not clean: ")
+    assert "not there" not in out
+    assert "Traceback" not in err
+
+
+def test_cleanup_does_not_wait_for_another_ones_beyond_its_time(namespace: Namespace, ask: Ask) -> None:
+    script = (
+        "import time; from sidecar.claims import Claims; c = Claims(); "
+        "c.take(['10.96.0.2@lo'], is_over=lambda: False); c.wanted_by_others(); print(flush=True); time.sleep(60)"
+    )
+    holder = namespace.start(sys.executable, "-c", script)
+    assert holder.stdout
+    holder.stdout.readline()
+    try:
+        started = time.monotonic()
+        assert ask("cleanup", "--ip-address=10.96.0.2", "--cleanup-timeout=1s").code == 1
+        assert time.monotonic() - started < 4
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+@pytest.mark.parametrize("command", ["status", "plan", "cleanup", "cleanup --dry-run"])
+def test_what_is_wrong_with_the_settings_is_told_by_all(ask: Ask, command: str) -> None:
+    answer = ask(*command.split(), env={"SIDECAR_IP_ADDRESS": "10.96.0.2", "SIDECAR_SETUP_IPTABLE": "true"})
+    assert "variable SIDECAR_SETUP_IPTABLE is not known" in " ".join(answer.text.split())
+
+
+def test_cleanup_ends_in_time_and_tells_what_is_left(namespace: Namespace, ask: Ask, start: Start) -> None:
     flags = (*FLAGS, "--iptables-backend=legacy", "--iptables-wait=1s", "--cleanup-timeout=2s")
     assert start(*flags, "--daemon=false").end() == 0
     with namespace.lock_held(6):
@@ -346,9 +444,7 @@ def test_cleanup_ends_in_time_and_tells_what_is_left(
 
 
 @pytest.mark.parametrize("command", ["status", "plan", "cleanup --dry-run", "cleanup", "doctor"])
-def test_json_has_the_fields_of_its_documentation(
-    ask: Ask, start: Callable[..., Sidecar], namespace: Namespace, command: str
-) -> None:
+def test_json_has_the_fields_of_its_documentation(ask: Ask, start: Start, namespace: Namespace, command: str) -> None:
     assert start(*FLAGS, "--daemon=false").end() == 0
     namespace.run("iptables-nft", "-F")
     answer = ask(*command.split(), *FLAGS, "--output=json")
