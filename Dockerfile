@@ -9,12 +9,12 @@ RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
         iproute2 iptables python3 python3-venv
 WORKDIR /build
-COPY requirements.txt requirements-build.txt ./
+COPY requirements-metrics.txt requirements-build.txt ./
 RUN python3 -m venv tools \
     && python3 -m venv --without-pip /opt/apiserver-proxy-sidecar \
     && tools/bin/pip install --no-cache-dir --require-hashes --requirement requirements-build.txt \
     && tools/bin/pip --python /opt/apiserver-proxy-sidecar install --no-cache-dir --no-compile \
-        --require-hashes --requirement requirements.txt
+        --require-hashes --requirement requirements-metrics.txt
 COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY sidecar sidecar
 RUN tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \

@@ -15,8 +15,9 @@ import os
 import select
 import shutil
 import signal
+import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, TypeAlias, cast
@@ -81,6 +82,11 @@ class Begin(Protocol):
     def __call__(self, *argv: str, stdin: str = "") -> None: ...
 
 
+#: Is told of a command that ended: what was run, its exit status (negative for the signal that ended it, None if it was
+#: killed when its time was up), and how many seconds it took.
+OnEnd: TypeAlias = Callable[[tuple[str, ...], int | None, float], None]
+
+
 class Run(Protocol):
     """Runs a command and returns what it answered; raises a SidecarError when there is no answer."""
 
@@ -108,6 +114,7 @@ class Commands:
 
     def __init__(self, timeout: float) -> None:
         """`timeout` is what one command may take, in seconds."""
+        self.on_end: OnEnd | None = None
         self._timeout = timeout
         self._deadline: float | None = None
         self._stopping_since: float | None = None
@@ -205,9 +212,12 @@ class Commands:
         else:
             outcome = f"exited with {exit_status}"
         _log(begun, f"{outcome} {in_time}", exit_status, seconds, {"stdout": out, "stderr": err})
+        if exit_status is None or exit_status < 0:
+            self._raise_if_told_to_end()
+        if self.on_end:
+            self.on_end(begun.argv, exit_status, seconds)
         if exit_status is not None and exit_status >= 0:
             return Result(exit_status, out, err)
-        self._raise_if_told_to_end()
         raise (CommandTimeout if exit_status is None else CommandError)(begun.argv, begun.stdin, outcome, err)
 
     def _raise_if_told_to_end(self) -> None:
@@ -300,11 +310,15 @@ def _start(
 
 
 def _tidy_up(descriptors: set[int], children: set[int]) -> None:
-    """Put away what sh leaves behind when it fails to start a command: gc disabled, pipes, perhaps a child."""
+    """Put away what sh leaves behind when it fails to start a command: gc disabled, pipes, perhaps a child.
+
+    Not sockets: those are of the thread that answers probes, and were opened meanwhile.
+    """
     gc.enable()
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
-            os.close(descriptor)
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
     for child in children:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)

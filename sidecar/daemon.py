@@ -14,6 +14,7 @@ from sidecar.errors import LockHeld, NodeError, Stopped
 from sidecar.events import Events
 from sidecar.model import Action, MoveToFront, RemoveAddress, RemoveSurplus, Report
 from sidecar.reconcile import Reconciler
+from sidecar.vitals import Vitals
 from sidecar.wakeup import Wakeup, Woken
 
 #: Seconds until the first retry, and until the first look after a change.
@@ -31,8 +32,14 @@ COUNTED_FOR: Final = 60.0
 LOCK_RETRY: Final = 2.0
 
 
-def run(
-    reconciler: Reconciler, wakeup: Wakeup, interval: float, journal: "Journal", events: Events | None = None
+def run(  # noqa: PLR0913 - what it does, when, and who is told
+    reconciler: Reconciler,
+    wakeup: Wakeup,
+    interval: float,
+    journal: "Journal",
+    events: Events | None = None,
+    *,
+    vitals: Vitals | None = None,
 ) -> Report | None:
     """Make passes until a signal says stop, and return None.
 
@@ -45,13 +52,20 @@ def run(
         while not wakeup.stopping:
             if events:
                 events.take_sizes()  # before the look: what changes while it goes on is to be seen the next time
+            if vitals:
+                vitals.pass_begins()
             report = reconciler.reconcile()
+            if vitals:
+                vitals.pass_ended(report)
             journal.record(report)
             if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
                 return report
             first = False
             _heed(events, report)
-            _sleep(wakeup, schedule, pace, schedule.next(report), events)
+            seconds = schedule.next(report)
+            if vitals:
+                vitals.sleeps(seconds)
+            _sleep(wakeup, schedule, pace, seconds, events)
     except Stopped:
         pass
     return None

@@ -7,7 +7,8 @@
     │   ├── PermissionMissing       a capability is not granted
     │   ├── NotSupported            the kernel has no such table
     │   ├── LockUnusable            the xtables lock's file is no file, or cannot be opened
-    │   └── BackendUnknown          which iptables the node uses cannot be seen
+    │   ├── BackendUnknown          which iptables the node uses cannot be seen
+    │   └── CannotListen            --health-address cannot be had
     ├── InterfaceMissing        1  the interface does not exist (yet)
     ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
     ├── ChainUnreadable         1  a chain could not be looked at, while others could
@@ -89,6 +90,10 @@ class BackendUnknown(NodeError):
             f"may not read {path}, so whether this node uses iptables-legacy is unknown: run as root, "
             "or set --iptables-backend"
         )
+
+
+class CannotListen(NodeError):
+    """The address for probes and metrics cannot be listened on; the text says why, and what to do."""
 
 
 class InterfaceMissing(SidecarError):

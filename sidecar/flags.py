@@ -62,6 +62,7 @@ GROUPS: Final = {
         Flag("command-timeout", "10s", "no command may run longer"),
         Flag("cleanup", "false", "on exit, remove what was set up"),
         Flag("cleanup-timeout", "20s", "the cleanup ends by then, done or not"),
+        Flag("health-address", "", "host:port or :port; probes and metrics"),
         Flag("env-file", "", "read variables from this file"),
     ),
     "Looking": (

@@ -383,6 +383,8 @@ class Report:
 
     failures: tuple[Failure, ...]
     notices: tuple[Notice, ...] = ()
+    observed: Observed | None = None
+    """What the last look of a pass has seen."""
 
     @property
     def in_sync(self) -> bool:

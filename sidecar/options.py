@@ -7,6 +7,7 @@ from sidecar.desired import LINK_KIND, desired
 from sidecar.flags import FLAGS
 from sidecar.klog import Place, Severity, Vmodule
 from sidecar.model import Desired, IPAddress
+from sidecar.values import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Options:
     command_timeout: float
     cleanup: bool
     cleanup_timeout: float
+    health_address: Endpoint
     env_file: str
 
     output: str

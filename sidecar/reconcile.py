@@ -98,7 +98,7 @@ class Reconciler:
                 break
             failed |= self._apply(actions, changed)
         unsolved = (*unseen, *obstacles(self._desired, observed), *failed.values())
-        return Report(tuple(changed), actions, unsolved, tuple(notices(self._desired, observed)))
+        return Report(tuple(changed), actions, unsolved, tuple(notices(self._desired, observed)), observed)
 
     def cleanup(self, deadline: float) -> Report:
         """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.

@@ -7,9 +7,8 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar import PROGRAM, __version__, daemon, iproute, logs
+from sidecar import PROGRAM, __version__, claims, daemon, iproute, logs
 from sidecar.backends import Backend
-from sidecar.claims import Claims
 from sidecar.command import Commands, Run
 from sidecar.desired import things, without
 from sidecar.errors import Interrupted, NodeError, Stopped
@@ -19,6 +18,7 @@ from sidecar.model import Desired, Family, Report
 from sidecar.netlink import Watch
 from sidecar.options import Options, goal
 from sidecar.reconcile import Reconciler
+from sidecar.vitals import Vitals
 from sidecar.wakeup import Wakeup
 
 #: How many addresses a line of the log names before it counts the rest.
@@ -52,11 +52,14 @@ def _run(given: Options, commands: Commands, wakeup: Wakeup) -> int:
     journal = daemon.Journal(lambda: _in_words(wanted, given.port, iptables))
     reconciler = Reconciler(wanted, IpRoute(commands.run), iptables, begin=commands.begin, on_change=journal.changed)
     commands.require(programs)
-    claims = Claims()
-    claims.take(things(wanted, given.port), is_over=lambda: wakeup.stopping)
+    vitals = _answer_probes(given, wanted, commands, iptables) if given.health_address and given.daemon else None
+    claimed = claims.Claims()
+    claimed.take(things(wanted, given.port), is_over=lambda: wakeup.stopping)
     if given.daemon:
         events = Events(Watch.of(wanted), lambda: [family for family, each in iptables.items() if each.is_legacy])
-        report = daemon.run(reconciler, wakeup, given.sync_interval, journal, events)
+        report = daemon.run(reconciler, wakeup, given.sync_interval, journal, events, vitals=vitals)
+        if vitals:
+            vitals.stops(given.cleanup_timeout)
     else:
         report = _make_one_pass(reconciler, journal)
     # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
@@ -64,12 +67,24 @@ def _run(given: Options, commands: Commands, wakeup: Wakeup) -> int:
     if given.cleanup:
         for each in iptables.values():
             each.include_leftovers()
-        kept = claims.wanted_by_others()
+        kept = claimed.wanted_by_others()
         reconciler = Reconciler(
             without(wanted, given.port, kept), IpRoute(commands.run), iptables, begin=commands.begin
         )
         code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands, kept))
     return code
+
+
+def _answer_probes(given: Options, wanted: Desired, commands: Commands, iptables: Mapping[Family, Backend]) -> Vitals:
+    """Answer probes from now on, and return the record that the answers come from. Raises CannotListen."""
+    from sidecar import health  # noqa: PLC0415 - only who asks for it loads it
+
+    listener = health.listen(given.health_address)
+    vitals = Vitals(wanted, given.command_timeout, lambda: _in_use(iptables))
+    vitals.starts(claims.PATIENCE)
+    commands.on_end = vitals.command_ended
+    health.serve(listener, vitals)
+    return vitals
 
 
 def backends(given: Options, wanted: Desired, run: Run) -> dict[Family, Backend]:
@@ -110,6 +125,11 @@ def _clean_up(seconds: float, reconciler: Reconciler, commands: Commands, wanted
     if report.in_sync:
         logger.info(f"cleanup done: nothing {'else ' if wanted else ''}of it is left on this node")
     return report.exit_code
+
+
+def _in_use(iptables: Mapping[Family, Backend]) -> str:
+    """Return the backends that are in use, as --iptables-backend spells them; empty as long as they are not known."""
+    return ",".join(sorted({each.command.partition("-")[2] or "system" for each in iptables.values() if each.reason}))
 
 
 def _in_words(goal: Desired, port: int, iptables: Mapping[Family, Backend]) -> str:

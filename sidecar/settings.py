@@ -57,6 +57,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any], object]]] = {
     "command_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
     "cleanup": values.boolean,
     "cleanup_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
+    "health_address": values.endpoint,
     "env_file": values.path,
     "output": values.one_of("text", "json"),
     "watch": values.boolean,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -21,6 +22,24 @@ _LARGEST_FILE: Final = 2**43
 
 #: What Kubernetes sets `<SERVICE>_PORT` and others to.
 _SERVICE_URL: Final = re.compile("(tcp|udp|sctp)://")
+
+
+#: host:port; an IPv6 address in brackets, as in a URL.
+_ENDPOINT: Final = re.compile(r"(?:\[([^\]%]*:[^\]%]*)\]|([^:]*)):([^:]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The value of --health-address: an IP address, empty for all, and a port; port 0: none is wanted."""
+
+    host: str = ""
+    port: int = 0
+
+    def __bool__(self) -> bool:
+        return self.port != 0
+
+    def __str__(self) -> str:
+        return (f"[{self.host}]" if ":" in self.host else self.host) + (f":{self.port}" if self else "")
 
 
 def boolean(text: str) -> bool:
@@ -46,6 +65,18 @@ def port(text: str) -> int:
 def is_of_a_service(text: str) -> bool:
     """Whether this is what Kubernetes puts into a variable, to tell of a Service of the pod's namespace."""
     return bool(_SERVICE_URL.match(text))
+
+
+def endpoint(text: str) -> Endpoint:
+    """Read host:port; empty means that none is wanted."""
+    if not text:
+        return Endpoint()
+    found = _ENDPOINT.fullmatch(text)
+    host, number = (found[1] or found[2], found[3]) if found else ("", "")
+    try:
+        return Endpoint(str(ip_address(host)) if host else "", port(number))
+    except ValueError:
+        raise ValueError("not an IP address and a port: write it like :9180, 10.0.0.1:9180 or [fd00::1]:9180") from None
 
 
 def interface(text: str) -> str:

@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -346,3 +347,33 @@ def test_sigchld_of_others_is_not_eaten(commands: Commands) -> None:
     commands.run("sleep", "0.3")
     assert os.waitpid(other, 0) == (other, 0)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
+def test_of_each_end_somebody_is_told() -> None:
+    told: list[tuple[str, int | None]] = []
+    commands = Commands(timeout=0.3)
+    commands.on_end = lambda argv, exit_status, seconds: told.append((argv[0], exit_status)) if seconds > 0 else None
+    commands.run("sh", "-c", "exit 4")
+    with pytest.raises(CommandError):
+        commands.run("sh", "-c", "kill -9 $$")
+    with pytest.raises(CommandTimeout):
+        commands.run("sleep", "60")
+    assert told == [("sh", 4), ("sh", -9), ("sleep", None)]
+    threading.Timer(0.1, commands.interrupt).start()
+    with pytest.raises(Interrupted):
+        commands.run("sleep", "60")  # nothing is wrong with a command that a signal of the operator's ended
+    assert len(told) == 3
+
+
+def test_a_failed_start_closes_no_socket_of_another_thread(commands: Commands, mocker: MockerFixture) -> None:
+    accepted: list[socket.socket] = []
+
+    def fail() -> None:
+        accepted.append(socket.socket())
+        raise OSError(11, "Resource temporarily unavailable")
+
+    mocker.patch("os.fork", side_effect=fail)
+    with pytest.raises(CommandError, match="could not be started"):
+        commands.run("true")
+    accepted[0].getsockname()
+    accepted[0].close()

@@ -20,6 +20,7 @@ from sidecar.events import Events
 from sidecar.iproute import IpRoute
 from sidecar.model import AddAddress, Address, AddRule, Failure, Report, Rule
 from sidecar.reconcile import Reconciler
+from sidecar.vitals import Vitals
 from sidecar.wakeup import Wakeup, Woken
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4
@@ -68,6 +69,27 @@ def passes(kernel: FakeKernel, sleeps: Sleeps, events: Events | None = None) -> 
     goal = desired([IPV4], interface="lo", port=443)
     reconciler = Reconciler(goal, IpRoute(kernel), {})
     return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal(lambda: "all is well"), events)
+
+
+def test_the_loop_gives_signs_of_life_and_tells_how_it_went() -> None:
+    kernel, now = FakeKernel(), [1000.0]
+    goal = desired([IPV4], interface="lo", port=443)
+    vitals = Vitals(goal, 10.0, clock=lambda: now[0], now=lambda: now[0])
+    signs: list[str] = []
+    ends: list[Literal["clock"]] = ["clock"] * 8
+
+    class Waits(Sleeps):
+        def wait(self, seconds: float, events: Events | None = None) -> Woken:
+            now[0] += seconds
+            signs.append(vitals.hang())
+            return super().wait(seconds, events)
+
+    reconciler = Reconciler(goal, IpRoute(kernel), {})
+    sleeps = cast("Wakeup", Waits(*ends))
+    daemon.run(reconciler, sleeps, 60.0, Journal(lambda: "all is well"), vitals=vitals)
+    assert signs == [""] * 8
+    assert vitals.readiness()[0]
+    assert vitals.counts().passes == {"in_sync": 7, "changed": 1, "failed": 0}
 
 
 def fail(kind: type[SidecarError], *arguments: object) -> Callable[[], Result]:

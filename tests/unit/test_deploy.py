@@ -22,6 +22,7 @@ from support.manifests import DEPLOY, Manifest, of_kind, pod, rendered
 ROOT: Final = DEPLOY.parent
 FOLDERS: Final = ("kubernetes", "examples/haproxy")
 UNIT: Final = DEPLOY / "systemd" / "apiserver-proxy-sidecar.service"
+PROBES: Final = ("livenessProbe", "readinessProbe")
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -59,7 +60,7 @@ def faults(documents: list[Manifest]) -> Iterator[str]:
         ports = [port.get("name", "") for port in each.get("ports", [])]
         if ports:  # with the node's network each is a host port: a second pod would find no place on the node
             yield f"{each['name']} has ports, which a rolling update with surge does not go with"
-        for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        for probe in (*PROBES, "startupProbe"):
             for action in ("httpGet", "tcpSocket"):
                 port = each.get(probe, {}).get(action, {}).get("port", 0)
                 if isinstance(port, str) and port not in ports:
@@ -134,6 +135,14 @@ def test_each_of_our_containers_has_what_it_needs_and_no_more(documents: list[Ma
     assert types == {str(lockfile.PATH): "FileOrCreate", str(claims.DIRECTORY): "DirectoryOrCreate"}
 
 
+def test_probes_and_scrapes_go_to_where_the_program_answers(documents: list[Manifest], mocker: MockerFixture) -> None:
+    _, sidecar = containers(documents, PROGRAM)
+    address = loaded(documents, sidecar, mocker).health_address
+    probed = {sidecar[probe]["httpGet"]["path"]: sidecar[probe]["httpGet"]["port"] for probe in PROBES}
+    assert probed == {"/healthz": address.port, "/readyz": address.port}
+    assert pod(documents)["metadata"]["annotations"]["prometheus.io/port"] == str(address.port)
+
+
 def volumes_of_the_node(documents: list[Manifest]) -> list[Manifest]:
     return [volume for volume in pod(documents)["spec"]["volumes"] if "hostPath" in volume]
 
@@ -151,7 +160,7 @@ def test_the_image_is_made_of_the_versions_that_are_tested() -> None:
     def pinned(name: str) -> set[str]:
         return set(re.findall(r"^[\w-]+==\S+", (ROOT / name).read_text(), flags=re.MULTILINE))
 
-    assert pinned("requirements.txt") | pinned("requirements-build.txt") < pinned("requirements-dev.txt")
+    assert pinned("requirements-metrics.txt") | pinned("requirements-build.txt") < pinned("requirements-dev.txt")
 
 
 def test_systemd_knows_the_unit(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ FLOORS = {
     | {"oneline", "pflag", "flags", "values", "klog", "options", "verbosity", "survey"}
     | {"findings", "procparse", "certificate", "traverse"},
     1: {"command", "privileges", "iproute", "iptables", "backends", "lockfile", "claims", "events", "legacy_probe"}
-    | {"wakeup", "apart", "procfs", "probe", "kernel", "instances"},
+    | {"wakeup", "apart", "procfs", "probe", "kernel", "instances", "vitals"},
     2: {"reconcile", "daemon", "looks", "check_node", "check_network", "check_use", "diagnose"},
     3: {
         "settings",
         "logs",
+        "health",
+        "metrics",
         "logfiles",
         "run",
         "inspection",
@@ -38,6 +40,7 @@ RESERVED = {
     "pydantic_core": "settings",
     "pydantic_settings": "settings",
     "dotenv": "settings",
+    "prometheus_client": "metrics",
 }
 
 

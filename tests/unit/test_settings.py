@@ -10,6 +10,7 @@ from sidecar import flags, settings
 from sidecar.errors import ConfigError
 from sidecar.klog import Place, Vmodule
 from sidecar.options import Options
+from sidecar.values import Endpoint
 from support.namespace import IPV4, IPV6
 
 REQUIRED = "--ip-address=10.96.0.2"
@@ -56,6 +57,7 @@ SETTINGS = {
     "rule_position": ("append", "insert", "insert"),
     "command_timeout": (10.0, "1m", 60.0),
     "cleanup_timeout": (20.0, "25s", 25.0),
+    "health_address": (Endpoint(), "[FD00::1]:9180", Endpoint("fd00::1", 9180)),
     "output": ("text", "json", "json"),
     "watch": (False, "true", True),
     "dry_run": (False, "true", True),
@@ -188,6 +190,14 @@ FAULTY = {
     "--port=-1": "a number from 1 to 65535",
     "--port=٤٤٣": "a number from 1 to 65535",
     "--port=tcp://10.0.0.1:443": "set enableServiceLinks: false",
+    "--health-address=9180": "write it like :9180, 10.0.0.1:9180 or [fd00::1]:9180",
+    "--health-address=:0": "write it like :9180",
+    "--health-address=:65536": "write it like :9180",
+    "--health-address=localhost:9180": "write it like :9180",
+    "--health-address=::1:9180": "write it like :9180",
+    "--health-address=[10.0.0.1]:9180": "write it like :9180",
+    "--health-address=[fe80::1%eth0]:9180": "write it like :9180",
+    "--health-address=http://10.0.0.1:9180": "write it like :9180",
     "--cleanup=yes": "write true or false",
     "--cleanup=": "write true or false",
     "--sync-interval=60": "write it like 90s",

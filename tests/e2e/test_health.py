@@ -1,0 +1,294 @@
+"""Probes and metrics as the kubelet and Prometheus meet them: by HTTP, on the node's network."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.namespace import Namespace
+from support.program import Sidecar
+
+Start: TypeAlias = Callable[..., Sidecar]
+
+CIDR = "10.96.0.2/32"
+HEALTH = "--health-address=:9180"
+FLAGS = ("--ip-address=10.96.0.2", "--setup-iptables", "--iptables-backend=nft", HEALTH)
+
+#: Asks for a path; prints the status, the seconds that it took, and the body.
+PROBE = """
+import sys, time
+from http.client import HTTPConnection
+started = time.monotonic()
+connection = HTTPConnection("127.0.0.1", 9180, timeout=10)
+connection.request("GET", sys.argv[1])
+answer = connection.getresponse()
+print(answer.status, time.monotonic() - started)
+sys.stdout.write(answer.read().decode())
+"""
+
+#: Opens 500 connections, most of which say nothing, holds them, and replaces those that end, until it is killed.
+CROWD = """
+import itertools, os, resource, select, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+words = itertools.cycle([b"", b"", b"", b"GET ", b"\\xff" * 4096, b"POST / HTTP/1.1\\r\\n\\r\\n", b"\\r\\n\\r\\n"])
+def connect():
+    made = socket.create_connection(("127.0.0.1", 9180))
+    made.send(next(words))
+    return made
+crowd = [connect() for _ in range(500)]
+print("there", flush=True)
+while True:
+    for gone in select.select(crowd, [], [])[0]:
+        gone.close()
+        crowd[crowd.index(gone)] = connect()
+    select.select([], [], [], 0.01)
+"""
+
+
+def probe(namespace: Namespace, path: str) -> tuple[int, str]:
+    """Return status and body; the answer must come within a second."""
+    first, _, body = namespace.run(sys.executable, "-c", PROBE, path).partition("\n")
+    status, seconds = first.split()
+    assert float(seconds) < 1.0
+    return int(status), body
+
+
+def wait_for(namespace: Namespace, path: str, status: int, seconds: float = 15.0) -> str:
+    """Probe until this is the status; return the body."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found, body = probe(namespace, path)
+        if found == status:
+            return body
+        assert time.monotonic() < deadline, f"{path} is still {found}: {body}"
+        time.sleep(0.1)
+
+
+def samples(namespace: Namespace) -> dict[tuple[str, ...], float]:
+    status, text = probe(namespace, "/metrics")
+    assert status == 200
+    return {
+        (sample.name.removeprefix("apiserver_proxy_sidecar_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def wait_until_there(namespace: Namespace, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while namespace.addresses() != [CIDR]:
+        assert time.monotonic() < deadline, "the address is not back"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Callable[[str], Path]:
+    """Let `ip` do something else while a file is there; return the file. The environment is in FAULTY."""
+
+    def faulty(script: str) -> Path:
+        real = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+        switch, program = tmp_path / "on", tmp_path / "ip"
+        program.write_text(f'#!/bin/sh\n[ -e {switch} ] && {{ {script}; }}\nexec {real} "$@"\n')
+        program.chmod(0o755)
+        return switch
+
+    return faulty
+
+
+@pytest.fixture
+def crowd(namespace: Namespace) -> Iterator[Callable[[], None]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def crowd() -> None:
+        process = namespace.start(sys.executable, "-c", CROWD)
+        started.append(process)
+        assert process.stdout
+        assert process.stdout.readline() == "there\n"
+
+    yield crowd
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_ready_says_since_when_or_what_is_missing(
+    namespace: Namespace, start: Start, faulty: Callable[[str], Path], tmp_path: Path
+) -> None:
+    switch = faulty('case "$*" in *"address add"*) echo "no, said the test" >&2; exit 2;; esac')
+    sidecar = start(*FLAGS, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    sidecar.wait_for("in sync: ")
+    assert wait_for(namespace, "/readyz", 200).startswith("in sync since 20")
+    switch.touch()
+    namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
+    body = wait_for(namespace, "/readyz", 503)
+    assert body.startswith("not in sync since 20")
+    assert "\n- could not add 10.96.0.2/32 to lo: `ip address add 10.96.0.2/32 dev lo scope host`" in body
+    assert "no, said the test" in body
+    assert probe(namespace, "/healthz") == (200, "ok\n")  # the loop is alive: to start it again would change nothing
+    shown = samples(namespace)
+    assert shown["in_sync", "address", "10.96.0.2/32 on lo"] == shown["ready",] == 0
+    assert shown["failures_total", "command_error"] > 0
+    switch.unlink()
+    wait_for(namespace, "/readyz", 200)
+    assert samples(namespace)["in_sync", "address", "10.96.0.2/32 on lo"] == 1
+    assert sidecar.stop() == 0
+
+
+def test_a_command_that_hangs_is_no_sign_of_life(
+    namespace: Namespace, start: Start, faulty: Callable[[str], Path], tmp_path: Path
+) -> None:
+    switch = faulty("exec sleep 60")
+    flags = ("--command-timeout=1100ms", "--iptables-wait=500ms", "--iptables-backend=nft", "--sync-interval=1s")
+    sidecar = start(*FLAGS, *flags, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    sidecar.wait_for("in sync: ")
+    assert probe(namespace, "/healthz") == (200, "ok\n")
+    switch.touch()
+    body = wait_for(namespace, "/healthz", 503)
+    assert body.startswith("`ip -json -details address show` was killed after 1.1")
+    for _ in range(20):  # while it hangs once more, probes are answered, and the same
+        assert probe(namespace, "/healthz")[0] == probe(namespace, "/readyz")[0] == 503
+    assert samples(namespace)["command_failures_total", "ip", "timeout"] > 0
+    switch.unlink()
+    assert wait_for(namespace, "/healthz", 200) == "ok\n"
+    wait_for(namespace, "/readyz", 200)
+    assert sidecar.stop() == 0
+
+
+def test_a_loop_that_is_stuck_is_no_sign_of_life(namespace: Namespace, start: Start) -> None:
+    # What it logs goes nowhere: the pipe is full, and nobody reads it.
+    sidecar = start(*FLAGS, "-v=6", "--sync-interval=10ms", "--command-timeout=1100ms", "--iptables-wait=500ms")
+    sidecar.wait_for("apiserver-proxy-sidecar")
+    time.sleep(1.0)
+    body = wait_for(namespace, "/healthz", 503, 60.0)
+    assert body.startswith("hung, ")
+    assert probe(namespace, "/readyz")[0] == 503
+    reader = threading.Thread(target=sidecar.end)  # now somebody does, until it ends
+    reader.start()
+    wait_for(namespace, "/healthz", 200)
+    sidecar.process.send_signal(signal.SIGTERM)
+    reader.join()
+    assert sidecar.process.returncode == 0
+
+
+def test_metrics_of_repairs_and_of_copies(namespace: Namespace, start: Start) -> None:
+    sidecar = start(*FLAGS)
+    sidecar.wait_for("in sync: ")
+    shown = samples(namespace)
+    assert {key: value for key, value in shown.items() if key[0] == "repairs_total" and value} == {}
+    assert shown["passes_total", "changed"] == 1
+    assert shown["ready",] == shown["alive",] == 1
+    assert len([key for key, value in shown.items() if key[0] == "in_sync" and value == 1]) == 6
+    info = next(key for key in shown if key[0] == "build_info")
+    assert "nft" in info
+    for number in (1, 2):
+        namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
+        wait_until_there(namespace, 5.0)
+        time.sleep(0.3)  # the pass looks again, and is counted at its end
+        assert samples(namespace)["repairs_total", "address", "10.96.0.2/32 on lo"] == number
+    rule = namespace.rules("nft")[0]
+    namespace.iptables("nft", 4, *rule.split())
+    sidecar.process.send_signal(signal.SIGHUP)
+    sidecar.wait_for("too many")
+    time.sleep(0.3)
+    assert samples(namespace)["copies_removed_total", "rule"] == 1
+    assert samples(namespace)["command_duration_seconds_count", "ip"] > 5
+    assert sidecar.stop() == 0
+
+
+def test_the_names_pass_promtool(namespace: Namespace, start: Start) -> None:
+    promtool = shutil.which("promtool")
+    if not promtool:
+        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+    start(*FLAGS).wait_for("in sync: ")
+    text = probe(namespace, "/metrics")[1]
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_a_crowd_harms_neither_the_probes_of_others_nor_the_repair(
+    namespace: Namespace, start: Start, crowd: Callable[[], None]
+) -> None:
+    sidecar = start(*FLAGS)
+    sidecar.wait_for("in sync: ")
+    crowd()
+    for path in ("/healthz", "/readyz", "/metrics") * 3:
+        assert probe(namespace, path)[0] == 200
+    for _ in range(3):
+        namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
+        wait_until_there(namespace, 1.0)
+    assert sidecar.stop() == 0
+
+
+def test_it_ends_in_order_while_connections_are_open(
+    namespace: Namespace, start: Start, crowd: Callable[[], None]
+) -> None:
+    sidecar = start(*FLAGS, "--cleanup")
+    sidecar.wait_for("in sync: ")
+    crowd()
+    started = time.monotonic()
+    assert sidecar.stop() == 0
+    assert time.monotonic() - started < 5.0
+    assert "cleanup done" in sidecar.log
+    assert namespace.addresses() == namespace.rules("nft") == []
+
+
+def test_no_descriptor_of_it_reaches_a_command(
+    start: Start, crowd: Callable[[], None], faulty: Callable[[str], Path], tmp_path: Path
+) -> None:
+    switch = faulty(f"ls -l /proc/self/fd > {tmp_path}/seen")
+    sidecar = start(*FLAGS, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    sidecar.wait_for("in sync: ")
+    crowd()
+    switch.touch()
+    sidecar.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 5.0
+    while not (tmp_path / "seen").exists() or not (tmp_path / "seen").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "socket:" not in (tmp_path / "seen").read_text()
+    assert sidecar.stop() == 0
+
+
+def test_two_instances_share_the_address_as_in_a_rolling_update(namespace: Namespace, start: Start) -> None:
+    old = start(*FLAGS, "--cleanup")
+    old.wait_for("in sync: ")
+    new = start(*FLAGS)
+    new.wait_for("in sync: ")
+    assert old.stop() == 0
+    wait_for(namespace, "/readyz", 200)
+    assert new.stop() == 0
+
+
+@pytest.fixture
+def stranger(namespace: Namespace) -> Iterator[None]:
+    """Let another program have the port."""
+    program = "import socket; s = socket.create_server(('', 9180)); print(flush=True); s.accept()"
+    process = namespace.start(sys.executable, "-c", program)
+    assert process.stdout
+    process.stdout.readline()
+    yield
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.usefixtures("stranger")
+def test_an_address_that_is_taken_ends_with_3_and_nothing_is_touched(namespace: Namespace, start: Start) -> None:
+    sidecar = start(*FLAGS)
+    assert sidecar.end() == 3
+    assert "cannot listen on --health-address=:9180: another program has it: choose another port, or see" in sidecar.log
+    assert namespace.addresses() == []
+
+
+@pytest.mark.usefixtures("stranger")
+def test_one_pass_does_not_listen(start: Start) -> None:
+    # It may well be an init container that has the same variables, or be started beside the daemon.
+    assert start(*FLAGS, "--daemon=false").end() == 0
