@@ -212,10 +212,10 @@ class Backend:
         candidates = self._candidates()
         if len(candidates) < len(_OTHER):
             return (candidates[0], "the only one that is installed") if candidates else (SYSTEM, "there is no other")
-        numbers = {name: self._count_rules(name) for name in candidates}
         for name in candidates:
             if hint := self._hint(name):
                 return name, f"Kubernetes' chain {hint} is there"
+        numbers = {name: self._count_rules(name) for name in candidates}
         most = max(candidates, key=lambda name: numbers[name])
         if not numbers[most]:
             return "nft", "no other rules are there, in either backend"
@@ -230,7 +230,7 @@ class Backend:
         tables = self._tables(name)
         chains = [(table, chain) for table in tables for chain in _BUILT_IN.get(table, ())]
         lines = self._tool(name).listed(chains)
-        return sum(not has_our_shape(line) for rules in lines.values() for line in rules)
+        return sum(not (line.startswith("-P") or has_our_shape(line)) for rules in lines.values() for line in rules)
 
     def _hint(self, name: str) -> str | None:
         if "mangle" not in self._tables(name):

@@ -1,13 +1,13 @@
-"""doctor's checks of what should be on the node, and of what stands in its way: interface, address, rules, others'."""
+"""doctor's checks of what should be on the node: interface, address, route, rules."""
 
 import contextlib
-import shlex
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from sidecar import iproute, procparse
+from sidecar import claims, iproute, procparse
+from sidecar.desired import port_of
 from sidecar.errors import OutputUnreadable, SidecarError, pasteable
 from sidecar.findings import Finding, Level
 from sidecar.looks import Looks
@@ -26,22 +26,9 @@ from sidecar.model import (
     SetLinkUp,
 )
 from sidecar.plan import LOOPBACK, MARK, plan
-from sidecar.traverse import Met, Traffic, Way, way
 
 #: How many addresses are looked at one by one; more would take too long.
 MOST_ADDRESSES: Final = 16
-
-_REDIRECTING: Final = frozenset(("DNAT", "REDIRECT", "NETMAP"))
-_BLOCKING: Final = frozenset(("DROP", "REJECT"))
-
-#: What begins the names of a policy engine's chains.
-_POLICY_CHAINS: Final = {"cali-": "Calico", "KUBE-ROUTER-": "kube-router", "KUBE-NWPLCY-": "kube-router"}
-
-#: Whose chains in nat begin so: a rule that is taken away there comes back.
-_OWNED: Final = {"KUBE-": "a Service", "DOCKER": "a container", "CNI-": "a pod's hostPort", "cali-": "Calico"}
-
-#: Said of what depends on a look that has failed, once that failure is told.
-_BLIND: Final = "rules cannot be looked at, as told above"
 
 #: Who sets up interfaces, where it keeps a file for each by its index, and what stands in it if it does so.
 _MANAGERS: Final = (
@@ -96,10 +83,7 @@ def address(looks: Looks) -> Iterator[Finding]:
         exact_first = sorted(places, key=lambda place: place[1].prefix_length != each.prefix_length)
         here = next((found for other, found in exact_first if other is link), None)
         if each in missing or here is None:
-            elsewhere = "".join(f"; it is on {other.name}" for other, _ in others)
-            addition = _command(AddAddress(each, looks.desired.scope))
-            text = f"{each.cidr} is not on {each.interface}{elsewhere}"
-            yield Finding(Level.FAULT, "address", text, commands=(addition,), facts=each.facts)
+            yield _missing(looks, each, here, [other.name for other, _ in others])
             continue
         yield from _state(looks, each, here)
         for other, found in others:
@@ -108,6 +92,21 @@ def address(looks: Looks) -> Iterator[Finding]:
             yield Finding(
                 Level.WARNING, "address", text, "", (_command(remove),), {**each.facts, "interface": other.name}
             )
+
+
+def _missing(looks: Looks, wanted: Address, here: LinkAddress | None, elsewhere: list[str]) -> Finding:
+    """Return that an address is missing, what is there instead, and what adds it."""
+    commands = [_command(AddAddress(wanted, looks.desired.scope))]
+    found = f"{wanted.cidr} is not on {wanted.interface}"
+    switch = Path(f"/proc/sys/net/ipv6/conf/{wanted.interface}/disable_ipv6")
+    with contextlib.suppress(OSError):  # the interface is missing too, or the kernel has no IPv6
+        if wanted.ip.version == 6 and switch.read_text().strip() == "1":  # noqa: PLR2004 - the protocol's name
+            found += ", as IPv6 is disabled there"
+            commands.insert(0, f"echo 0 > {switch}")
+    if here:
+        found += f", but as {here.cidr}{' with a peer' if here.is_peer else ''}"
+    found += "".join(f"; it is on {name}" for name in elsewhere)
+    return Finding(Level.FAULT, "address", found, commands=tuple(commands), facts=wanted.facts)
 
 
 def _state(looks: Looks, wanted: Address, here: LinkAddress) -> Iterator[Finding]:
@@ -148,9 +147,8 @@ def route(looks: Looks) -> Iterator[Finding]:
         if kind == "local":
             yield Finding(Level.OK, "route", f"{each.ip} is local")
         else:
-            deletions = _deletions(looks, each)
-            remedy = "" if deletions else f"see: ip -{each.ip.version} route show table all {each.ip}"
-            yield Finding(Level.FAULT, "route", found, remedy, deletions, each.facts)
+            remedy = f"if that does not help, see: ip -{each.ip.version} route show table all {each.ip}"
+            yield Finding(Level.FAULT, "route", found, remedy, _detour(looks, each), each.facts)
     if len(present) > MOST_ADDRESSES:
         found = f"not looked at, to be done in time: {len(present) - MOST_ADDRESSES} more addresses"
         yield Finding(Level.UNKNOWN, "route", found)
@@ -163,15 +161,21 @@ def _read_route(argv: tuple[str, ...], text: str) -> tuple[str, str]:
         raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
 
 
-def _deletions(looks: Looks, wanted: Address) -> tuple[str, ...]:
-    """Return what takes away the rules that come before the table local."""
+def _detour(looks: Looks, wanted: Address) -> tuple[str, ...]:
+    """Return what takes away the rules that come before the table local, or else what mends that table."""
     family = f"-{wanted.ip.version}"
     result = looks.run(iproute.COMMAND, family, "-json", "rule", "show")
-    try:
-        before = procparse.rules_before_local(result.stdout, wanted.ip)
-    except ValueError:
-        before = ()
-    return tuple(f"ip {family} rule delete priority {rule.priority} {rule.text}" for rule in before)
+    with contextlib.suppress(ValueError):
+        if before := procparse.rules_before_local(result.stdout, wanted.ip):
+            return tuple(f"ip {family} rule delete priority {rule.priority} {rule.text}" for rule in before)
+    # The kernel routes an address that is added; a route of another kind to it would come first all the same.
+    shown = looks.run(iproute.COMMAND, family, "-json", "route", "show", "table", "local", "exact", wanted.cidr)
+    kinds = procparse.routes_that_are_not_local(shown.stdout)
+    return (
+        *(f"ip {family} route delete {kind} {wanted.cidr} table local" for kind in kinds),
+        _command(RemoveAddress(wanted)),
+        _command(AddAddress(wanted, looks.desired.scope)),
+    )
 
 
 def rules(looks: Looks) -> Iterator[Finding]:
@@ -190,6 +194,7 @@ def rules(looks: Looks) -> Iterator[Finding]:
         yield from (Finding(Level.UNKNOWN, "rules", str(unreadable)) for unreadable in seen.errors)
         wrong = list(_wrong(looks, family, wanted))
         yield from wrong
+        yield from _left_over(looks, family)
         good = len([rule for rule in wanted if seen.copies.get(rule)]) - len(
             {each.facts.get("rule") for each in wrong if each.facts.get("copies") != 0}
         )
@@ -226,120 +231,34 @@ def _wrong(looks: Looks, family: Family, wanted: list[Rule]) -> Iterator[Finding
             yield Finding(Level.NOTE, "rules", found, facts={**facts, "behind": hindrance.line})
 
 
+def _left_over(looks: Looks, family: Family) -> Iterator[Finding]:
+    """Yield the rules for our addresses and other ports that no running instance wants: of an earlier setting."""
+    command = looks.backends[family].command
+    for each in (each for each in looks.desired.addresses if each.ip.version == family):
+        found: dict[int, list[str]] = {}
+        for table, chains in (("raw", ("PREROUTING", "OUTPUT")), ("filter", ("INPUT", "OUTPUT"))):
+            # To ask legacy for a table that is not there would create it.
+            is_absent = looks.backends[family].sees(table) is False
+            listed = {} if is_absent else looks.listed(family, table, chains)
+            for line in (line for lines in listed.values() for line in lines):
+                port = port_of(line, each)
+                if port not in (None, looks.port):
+                    found.setdefault(port, []).append(f"{command} -w 5 -t {table} {line.replace('-A', '-D', 1)}")
+        for port, deletions in found.items():
+            if not _is_claimed(f"{each.ip}:{port}"):
+                text = f"{len(deletions)} rules for {each.ip} and port {port} are there: of an earlier --port?"
+                facts: Facts = {**each.facts, "port": port}
+                yield Finding(Level.WARNING, "rules", text, commands=tuple(deletions), facts=facts)
+
+
+def _is_claimed(name: str) -> bool:
+    with contextlib.suppress(OSError):  # no instance has run here, or only root can see
+        return bool(claims.held([name]))
+    return False
+
+
 def _words(command: str, verb: str, rule: Rule) -> str:
     return f"{command} -w 5 -t {rule.table} {verb} {rule.chain} {' '.join(rule.match)}"
-
-
-def taken(looks: Looks) -> Iterator[Finding]:
-    """Yield whether somebody else takes the traffic first: IPVS, or a rule in nat that sends it elsewhere."""
-    services = frozenset[tuple[object, int]]()
-    path = Path("/proc/net/ip_vs")
-    if path.exists():  # only where IPVS is loaded
-        services = frozenset(procparse.virtual_servers(path.read_text()))
-    for each in looks.desired.addresses:
-        if (each.ip, looks.port) in services:
-            found = f"IPVS takes {each.ip} port {looks.port}: it is the address of a Service (kube-proxy in mode ipvs)"
-            remedy = "choose an address that is no Service's; see: ipvsadm -Ln"
-            yield Finding(Level.FAULT, "taken", found, remedy, facts=each.facts)
-    yield from _each(looks, "taken", _redirected)
-
-
-def _redirected(looks: Looks, wanted: Address) -> Iterator[Finding]:
-    traffic = Traffic(wanted.cidr, looks.port, inward=True, untracked=False)
-    starts = dict.fromkeys(("PREROUTING", "OUTPUT"), traffic)
-    listings, left_out = looks.chains("nat", starts, wanted.ip.version, certain=False)
-    untracked = looks.is_untracked(wanted)
-    told = set()
-    for start in starts:
-        found = way(listings, start, traffic) if start in listings else Way((), ends=False)
-        certain, perhaps = found.certainly(_REDIRECTING), found.perhaps(_REDIRECTING)
-        if (met := certain or perhaps) and met.line not in told:
-            told.add(met.line)
-            yield _redirection(looks, wanted, met, certain=bool(certain), untracked=untracked)
-    if left_out:
-        yield Finding(Level.UNKNOWN, "taken", f"whether rules in nat take {wanted.ip}: {left_out}")
-    elif not told:
-        yield Finding(Level.OK, "taken", f"no rule of iptables in nat, and no IPVS, takes {looks.where(wanted)}")
-
-
-def _redirection(looks: Looks, wanted: Address, met: Met, *, certain: bool, untracked: bool) -> Finding:
-    text = f"`{met.line}` in nat {'takes' if certain else 'may take'} what goes to {looks.where(wanted)}"
-    if untracked:
-        return Finding(Level.NOTE, "taken", f"{text}, but for our NOTRACK rules: untracked traffic is not rewritten")
-    level = Level.FAULT if certain else Level.WARNING
-    facts: Facts = {"rule": met.line}
-    remedy = "" if looks.desired.rules else "or run with --setup-iptables instead: untracked traffic is not rewritten"
-    if owner := next((name for prefix, name in _OWNED.items() if met.chain.startswith(prefix)), None):
-        remedy = f"choose an address and port that {owner} does not use; {remedy}".removesuffix("; ")
-        return Finding(level, "taken", text, remedy, facts=facts)
-    family: Family = wanted.ip.version
-    _, chain, *words = shlex.split(met.line)
-    deletion = f"{looks.backends[family].command} -w 5 -t nat -D {chain} {shlex.join(words)}"
-    return Finding(level, "taken", text, remedy, commands=(deletion,), facts=facts)
-
-
-def policies(looks: Looks) -> Iterator[Finding]:
-    """Yield whether chains of others, before our rules, drop the traffic because it is not tracked, or at all."""
-    yield from _each(looks, "policies", _policies)
-
-
-def _each(looks: Looks, topic: str, check: Callable[[Looks, Address], Iterator[Finding]]) -> Iterator[Finding]:
-    """Look at one address after the other, as far as there is time."""
-    addresses = looks.desired.addresses
-    for number, each in enumerate(addresses):
-        if number and looks.is_late():
-            left = f"{each.ip}" + (f" and {len(addresses) - number - 1} more" if number + 1 < len(addresses) else "")
-            yield Finding(Level.UNKNOWN, topic, f"not looked at, to be done in time: {left}")
-            return
-        if looks.could_look(each.ip.version):
-            yield from check(looks, each)
-        else:
-            yield Finding(Level.UNKNOWN, topic, f"what rules of others do to {each.ip}: {_BLIND}")
-
-
-def _policies(looks: Looks, each: Address) -> Iterator[Finding]:
-    untracked = looks.is_untracked(each)
-    starts = {
-        chain: Traffic(each.cidr, looks.port, inward=chain == "INPUT", untracked=untracked)
-        for chain in ("INPUT", "OUTPUT")
-    }
-    listings, left_out = looks.chains("filter", starts, each.ip.version, certain=True)
-    faults = [
-        (chain, met)
-        for chain, traffic in starts.items()
-        if chain in listings and (met := way(listings, chain, traffic).certainly(_BLOCKING))
-        and not (looks.desired.rules and met.chain == chain)  # that one is told with our rules
-    ]  # fmt: skip
-    for chain, met in faults:
-        yield _dropped(looks, each, chain, met, untracked=untracked)
-    engines = {
-        name
-        for lines in listings.values()
-        for line in lines
-        for prefix, name in _POLICY_CHAINS.items()
-        if f" {prefix}" in line
-    }
-    if engines and untracked:
-        found = (
-            f"{' and '.join(sorted(engines))} has policy chains: where they rely on connection tracking, replies "
-            f"from {each.ip} are no replies to them, as they are untracked"
-        )
-        yield Finding(Level.NOTE, "policies", found, "allow it by address and port")
-    elif not faults and not left_out:
-        yield Finding(Level.OK, "policies", f"no rule is known to drop what goes to or comes from {each.ip}")
-    if left_out:
-        yield Finding(Level.UNKNOWN, "policies", f"whether other chains drop it: {left_out}")
-
-
-def _dropped(looks: Looks, wanted: Address, chain: str, met: Met, *, untracked: bool) -> Finding:
-    what = "untracked traffic" if untracked else "traffic"
-    way_of = f"to {wanted.ip}" if chain == "INPUT" else f"from {wanted.ip}"
-    found = f"`{met.line}` drops {what} {way_of}, before our rule in {chain} lets it pass"
-    if not looks.desired.rules:
-        found = f"`{met.line}` drops traffic {way_of}"
-        return Finding(Level.FAULT, "policies", found, "let it pass: --setup-iptables", facts={"rule": met.line})
-    remedy = "run with --rule-position=insert, or allow the address and port there"
-    return Finding(Level.WARNING, "policies", found, remedy, facts={"rule": met.line})
 
 
 def _command(action: LinkAction) -> str:

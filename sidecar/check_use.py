@@ -9,6 +9,7 @@ from typing import Final
 
 from sidecar import PROGRAM, claims, probe, procfs, procparse
 from sidecar.certificate import Certificate
+from sidecar.check_others import drops_replies_to_this_node
 from sidecar.command import is_installed
 from sidecar.desired import name_of
 from sidecar.errors import CommandError
@@ -27,19 +28,23 @@ SOON: Final = timedelta(days=3)
 #: How many names of a certificate, or addresses, are told.
 _SHOWN: Final = 6
 
+#: The tables of nft that iptables-nft makes, in the families ip and ip6; and families whose tables see no TCP of ours.
+_OF_IPTABLES: Final = frozenset(("raw", "mangle", "nat", "filter", "security"))
+_ELSEWHERE: Final = frozenset(("arp", "bridge"))
+
 _CONNTRACK: Final = Path("/proc/net/nf_conntrack")
 
 
 def listener(looks: Looks) -> Iterator[Finding]:
     """Yield whether something listens on each address and port, and what answers there."""
-    found = [each for each in procfs.listeners() if each.port == looks.port]
+    everywhere = list(procfs.listeners())
+    found = [each for each in everywhere if each.port == looks.port]
     owners = procfs.owners([each.inode for each in found])
     deadline = time.monotonic() + PATIENCE
     for wanted in looks.desired.addresses:
         here = [each for each in found if _is_for(each, wanted)]
         if not here:
-            text = f"nothing listens on {looks.where(wanted)}"
-            yield Finding(Level.FAULT, "listener", text, "start the apiserver-proxy", facts=wanted.facts)
+            yield _silence(looks, wanted, everywhere)
             continue
         who = sorted({str(owner) if (owner := owners.by_inode.get(each.inode)) else "" for each in here})
         unknown = "" if all(who) else " a process that cannot be seen from here (other user, or other container)"
@@ -54,6 +59,20 @@ def listener(looks: Looks) -> Iterator[Finding]:
             yield from _connect(looks, wanted)
 
 
+def _silence(looks: Looks, wanted: Address, found: Sequence[Listener]) -> Finding:
+    """Return that nothing listens, and what nearly does."""
+    text, remedy = f"nothing listens on {looks.where(wanted)}", "start the apiserver-proxy"
+    ports = sorted({each.port for each in found if each.ip == wanted.ip})
+    hosts = sorted({str(each.ip) for each in found if each.port == looks.port})
+    if ports:
+        text += f", but on port {' and '.join(map(str, ports[:_SHOWN]))} of {wanted.ip}"
+        remedy = "give the proxy and --port the same port"
+    elif hosts:
+        text += f", but on that port of {' and '.join(hosts[:_SHOWN])}"
+        remedy = f"let the proxy listen on {wanted.ip}"
+    return Finding(Level.FAULT, "listener", text, remedy, facts=wanted.facts)
+
+
 def _is_for(listener: Listener, wanted: Address) -> bool:
     """Whether connections to the address may come to a socket; one for all IPv6 addresses may take IPv4 as well."""
     if listener.ip == wanted.ip:
@@ -66,10 +85,7 @@ def _connect(looks: Looks, wanted: Address) -> Iterator[Finding]:
     where = looks.where(wanted)
     facts: Facts = {**wanted.facts, "seconds": round(answer.seconds, 6)}
     if answer.failure:
-        remedy = "see what is told above of rules and routes; if the proxy listens, is its queue full?"
-        yield Finding(
-            Level.FAULT, "connect", f"no connection to {where} from this node: {answer.failure}", remedy, facts=facts
-        )
+        yield _no_connection(looks, wanted, f"no connection to {where} from this node: {answer.failure}", facts)
         return
     yield Finding(Level.OK, "connect", f"{where} answers from this node in {answer.seconds * 1000:.1f} ms", facts=facts)
     if answer.certificate:
@@ -78,6 +94,38 @@ def _connect(looks: Looks, wanted: Address) -> Iterator[Finding]:
         found = f"{where} does not speak TLS, as an API server would: {answer.tls_failure}"
         remedy = "see the proxy's log: does it reach the API server, and is this its right port?"
         yield Finding(Level.WARNING, "tls", found, remedy, facts=facts)
+
+
+def _no_connection(looks: Looks, wanted: Address, found: str, facts: Facts) -> Finding:
+    """Return that there is none, and what may be the reason: a rule that drops it, or what iptables does not show."""
+    if looks.could_look(wanted.ip.version) and (met := drops_replies_to_this_node(looks, wanted)):
+        command = f"{looks.backends[wanted.ip.version].command} -w 5 -I INPUT -i lo -j ACCEPT"
+        text = f"{found}; `{met.line}` drops the replies, which come in over lo"
+        return Finding(Level.FAULT, "connect", text, "pods may not be affected", (command,), facts)
+    for rule, hindrance in looks.observed().hindrances.items():
+        if rule.match[-1] == "ACCEPT" and wanted.cidr in rule.match and not hindrance.certain:
+            command = f"{looks.backends[rule.family].command} -w 5 -t {rule.table}"
+            place = f"{rule.chain} {' '.join(rule.match)}"
+            moves = f"{command} -D {place}", f"{command} -I {place}"
+            remedy = "to keep our rule in front, change what sets up the other one"
+            text = f"{found}; perhaps by `{hindrance.line}`"
+            return Finding(Level.FAULT, "connect", text, remedy, moves, facts)
+    if hidden := _hidden_tables(looks):
+        text = f"{found}; perhaps by nft's {' or '.join(hidden[:_SHOWN])}, which iptables does not show"
+        return Finding(Level.FAULT, "connect", text, f"see: nft list {hidden[0]}", facts=facts)
+    remedy = "see what is told above of rules and routes; if the proxy listens, is its queue full?"
+    return Finding(Level.FAULT, "connect", found, remedy, facts=facts)
+
+
+def _hidden_tables(looks: Looks) -> list[str]:
+    """Return the tables that only nft shows, as `table FAMILY NAME`; none where nft is not installed, or fails."""
+    if not is_installed("nft"):
+        return []
+    shown = [line.split() for line in looks.run("nft", "list", "tables").stdout.splitlines()]
+    hidden = [
+        words for words in shown if words[1] not in _ELSEWHERE and (words[1] == "inet" or words[2] not in _OF_IPTABLES)
+    ]
+    return [" ".join(words) for words in hidden]
 
 
 def _judge(certificate: Certificate, wanted: Address, where: str) -> Iterator[Finding]:

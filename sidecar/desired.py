@@ -56,6 +56,11 @@ def has_our_shape(line: str) -> bool:
     return bool(_SHAPE.fullmatch(line))
 
 
+def port_of(line: str, address: Address) -> int | None:
+    """Return the port of a line of `iptables -S` that is one of the five rules for an address; None: it is not."""
+    return int(line.split()[-3]) if has_our_shape(line) and address.cidr in line.split() else None
+
+
 def name_of(address: Address) -> str:
     """Return the name of an address on its link, among the things that are wanted."""
     return f"{address.ip}@{address.interface}"

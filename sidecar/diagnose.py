@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
-from sidecar import check_network, check_node, check_use
+from sidecar import check_network, check_node, check_others, check_use
 from sidecar.errors import NodeError, SidecarError
 from sidecar.findings import Finding, Level
 from sidecar.looks import Looks
@@ -22,8 +22,8 @@ CHECKS: Final[dict[str, Check]] = {
     "address": check_network.address,
     "route": check_network.route,
     "rules": check_network.rules,
-    "taken": check_network.taken,
-    "policies": check_network.policies,
+    "taken": check_others.taken,
+    "policies": check_others.policies,
     "listener": check_use.listener,
     "conntrack": check_use.tracked,
     "instances": check_use.instances,

@@ -395,7 +395,9 @@ def _line(rule: Rule, verb: str) -> _Line:
 
 def _is_confusable(line: str, rule: Rule) -> bool:
     """Whether a rule of IPv6 differs from ours in a prefix length only."""
-    return rule.family == 6 and line != rule.line and _without_prefixes(line) == _without_prefixes(rule.line)  # noqa: PLR2004 - the protocol's name
+    if rule.family == 4 or line == rule.line or rule.match[1].partition("/")[0] not in line:  # noqa: PLR2004 - the protocol's name
+        return False
+    return _without_prefixes(line) == _without_prefixes(rule.line)
 
 
 def _without_prefixes(line: str) -> str:

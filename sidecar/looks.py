@@ -123,9 +123,10 @@ class Looks:
         unread: set[str] = set()
         coming = dict(starts)
         while coming:
-            if len(found) + len(coming) > MOST_CHAINS or self.is_late():
+            known = self._listings.get((family, table), {})
+            if len(found) + len(coming) > MOST_CHAINS or (self.is_late() and not coming.keys() <= known.keys()):
                 return found, f"{len(coming)} or more chains of the table {table} were left out, to be done in time"
-            level = self._listed(family, table, list(coming))
+            level = self.listed(family, table, list(coming))
             unread |= coming.keys() - level.keys()
             found |= level
             coming = {
@@ -141,7 +142,7 @@ class Looks:
         """Whether there is no time to look at more chains of others."""
         return self._walk_until is not None and time.monotonic() > self._walk_until
 
-    def _listed(self, family: Family, table: str, chains: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    def listed(self, family: Family, table: str, chains: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Return those of the chains that iptables can print; each is read once."""
         known = self._listings.setdefault((family, table), {})
         if new := [chain for chain in chains if chain not in known]:

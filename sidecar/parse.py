@@ -61,7 +61,9 @@ def _address(info: dict[str, Any], own: str) -> LinkAddress:
 
 
 def listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
-    """Read the listings (`-S`) of `chains`, which were asked for in this order: the rules of each.
+    """Read the listings (`-S`) of `chains`, which were asked for in this order: the rules of each, then its policy.
+
+    A policy that lets everything pass is left out.
 
     A listing begins with the chain's policy (`-P INPUT ACCEPT`; `-N NAME` for a chain without one), which is
     what tells the OUTPUT chain of one table from that of the next: the lines do not name the table.
@@ -77,4 +79,8 @@ def listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]
     listed = [section[0].split()[1] for section in sections]
     if listed != [chain for _, chain in chains]:
         raise ValueError(f"asked for the chains {[chain for _, chain in chains]}, got {listed}")
-    return {chain: tuple(section[1:]) for chain, section in zip(chains, sections, strict=True)}
+    return {chain: (*section[1:], *_policy(section[0])) for chain, section in zip(chains, sections, strict=True)}
+
+
+def _policy(line: str) -> tuple[str, ...]:
+    return (line,) if line.startswith("-P ") and not line.endswith(" ACCEPT") else ()

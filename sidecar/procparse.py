@@ -117,6 +117,15 @@ def route(text: str) -> tuple[str, str]:
     return shown.get("type", "unicast"), " ".join(words)
 
 
+def routes_that_are_not_local(text: str) -> tuple[str, ...]:
+    """Read `ip -json route show` of the table local: the types of the routes that do not lead to this node."""
+    try:
+        shown = json.loads(text)
+    except ValueError:  # nothing at all: there is none
+        return ()
+    return tuple(each["type"] for each in shown if each.get("type", "local") != "local")
+
+
 def rules_before_local(text: str, ip: IPAddress) -> tuple[PolicyRule, ...]:
     """Read `ip -json rule show`: the rules for all that goes to `ip`, before the one that looks into the table local.
 

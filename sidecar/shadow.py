@@ -7,7 +7,7 @@ an interface, a set, a chain that is jumped to, or on anything else that is not 
 import enum
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from typing import Final
 
@@ -19,6 +19,9 @@ PASSING: Final = frozenset(
     | {"CLASSIFY", "CHECKSUM", "DSCP", "TOS", "TTL", "HL", "TCPMSS", "TCPOPTSTRIP", "TEE", "RATEEST", "IDLETIMER"}
 )
 BLOCKING: Final = frozenset(("DROP", "REJECT"))
+
+#: The value of -i or -o, of traffic that comes or goes over some interface that is not lo.
+NOT_LO: Final = "! lo"
 
 #: Matches that say nothing by themselves: what they match, their options say. Of any other one it is not known.
 _IDLE_MATCHES: Final = frozenset(("tcp", "comment", "multiport", "conntrack", "state"))
@@ -42,9 +45,12 @@ def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
     For ACCEPT that is a line that drops, for NOTRACK any that ends the way through the chain.
     """
     ours = _conditions(rule.match)
+    quick = Quick(ours)
     ending = BLOCKING if rule.match[-1] == "ACCEPT" else BLOCKING | {"ACCEPT"}
     uncertain: Hindrance | None = None
     for line in before:
+        if quick.never(line) or (uncertain and quick.never_all(line)):
+            continue
         conditions, target = _read(line)
         sets_zone = target[:1] == ["CT"] and "--notrack" not in target and rule.match[-1] == "NOTRACK"
         if not target or (target[0] in PASSING and not sets_zone):
@@ -60,6 +66,30 @@ def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
     return uncertain
 
 
+class Quick:
+    """Tells quickly of nearly all of very many rules that they do not matter for some traffic."""
+
+    def __init__(self, traffic: Mapping[str, str]) -> None:
+        """`traffic`: option → value, as of `judge`."""
+        self._option = "-d" if "-d" in traffic else "-s"
+        self._address = traffic[self._option]
+        self._length = "/" + self._address.partition("/")[2]
+        self._unknown = tuple(f" {option} " for option in ("-s", "-d", "-i", "-o") if option not in traffic)
+
+    def never(self, line: str) -> bool:
+        """Whether a rule is for another address."""
+        before, found, rest = line.partition(f" {self._option} ")
+        if not found or before.endswith(" !") or '"' in before:
+            return False
+        network = rest.split(" ", 1)[0]
+        return network != self._address and network.endswith(self._length)
+
+    def never_all(self, line: str) -> bool:
+        """Whether a rule has a condition that does not hold for all of the traffic, as that says nothing of it."""
+        # A network that holds every address is not printed as a condition (iptables/xshared.c, print_rule4).
+        return '"' not in line and any(option in line for option in self._unknown)
+
+
 def _read(line: str) -> tuple[list[tuple[str, str, bool]], list[str]]:
     """Return the conditions of a rule, each as option, value, negated; and its target with the target's options."""
     try:
@@ -68,6 +98,8 @@ def _read(line: str) -> tuple[list[tuple[str, str, bool]], list[str]]:
         words = shlex.split(plain) if set("\"'\\") & set(plain) else plain.split()
     except ValueError:  # a quote in a comment that is not closed: too odd to be judged
         return [("unreadable", "", False)], ["unreadable"]
+    if words[0] == "-P":  # a chain's policy: for all that comes to its end
+        return [], words[2:]
     conditions: list[tuple[str, str, bool]] = []
     negated = False
     at = 2  # behind `-A CHAIN`
@@ -127,6 +159,8 @@ def _judge(option: str, value: str, ours: dict[str, str], *, untracked: bool) ->
             return _known(value in ("tcp", "6", "all"))
         case "-s" | "-d":
             return _covers(value, ours.get(option))
+        case "-i" | "-o" if value == "lo" and ours.get(option) == NOT_LO:
+            return Matches.NOTHING
         case "--sport" | "--dport":
             return _has_port([value], ours.get(option))
         case "--sports" | "--dports":
@@ -142,6 +176,8 @@ def _covers(network: str, address: str | None) -> Matches:
         return Matches.ALL
     if address is None:
         return Matches.PERHAPS
+    if network.partition("/")[2] == address.partition("/")[2]:  # as of most, and it is quicker
+        return _known(network == address)
     return _known(ip_network(address).network_address in ip_network(network, strict=False))
 
 

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sidecar.shadow import PASSING, Matches, judge
+from sidecar.shadow import NOT_LO, PASSING, Matches, Quick, judge
 
 #: Targets that are no chains, and let no packet go on in its chain (man iptables-extensions).
 ENDING: Final = frozenset(
     {"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "DNAT", "REDIRECT", "NETMAP", "TPROXY", "SYNPROXY"}
     | {"SNAT", "MASQUERADE", "TARPIT"}
 )
+
+#: Stands for the port of a client: the first of net.ipv4.ip_local_port_range, as the kernel sets it.
+_SOME_PORT: Final = "32768"
 
 #: How deep chains may call each other. The kernel allows fewer than the number of chains; nobody has as many as this.
 _DEEPEST: Final = 64
@@ -36,20 +39,17 @@ class Traffic:
     untracked: bool
     """Whether connection tracking was told to leave it alone."""
 
+    of_this_node: bool = False
+    """From this node to itself, over lo: from and to the address; otherwise over any other interface."""
+
     @property
     def options(self) -> dict[str, str]:
         """The conditions that it fulfils, as options of iptables."""
-        address, port = ("-d", "--dport") if self.inward else ("-s", "--sport")
-        return {address: self.address, port: str(self.port)}
-
-    def surely_not(self, line: str) -> bool:
-        """Whether a rule is for another address: what is true of nearly all of very many rules, quickly told."""
-        option = " -d " if self.inward else " -s "
-        _, found, rest = line.partition(option)
-        if not found or line[: -len(found) - len(rest)].endswith(" !"):
-            return False
-        network = rest.split(" ", 1)[0]
-        return network != self.address and network.endswith(("/32", "/128"))
+        address, port, interface = ("-d", "--dport", "-i") if self.inward else ("-s", "--sport", "-o")
+        if not self.of_this_node:
+            return {address: self.address, port: str(self.port), interface: NOT_LO}
+        other_port = "--sport" if self.inward else "--dport"
+        return {"-s": self.address, "-d": self.address, port: str(self.port), other_port: _SOME_PORT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,9 @@ def jumps(lines: Sequence[str], traffic: Traffic, *, certain: bool) -> Iterator[
     If not `certain`, those too that it may come to.
     """
     wanted = (Matches.ALL,) if certain else (Matches.ALL, Matches.PERHAPS)
+    quick = Quick(traffic.options)
     for line in lines:
-        if not traffic.surely_not(line):
+        if not quick.never(line):
             matches, target = judge(line, traffic.options, untracked=traffic.untracked)
             if target and matches in wanted and target[0] not in PASSING | ENDING:
                 yield target[0]
@@ -116,6 +117,7 @@ class _Walk:
     def __init__(self, listings: Mapping[str, Sequence[str]], traffic: Traffic) -> None:
         self._listings = listings
         self._traffic = traffic
+        self._quick = Quick(traffic.options)
         self._left = MOST_RULES
         self.met: list[Met] = []
 
@@ -124,7 +126,7 @@ class _Walk:
         outcome = _Outcome.PASSES
         stays = True  # whether all that entered is still in the chain, if it has not ended
         for line in self._listings[chain]:
-            if self._traffic.surely_not(line):
+            if self._quick.never(line):
                 continue
             self._left -= 1
             if self._left < 0 or depth > _DEEPEST:

@@ -1,9 +1,10 @@
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 import pytest
 
-from sidecar.desired import desired, has_our_shape, things, without
+from sidecar.desired import desired, has_our_shape, port_of, things, without
+from sidecar.model import Address
 from support.namespace import IPV4, IPV6
 
 SPECIFIED = """\
@@ -64,3 +65,10 @@ def test_what_another_instance_wants_is_left_out() -> None:
     assert without(goal, 443, {"10.96.0.2@lo"}) == replace(goal, addresses=goal.addresses[1:])
     assert without(goal, 443, {"fd00:10:96::2:443", "10.96.0.2:80"}) == replace(goal, rules=goal.rules[:5])
     assert things(replace(goal, rules=()), 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo", "link lo")
+
+
+def test_the_port_of_a_rule_for_an_address() -> None:
+    address = Address(IPv4Address("10.96.0.2"), 32, "lo")
+    assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) == 9443
+    assert port_of("-A INPUT -d 10.96.0.3/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) is None
+    assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j DROP", address) is None

@@ -13,7 +13,7 @@ FLOORS = {
     | {"findings", "procparse", "certificate", "traverse"},
     1: {"command", "privileges", "iproute", "iptables", "backends", "lockfile", "claims", "events", "legacy_probe"}
     | {"wakeup", "apart", "procfs", "probe", "kernel", "instances", "vitals"},
-    2: {"reconcile", "daemon", "looks", "check_node", "check_network", "check_use", "diagnose"},
+    2: {"reconcile", "daemon", "looks", "check_node", "check_network", "check_others", "check_use", "diagnose"},
     3: {
         "settings",
         "logs",

@@ -94,6 +94,11 @@ def test_the_same_line_in_another_table_does_not_count() -> None:
     assert listings["raw", "OUTPUT"] == (line,)
 
 
+def test_a_policy_that_drops_comes_last() -> None:
+    listings = parse.listings("-P INPUT DROP\n-A INPUT -j LOG\n-N OURS\n", [("filter", "INPUT"), ("filter", "OURS")])
+    assert listings == {("filter", "INPUT"): ("-A INPUT -j LOG", "-P INPUT DROP"), ("filter", "OURS"): ()}
+
+
 def test_a_warning_in_between_is_passed_over() -> None:
     text = (RECORDED / "iptables-nft-1.8.9.txt").read_text()
     warned = f"# Warning: iptables-legacy tables present, use iptables-legacy to see them\n{text}"

@@ -12,6 +12,7 @@ from sidecar.procparse import (
     held_locks,
     listeners,
     route,
+    routes_that_are_not_local,
     rules_before_local,
     tracked,
     virtual_servers,
@@ -97,3 +98,9 @@ def test_what_ip_does_not_print(text: str) -> None:
         route(text)
     with pytest.raises(ValueError, match="not the output of"):
         rules_before_local(text, IPV4)
+
+
+def test_routes_that_are_not_local() -> None:
+    text = '[{"type":"blackhole","dst":"10.96.0.2","flags":[]},{"type":"local","dst":"10.96.0.2","dev":"lo"}]'
+    assert routes_that_are_not_local(text) == ("blackhole",)
+    assert routes_that_are_not_local("") == ()

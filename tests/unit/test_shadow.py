@@ -2,7 +2,7 @@ import pytest
 
 from sidecar.desired import desired
 from sidecar.model import Hindrance, Rule
-from sidecar.shadow import hindrance
+from sidecar.shadow import Quick, hindrance
 from support.namespace import IPV4, IPV6
 
 RULES = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True).rules
@@ -133,3 +133,27 @@ def test_our_own_rules_do_not_hinder_each_other(rule: Rule) -> None:
         other.line for other in RULES if other.place == rule.place and other.family == rule.family and other != rule
     ]
     assert hindrance(rule, others) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "never", "never_all"),
+    [
+        ("-A INPUT -d 10.96.0.9/32 -j DROP", True, False),
+        ("-A INPUT -d 10.96.0.2/32 -j DROP", False, False),
+        ("-A INPUT -d 10.96.0.0/16 -j DROP", False, False),
+        ("-A INPUT ! -d 10.96.0.9/32 -j DROP", False, False),
+        ('-A INPUT -m comment --comment "is -d 10.96.0.9/32" -j DROP', False, False),
+        ("-A INPUT -s 192.0.2.1/32 -j DROP", False, True),
+        ("-A INPUT -i eth0 -j DROP", False, True),
+        ('-A INPUT -m comment --comment "from -i eth0" -j DROP', False, False),
+    ],
+)
+def test_what_is_told_quickly(line: str, never: bool, never_all: bool) -> None:  # noqa: FBT001 - a table
+    quick = Quick({"-d": "10.96.0.2/32", "--dport": "443"})
+    assert (quick.never(line), quick.never_all(line)) == (never, never_all)
+
+
+def test_of_ipv6_a_32_is_a_network() -> None:
+    quick = Quick({"-d": "fd00:10:96::2/128", "--dport": "443"})
+    assert not quick.never("-A INPUT -d fd00:10::/32 -j DROP")
+    assert quick.never("-A INPUT -d fd00:10:96::3/128 -j DROP")

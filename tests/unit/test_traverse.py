@@ -74,10 +74,13 @@ def test_only_chains_that_the_traffic_may_come_to_are_followed() -> None:
         (["-A INPUT -j c", "-A c -j DROP"], "DROP", True),
         (["-A INPUT -j c", "-A c -j RETURN", "-A c -j DROP"], None, False),
         (["-A INPUT -j c", "-A INPUT -j DROP", "-A c -p tcp -j RETURN"], "DROP", True),
-        (["-A INPUT -j c", "-A INPUT -j REJECT", "-A c -i lo -j RETURN", "-A c -j DROP"], "REJECT", False),
+        (["-A INPUT -j c", "-A INPUT -j REJECT", "-A c -i eth0 -j RETURN", "-A c -j DROP"], "REJECT", False),
+        (["-A INPUT -i lo -j ACCEPT", "-A INPUT -j DROP"], "DROP", True),
+        (["-A INPUT ! -i lo -j DROP"], "DROP", True),
+        (["-A INPUT -p udp -j ACCEPT", "-P INPUT DROP"], "DROP", True),
         (["-A INPUT -g c", "-A INPUT -j DROP", "-A c -p udp -j ACCEPT"], None, False),
         (["-A INPUT -i cali+ -g c", "-A INPUT -j DROP", "-A c -p udp -j ACCEPT"], "DROP", False),
-        (["-A INPUT -j c", "-A INPUT -j DROP", "-A c -i lo -j ACCEPT"], "DROP", False),
+        (["-A INPUT -j c", "-A INPUT -j DROP", "-A c -i eth0 -j ACCEPT"], "DROP", False),
         (["-A INPUT -j not-listed", "-A INPUT -j DROP"], "DROP", False),
         (["-A INPUT -j c", "-A c -j INPUT"], None, False),  # no kernel has it; it must come to an end
         (['-A INPUT -m comment --comment "-j DROP" -p udp -j DROP'], None, False),
@@ -94,6 +97,14 @@ def test_what_becomes_of_it(lines: list[str], target: str | None, certain: bool)
     else:
         assert last
         assert (last.target, last.certain) == (target, certain)
+
+
+def test_replies_to_this_node_come_in_over_lo() -> None:
+    replies = Traffic("10.96.0.2/32", 443, inward=False, untracked=True, of_this_node=True)
+    listed = chains("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT", "-P INPUT DROP")
+    assert way(listed, "INPUT", replies).certainly(BLOCKING) == Met("INPUT", "-P INPUT DROP", "DROP", certain=True)
+    listed = chains("-A INPUT -i lo -j ACCEPT", "-P INPUT DROP")
+    assert way(listed, "INPUT", replies).certainly(BLOCKING) is None
 
 
 def test_after_a_certain_end_nothing_is_met() -> None:
