@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ def at_a_terminal(*flags: str, until: str) -> tuple[int, str]:
     """Run scripts/run on a terminal, press Ctrl-C once this text is there; return exit code and output."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests run in the background of a shell
         os.execv(ROOT / "scripts" / "run", ["run", *flags])
     output, pressed, deadline = "", False, time.monotonic() + 60
     while time.monotonic() < deadline:
