@@ -75,10 +75,13 @@ def test_bench_measures_each_fault_and_tells_it_as_json() -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     results = json.loads(done.stdout)
-    assert list(results) == ["memory", "pass", "repair", "opponent"]
+    is_root = os.geteuid() == 0
+    assert list(results) == ["memory", *(["pass"] if is_root else []), "repair", "opponent"]
     assert all(row["rss"] > row["pss"] > 1 for row in results["memory"])
-    passes = {(row["backend"], row["foreign rules"], row["addresses"]): row["pass ms"] for row in results["pass"]}
-    assert len(passes) == 18
+    passes = {
+        (row["backend"], row["foreign rules"], row["addresses"]): row["pass ms"] for row in results.get("pass", [])
+    }
+    assert len(passes) == 18 * is_root
     assert all(milliseconds > 1 for milliseconds in passes.values())
     repaired = {(row["what"], row["backend"]): row["repairs"] for row in results["repair"]}
     assert {what for what, _ in repaired} >= {"address deleted", "one rule deleted", "tables flushed", "link down"}
