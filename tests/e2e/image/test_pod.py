@@ -40,7 +40,10 @@ def play(podman: Podman, documents: list[Manifest], tmp_path: Path) -> Play:
                 each["data"] |= settings
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump_all([*maps, made]))
-        podman.run("play", "kube", str(file))
+        try:
+            podman.run("play", "kube", str(file))
+        except subprocess.TimeoutExpired:  # now and then podman 4.3 waits for an init container that has ended long ago
+            podman.run("play", "kube", "--replace", str(file))
         # What minReadySeconds is for: the address is this pod's as well by then.
         deadline = time.monotonic() + 10
         while "in sync" not in (log := podman.log(f"{name}-sidecar")):
