@@ -125,7 +125,7 @@ def _other_backend(looks: Looks, family: Family) -> Iterator[Finding]:
 
 def lock(looks: Looks) -> Iterator[Finding]:
     """Yield whether the xtables lock can be had, and who holds it; nft needs none."""
-    path = lockfile.PATH
+    path = lockfile.path()
     is_needed = bool(looks.desired.rules) and looks.is_legacy()
     if not path.exists():
         if is_needed and not os.access(path.parent, os.W_OK):

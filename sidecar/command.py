@@ -9,7 +9,6 @@ end (man 2 pidfd_open), and a signal handler by a pipe that something has change
 """
 
 import contextlib
-import functools
 import gc
 import os
 import select
@@ -17,7 +16,7 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, TypeAlias, cast
@@ -38,14 +37,10 @@ from sidecar.errors import (
 )
 
 #: Debian keeps `ip` and `iptables` in /usr/sbin, which an ordinary user's PATH lacks.
-SEARCH_PATH: Final = ":".join(filter(None, (os.environ.get("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin")))
+_SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: LC_ALL: messages in English whatever the node speaks. The others are iptables' own (man iptables).
-ENVIRONMENT: Final = {
-    "PATH": SEARCH_PATH,
-    "LC_ALL": "C",
-    **{name: os.environ[name] for name in ("XTABLES_LOCKFILE", "XTABLES_LIBDIR") if name in os.environ},
-}
+#: Variables that iptables itself reads (man iptables): commands get them as this process has them.
+_OF_IPTABLES: Final = ("XTABLES_LOCKFILE", "XTABLES_LIBDIR")
 
 #: Seconds that a running command is given when the program is asked to stop. They usually need 0.01.
 GRACE: Final = 1.0
@@ -112,9 +107,11 @@ class Commands:
     Meant for the main thread; `stop` and `interrupt` may be called from a signal handler there.
     """
 
-    def __init__(self, timeout: float) -> None:
-        """`timeout` is what one command may take, in seconds."""
+    def __init__(self, timeout: float, variables: Mapping[str, str] = os.environ) -> None:
+        """`timeout` is what one command may take, in seconds; `variables` is the environment of this process."""
         self.on_end: OnEnd | None = None
+        self._environment = environment(variables)
+        self._programs: dict[str, sh.Command] = {}
         self._timeout = timeout
         self._deadline: float | None = None
         self._stopping_since: float | None = None
@@ -128,7 +125,7 @@ class Commands:
     def require(self, names: Sequence[str]) -> None:
         """Raise CommandMissing for the first of these that is not installed."""
         for name in names:
-            _find(name, SEARCH_PATH)
+            self._find(name)
 
     def stop(self) -> None:
         """Let what runs finish within GRACE seconds, then kill it; start no other.
@@ -189,13 +186,36 @@ class Commands:
         try:
             with contextlib.ExitStack() as output, _memory_file(stdin) as standard_input:
                 stdout, stderr = output.enter_context(_memory_file()), output.enter_context(_memory_file())
-                running = _start(_command(argv[0], SEARCH_PATH), argv[1:], (standard_input, stdout, stderr))
+                running = _start(self._program(argv[0]), argv[1:], (standard_input, stdout, stderr))
                 output.pop_all()
         except (OSError, sh.CommandNotFound, _StartError) as error:
-            _command.cache_clear()  # it may have been moved
-            _find(argv[0], SEARCH_PATH)
+            self._programs.clear()  # it may have been moved
+            self._find(argv[0])
             raise CommandError(argv, stdin, "could not be started", str(error)) from error
         return _Started(argv, stdin, running, stdout, stderr, started, timeout)
+
+    def _program(self, name: str) -> sh.Command:
+        """Return the program, with all options that are the same for each call.
+
+        sh need not close our descriptors in the child one by one: they close by themselves (see __init__).
+        """
+        if name not in self._programs:
+            self._programs[name] = sh.Command(self._find(name)).bake(
+                _env=self._environment,
+                _new_group=True,
+                _close_fds=False,
+                _bg=True,
+                _bg_exc=False,
+                _ok_code=_ANY_STATUS,
+                _return_cmd=True,
+            )
+        return self._programs[name]
+
+    def _find(self, name: str) -> str:
+        path = shutil.which(name, path=self._environment["PATH"])
+        if path is None:
+            raise missing_command(name)
+        return path
 
     def _finish(self, begun: _Started) -> Result:
         """Wait for the command's end and return what it answered."""
@@ -277,23 +297,6 @@ class _StartError(Exception):
     """sh could not start a command; the text says why."""
 
 
-@functools.cache
-def _command(name: str, search_path: str) -> sh.Command:
-    """Return the program, with all options that are the same for each call.
-
-    sh need not close our descriptors in the child one by one: they close by themselves (Commands.__init__).
-    """
-    return sh.Command(_find(name, search_path)).bake(
-        _env=ENVIRONMENT,
-        _new_group=True,
-        _close_fds=False,
-        _bg=True,
-        _bg_exc=False,
-        _ok_code=_ANY_STATUS,
-        _return_cmd=True,
-    )
-
-
 def _start(
     command: sh.Command, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]
 ) -> sh.RunningCommand:
@@ -347,21 +350,20 @@ def _log(begun: _Started, outcome: str, exit_status: int | None, seconds: float,
             facts.bind(**{name: text}).log(verbosity.OUTPUT, f"`{command}` to {name}: {text}")
 
 
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what commands get of these variables; LC_ALL: messages in English whatever the node speaks."""
+    path = ":".join(filter(None, (variables.get("PATH"), _SYSTEM_PATH)))
+    return {"PATH": path, "LC_ALL": "C", **{name: variables[name] for name in _OF_IPTABLES if name in variables}}
+
+
 def is_installed(name: str) -> bool:
     """Whether there is such a program on the search path."""
     return path_of(name) is not None
 
 
-def path_of(name: str) -> str | None:
+def path_of(name: str, variables: Mapping[str, str] = os.environ) -> str | None:
     """Return where on the search path a program is."""
-    return shutil.which(name, path=SEARCH_PATH)
-
-
-def _find(name: str, search_path: str) -> str:
-    path = shutil.which(name, path=search_path)
-    if path is None:
-        raise missing_command(name)
-    return path
+    return shutil.which(name, path=environment(variables)["PATH"])
 
 
 def missing_command(name: str) -> CommandMissing:

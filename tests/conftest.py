@@ -1,14 +1,61 @@
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import settings
 from loguru import logger
 from pytest_mock import MockerFixture
 
+from sidecar.command import path_of
+from sidecar.model import Family
 from support.namespace import Namespace, NamespaceError
+from support.program import Fake
 
-settings.register_profile("here", database=None, deadline=None)  # no folder left behind, no timed test
-settings.load_profile("here")
+#: Examples of each property, by default and with --thorough.
+_EXAMPLES: Final = 8
+_MANY_EXAMPLES: Final = 100
+
+_NODE = Path(__file__).parent / "node"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="also what takes long: every moment, every subset, …")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let hypothesis leave no folder behind, and time no test."""
+    examples = _MANY_EXAMPLES if config.getoption("--thorough") else _EXAMPLES
+    settings.register_profile("here", database=None, deadline=None, max_examples=examples)
+    settings.load_profile("here")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it is asked for; let an ordinary user run all that works on the kernel."""
+    for item in items:
+        if item.path.is_relative_to(_NODE):
+            item.add_marker("any_user")
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether a test is to try everything, or a choice."""
+    return bool(request.config.getoption("--thorough"))
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return 4 if request.param == 4 else 6
 
 
 @pytest.fixture
@@ -45,3 +92,19 @@ def _namespaces() -> None:
 def namespace(_namespaces: None) -> Iterator[Namespace]:
     with Namespace() as made:
         yield made
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Fake:
+    """Put a shell script in the place of a command; return the environment in which it is found first.
+
+    In the script, $real is the command itself and $here the folder of the test.
+    """
+
+    def fake(name: str, script: str) -> dict[str, str]:
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\nreal={path_of(name)}\nhere={tmp_path}\n{script}\n")
+        program.chmod(0o755)
+        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    return fake

@@ -1,40 +1,38 @@
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
+from support import program
 from support.namespace import Namespace
-from support.program import PROGRAM, Sidecar
+from support.program import Sidecar, Start
 
 
 @pytest.fixture
-def start(namespace: Namespace) -> Iterator[Callable[..., Sidecar]]:
-    """Start the program with these flags; whatever still runs at the end of the test is killed."""
+def started() -> Iterator[list[Sidecar]]:
+    """What still runs at the end of the test is killed."""
     started: list[Sidecar] = []
-
-    def start(*flags: str, prefix: tuple[str, ...] = (), **env: str) -> Sidecar:
-        sidecar = Sidecar(namespace.start(*prefix, str(PROGRAM), *flags, env=env))
-        started.append(sidecar)
-        return sidecar
-
-    yield start
+    yield started
     for sidecar in started:
-        if sidecar.process.poll() is None:
-            sidecar.process.kill()
-            sidecar.process.communicate()
+        sidecar.kill()
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
-    """Put a shell script in the place of a command; return the environment in which it is found first."""
+def start(namespace: Namespace, started: list[Sidecar]) -> Start:
+    """Start the program with these flags and variables, in a forked child (support/forked.py)."""
 
-    def fake(name: str, script: str) -> dict[str, str]:
-        real = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-        path = tmp_path / name
-        path.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
-        path.chmod(0o755)
-        return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    def start(*flags: str, **env: str) -> Sidecar:
+        started.append(Sidecar(program.fork(namespace, *flags, env=env)))
+        return started[-1]
 
-    return fake
+    return start
+
+
+@pytest.fixture
+def execute(namespace: Namespace, started: list[Sidecar]) -> Start:
+    """Start the program as it is installed, behind a prefix if there is one: where the process is the subject."""
+
+    def execute(*flags: str, prefix: tuple[str, ...] = (), **env: str) -> Sidecar:
+        started.append(Sidecar(program.execute(namespace, *flags, prefix=prefix, env=env)))
+        return started[-1]
+
+    return execute

@@ -1,16 +1,12 @@
 """What an operator can get wrong: each ends with 2 and a line or a few that help; nothing on the node is touched."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
 from sidecar import cli
 from support.namespace import Namespace
-from support.program import Sidecar
-
-Start: TypeAlias = Callable[..., Sidecar]
+from support.program import Start
 
 GOOD = "--ip-address=10.96.0.2"
 
@@ -129,12 +125,21 @@ def check(answer: str, advice: str) -> None:
     assert not [name for name in LIBRARIES if name in answer.lower()]
 
 
-def test_a_bad_command_line(start: Start, namespace: Namespace) -> None:
-    for argv, advice in BAD:
+@pytest.mark.parametrize(("argv", "advice"), BAD, ids=[" ".join(argv)[:40] for argv, _ in BAD])
+def test_a_bad_command_line(argv: list[str], advice: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    check(err, advice)
+
+
+def test_one_of_each_flag_as_a_process_that_touches_nothing(start: Start, namespace: Namespace) -> None:
+    one_of_each = {argv[-1].partition("=")[0]: (argv, advice) for argv, advice in BAD if argv}
+    for argv, advice in one_of_each.values():
         sidecar = start(*argv)
         assert sidecar.end() == 2, argv
         check(sidecar.log, advice)
-    assert namespace.addresses() == namespace.rules("nft") == namespace.rules("legacy") == []
+    assert namespace.is_clean()
 
 
 @pytest.mark.parametrize("flag", ["--ip-address", "--interface", "--port", "--v", "--daemon", "--sync-interval",

@@ -1,76 +1,80 @@
 """Probes and metrics as the kubelet and Prometheus meet them: by HTTP, on the node's network."""
 
-import os
+import itertools
+import resource
+import select
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.namespace import Namespace
-from support.program import Sidecar
+from support.namespace import CIDR, Namespace
+from support.program import Fake, Start
+from support.waiting import FOREVER, HANG, until
 
-Start: TypeAlias = Callable[..., Sidecar]
-
-CIDR = "10.96.0.2/32"
 HEALTH = "--health-address=:9180"
 FLAGS = ("--ip-address=10.96.0.2", "--setup-iptables", "--iptables-backend=nft", HEALTH)
 
-#: Asks for a path; prints the status, the seconds that it took, and the body.
-PROBE = """
-import sys, time
-from http.client import HTTPConnection
-started = time.monotonic()
-connection = HTTPConnection("127.0.0.1", 9180, timeout=10)
-connection.request("GET", sys.argv[1])
-answer = connection.getresponse()
-print(answer.status, time.monotonic() - started)
-sys.stdout.write(answer.read().decode())
-"""
 
-#: Opens 500 connections, most of which say nothing, holds them, and replaces those that end, until it is killed.
-CROWD = """
-import itertools, os, resource, select, socket
-resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-words = itertools.cycle([b"", b"", b"", b"GET ", b"\\xff" * 4096, b"POST / HTTP/1.1\\r\\n\\r\\n", b"\\r\\n\\r\\n"])
-def connect():
-    made = socket.create_connection(("127.0.0.1", 9180))
-    made.send(next(words))
-    return made
-crowd = [connect() for _ in range(500)]
-print("there", flush=True)
-while True:
-    for gone in select.select(crowd, [], [])[0]:
-        gone.close()
-        crowd[crowd.index(gone)] = connect()
-    select.select([], [], [], 0.01)
-"""
+def ask(path: str) -> None:
+    """Ask for a path; print the status and the body."""
+    connection = HTTPConnection("127.0.0.1", 9180, timeout=HANG)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    print(answer.status)
+    print(answer.read().decode(), end="", flush=True)
+
+
+def be_a_crowd() -> None:
+    """Open 500 connections, most of which say nothing, hold them, and replace those that end, until killed."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    words = itertools.cycle([b"", b"", b"", b"GET ", b"\xff" * 4096, b"POST / HTTP/1.1\r\n\r\n", b"\r\n\r\n"])
+
+    def connect() -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", 9180))
+        made.send(next(words))
+        return made
+
+    crowd = [connect() for _ in range(500)]
+    print("there", flush=True)
+    while True:
+        for gone in select.select(crowd, [], [])[0]:
+            gone.close()
+            crowd[crowd.index(gone)] = connect()
+        select.select([], [], [], 0.01)
+
+
+def be_a_stranger() -> None:
+    """Have the port."""
+    server = socket.create_server(("", 9180))
+    print("there", flush=True)
+    server.accept()
 
 
 def probe(namespace: Namespace, path: str) -> tuple[int, str]:
-    """Return status and body; the answer must come within a second."""
-    first, _, body = namespace.run(sys.executable, "-c", PROBE, path).partition("\n")
-    status, seconds = first.split()
-    assert float(seconds) < 1.0
+    """Return status and body."""
+    out, err = namespace.fork(partial(ask, path)).communicate(timeout=HANG)
+    assert err == ""
+    status, _, body = out.partition("\n")
     return int(status), body
 
 
-def wait_for(namespace: Namespace, path: str, status: int, seconds: float = 15.0) -> str:
+def wait_for(namespace: Namespace, path: str, status: int) -> str:
     """Probe until this is the status; return the body."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found, body = probe(namespace, path)
-        if found == status:
-            return body
-        assert time.monotonic() < deadline, f"{path} is still {found}: {body}"
-        time.sleep(0.1)
+
+    def body() -> list[str]:
+        found, text = probe(namespace, path)
+        return [text] if found == status else []
+
+    return until(body, lambda: probe(namespace, path))[0]
 
 
 def samples(namespace: Namespace) -> dict[tuple[str, ...], float]:
@@ -83,48 +87,40 @@ def samples(namespace: Namespace) -> dict[tuple[str, ...], float]:
     }
 
 
-def wait_until_there(namespace: Namespace, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while namespace.addresses() != [CIDR]:
-        assert time.monotonic() < deadline, "the address is not back"
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def faulty(tmp_path: Path) -> Callable[[str], Path]:
-    """Let `ip` do something else while a file is there; return the file. The environment is in FAULTY."""
+def faulty(fake: Fake, tmp_path: Path) -> Callable[[str], tuple[Path, dict[str, str]]]:
+    """Let `ip` do something else while a file is there; return the file, and the environment."""
 
-    def faulty(script: str) -> Path:
-        real = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-        switch, program = tmp_path / "on", tmp_path / "ip"
-        program.write_text(f'#!/bin/sh\n[ -e {switch} ] && {{ {script}; }}\nexec {real} "$@"\n')
-        program.chmod(0o755)
-        return switch
+    def faulty(script: str) -> tuple[Path, dict[str, str]]:
+        switch = tmp_path / "on"
+        return switch, fake("ip", f'[ -e {switch} ] && {{ {script}; }}\nexec $real "$@"')
 
     return faulty
 
 
 @pytest.fixture
-def crowd(namespace: Namespace) -> Iterator[Callable[[], None]]:
+def others(namespace: Namespace) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Let somebody else do something on the node, until the test ends."""
     started: list[subprocess.Popen[str]] = []
 
-    def crowd() -> None:
-        process = namespace.start(sys.executable, "-c", CROWD)
-        started.append(process)
-        assert process.stdout
-        assert process.stdout.readline() == "there\n"
+    def others(work: Callable[[], None]) -> None:
+        started.append(namespace.fork(work))
+        assert started[-1].stdout
+        assert started[-1].stdout.readline() == "there\n"
 
-    yield crowd
+    yield others
     for process in started:
         process.kill()
         process.communicate()
 
 
-def test_ready_says_since_when_or_what_is_missing(
-    namespace: Namespace, start: Start, faulty: Callable[[str], Path], tmp_path: Path
-) -> None:
-    switch = faulty('case "$*" in *"address add"*) echo "no, said the test" >&2; exit 2;; esac')
-    sidecar = start(*FLAGS, PATH=f"{tmp_path}:{os.environ['PATH']}")
+Faulty = Callable[[str], tuple[Path, dict[str, str]]]
+Others = Callable[[Callable[[], None]], None]
+
+
+def test_ready_says_since_when_or_what_is_missing(namespace: Namespace, start: Start, faulty: Faulty) -> None:
+    switch, env = faulty('case "$*" in *"address add"*) echo "no, said the test" >&2; exit 2;; esac')
+    sidecar = start(*FLAGS, **env)
     sidecar.wait_for("in sync: ")
     assert wait_for(namespace, "/readyz", 200).startswith("in sync since 20")
     switch.touch()
@@ -143,12 +139,10 @@ def test_ready_says_since_when_or_what_is_missing(
     assert sidecar.stop() == 0
 
 
-def test_a_command_that_hangs_is_no_sign_of_life(
-    namespace: Namespace, start: Start, faulty: Callable[[str], Path], tmp_path: Path
-) -> None:
-    switch = faulty("exec sleep 60")
+def test_a_command_that_hangs_is_no_sign_of_life(namespace: Namespace, start: Start, faulty: Faulty) -> None:
+    switch, env = faulty(f"exec sleep {FOREVER}")
     flags = ("--command-timeout=1100ms", "--iptables-wait=500ms", "--iptables-backend=nft", "--sync-interval=1s")
-    sidecar = start(*FLAGS, *flags, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    sidecar = start(*FLAGS, *flags, **env)
     sidecar.wait_for("in sync: ")
     assert probe(namespace, "/healthz") == (200, "ok\n")
     switch.touch()
@@ -167,8 +161,7 @@ def test_a_loop_that_is_stuck_is_no_sign_of_life(namespace: Namespace, start: St
     # What it logs goes nowhere: the pipe is full, and nobody reads it.
     sidecar = start(*FLAGS, "-v=6", "--sync-interval=10ms", "--command-timeout=1100ms", "--iptables-wait=500ms")
     sidecar.wait_for("apiserver-proxy-sidecar")
-    time.sleep(1.0)
-    body = wait_for(namespace, "/healthz", 503, 60.0)
+    body = wait_for(namespace, "/healthz", 503)
     assert body.startswith("hung, ")
     assert probe(namespace, "/readyz")[0] == 503
     reader = threading.Thread(target=sidecar.end)  # now somebody does, until it ends
@@ -191,15 +184,11 @@ def test_metrics_of_repairs_and_of_copies(namespace: Namespace, start: Start) ->
     assert "nft" in info
     for number in (1, 2):
         namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
-        wait_until_there(namespace, 5.0)
-        time.sleep(0.3)  # the pass looks again, and is counted at its end
-        assert samples(namespace)["repairs_total", "address", "10.96.0.2/32 on lo"] == number
+        until(lambda: samples(namespace)["repairs_total", "address", "10.96.0.2/32 on lo"] == number)  # noqa: B023
     rule = namespace.rules("nft")[0]
     namespace.iptables("nft", 4, *rule.split())
     sidecar.process.send_signal(signal.SIGHUP)
-    sidecar.wait_for("too many")
-    time.sleep(0.3)
-    assert samples(namespace)["copies_removed_total", "rule"] == 1
+    until(lambda: samples(namespace)["copies_removed_total", "rule"] == 1)
     assert samples(namespace)["command_duration_seconds_count", "ip"] > 5
     assert sidecar.stop() == 0
 
@@ -215,46 +204,38 @@ def test_the_names_pass_promtool(namespace: Namespace, start: Start) -> None:
 
 
 def test_a_crowd_harms_neither_the_probes_of_others_nor_the_repair(
-    namespace: Namespace, start: Start, crowd: Callable[[], None]
+    namespace: Namespace, start: Start, others: Others
 ) -> None:
     sidecar = start(*FLAGS)
     sidecar.wait_for("in sync: ")
-    crowd()
+    others(be_a_crowd)
     for path in ("/healthz", "/readyz", "/metrics") * 3:
         assert probe(namespace, path)[0] == 200
     for _ in range(3):
         namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
-        wait_until_there(namespace, 1.0)
+        until(lambda: namespace.addresses() == [CIDR])
     assert sidecar.stop() == 0
 
 
-def test_it_ends_in_order_while_connections_are_open(
-    namespace: Namespace, start: Start, crowd: Callable[[], None]
-) -> None:
+def test_it_ends_in_order_while_connections_are_open(namespace: Namespace, start: Start, others: Others) -> None:
     sidecar = start(*FLAGS, "--cleanup")
     sidecar.wait_for("in sync: ")
-    crowd()
-    started = time.monotonic()
+    others(be_a_crowd)
     assert sidecar.stop() == 0
-    assert time.monotonic() - started < 5.0
     assert "cleanup done" in sidecar.log
     assert namespace.addresses() == namespace.rules("nft") == []
 
 
-def test_no_descriptor_of_it_reaches_a_command(
-    start: Start, crowd: Callable[[], None], faulty: Callable[[str], Path], tmp_path: Path
-) -> None:
-    switch = faulty(f"ls -l /proc/self/fd > {tmp_path}/seen")
-    sidecar = start(*FLAGS, PATH=f"{tmp_path}:{os.environ['PATH']}")
+def test_no_descriptor_of_it_reaches_a_command(start: Start, others: Others, faulty: Faulty, tmp_path: Path) -> None:
+    switch, env = faulty(f"ls -l /proc/self/fd > {tmp_path}/seen")
+    sidecar = start(*FLAGS, **env)
     sidecar.wait_for("in sync: ")
-    crowd()
+    others(be_a_crowd)
     switch.touch()
     sidecar.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 5.0
-    while not (tmp_path / "seen").exists() or not (tmp_path / "seen").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert "socket:" not in (tmp_path / "seen").read_text()
+    seen = tmp_path / "seen"
+    until(lambda: seen.exists() and seen.read_text())
+    assert "socket:" not in seen.read_text()
     assert sidecar.stop() == 0
 
 
@@ -268,27 +249,17 @@ def test_two_instances_share_the_address_as_in_a_rolling_update(namespace: Names
     assert new.stop() == 0
 
 
-@pytest.fixture
-def stranger(namespace: Namespace) -> Iterator[None]:
-    """Let another program have the port."""
-    program = "import socket; s = socket.create_server(('', 9180)); print(flush=True); s.accept()"
-    process = namespace.start(sys.executable, "-c", program)
-    assert process.stdout
-    process.stdout.readline()
-    yield
-    process.kill()
-    process.communicate()
-
-
-@pytest.mark.usefixtures("stranger")
-def test_an_address_that_is_taken_ends_with_3_and_nothing_is_touched(namespace: Namespace, start: Start) -> None:
+def test_an_address_that_is_taken_ends_with_3_and_nothing_is_touched(
+    namespace: Namespace, start: Start, others: Others
+) -> None:
+    others(be_a_stranger)
     sidecar = start(*FLAGS)
     assert sidecar.end() == 3
     assert "cannot listen on --health-address=:9180: another program has it: choose another port, or see" in sidecar.log
     assert namespace.addresses() == []
 
 
-@pytest.mark.usefixtures("stranger")
-def test_one_pass_does_not_listen(start: Start) -> None:
+def test_one_pass_does_not_listen(start: Start, others: Others) -> None:
+    others(be_a_stranger)
     # It may well be an init container that has the same variables, or be started beside the daemon.
     assert start(*FLAGS, "--daemon=false").end() == 0

@@ -10,18 +10,14 @@ import pwd
 import re
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
 from sidecar import __version__
-from support.namespace import Namespace
-from support.program import Sidecar
-
-Start: TypeAlias = Callable[..., Sidecar]
+from support.namespace import CIDR, Namespace
+from support.program import Sidecar, Start
+from support.waiting import until
 
 FLAGS = ("--ip-address=10.96.0.2", "--interface=eth9", "--create-interface=false", "--daemon=false")
 WARNING = {"SIDECAR_NONSENSE": "1"}
@@ -35,7 +31,7 @@ FILE_HEADER = [
 
 
 @pytest.fixture
-def passes(start: Start) -> Callable[..., Sidecar]:
+def passes(start: Start) -> Start:
     """Make the pass that logs one line of each severity."""
 
     def passes(*flags: str, **env: str) -> Sidecar:
@@ -69,7 +65,7 @@ def in_files(directory: Path) -> dict[str, str]:
     }
 
 
-def test_by_default_everything_goes_to_standard_error_under_klogs_header(passes: Callable[..., Sidecar]) -> None:
+def test_by_default_everything_goes_to_standard_error_under_klogs_header(passes: Start) -> None:
     sidecar = passes()
     assert severities(sidecar.log) == "IWE"
     for line in sidecar.log.splitlines():
@@ -81,13 +77,13 @@ def test_by_default_everything_goes_to_standard_error_under_klogs_header(passes:
     assert sidecar.log.splitlines()[0].endswith(f"] apiserver-proxy-sidecar {__version__}: {settings}")
 
 
-def test_skip_headers(passes: Callable[..., Sidecar]) -> None:
+def test_skip_headers(passes: Start) -> None:
     sidecar = passes("--skip_headers")
     assert sidecar.log.startswith("apiserver-proxy-sidecar 0.1.0: ")
     assert "\ncould not add 10.96.0.2/32: interface eth9 does not exist" in sidecar.log
 
 
-def test_add_dir_header(passes: Callable[..., Sidecar]) -> None:
+def test_add_dir_header(passes: Start) -> None:
     for line in passes("--add_dir_header").log.splitlines():
         match = HEADER.fullmatch(line)
         assert match
@@ -104,7 +100,7 @@ def contents(log: str) -> set[int]:
 
 
 @pytest.mark.parametrize("spelling", ["-v{}", "-v={}", "--v={}"])
-def test_v(passes: Callable[..., Sidecar], spelling: str) -> None:
+def test_v(passes: Start, spelling: str) -> None:
     seen = {level: contents(passes(spelling.format(level)).log) for level in (-1, 0, 1, 2, 3, 4, 5, 6, 1000)}
     assert seen == {
         -1: set(), 0: set(), 1: set(), 2: {2}, 3: {2}, 4: {2, 4}, 5: {2, 4}, 6: {2, 4, 6}, 1000: {2, 4, 6}
@@ -123,18 +119,18 @@ def test_v(passes: Callable[..., Sidecar], spelling: str) -> None:
         ("command=4,*=9", {2, 4}),
     ],
 )
-def test_vmodule(passes: Callable[..., Sidecar], vmodule: str, levels: set[int]) -> None:
+def test_vmodule(passes: Start, vmodule: str, levels: set[int]) -> None:
     log = passes(f"--vmodule={vmodule}").log
     assert contents(log) == levels
     assert severities(log).startswith("IW")  # what has no level is said all the same
     assert log.count("--vmodule: no source file goes by") == vmodule.count("comm=") + vmodule.count(".py")
 
 
-def test_v_counts_where_vmodule_says_less(passes: Callable[..., Sidecar]) -> None:
+def test_v_counts_where_vmodule_says_less(passes: Start) -> None:
     assert contents(passes("--vmodule=command=1", "-v4").log) == {2, 4}
 
 
-def test_log_backtrace_at(passes: Callable[..., Sidecar]) -> None:
+def test_log_backtrace_at(passes: Start) -> None:
     place = next(line for line in passes("-v2").log.splitlines() if "] pass: " in line).split()[3].rstrip("]")
     log = passes("-v2", f"--log_backtrace_at={place}").log
     assert log.count('  File "') >= 3
@@ -149,7 +145,7 @@ def test_log_backtrace_at(passes: Callable[..., Sidecar]) -> None:
 # Files
 
 
-def test_log_dir(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_log_dir(passes: Start, tmp_path: Path) -> None:
     sidecar = passes("--logtostderr=false", f"--log_dir={tmp_path}")
     assert severities(sidecar.log) == "E"  # by --stderrthreshold
     assert in_files(tmp_path) == {"INFO": "IWE", "WARNING": "WE", "ERROR": "E"}
@@ -163,17 +159,17 @@ def test_log_dir(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
             )
 
 
-def test_one_output(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_one_output(passes: Start, tmp_path: Path) -> None:
     passes("--logtostderr=false", f"--log_dir={tmp_path}", "--one_output")
     assert in_files(tmp_path) == {"INFO": "I", "WARNING": "W", "ERROR": "E"}
 
 
-def test_without_a_directory_it_is_the_one_for_temporary_files(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_without_a_directory_it_is_the_one_for_temporary_files(passes: Start, tmp_path: Path) -> None:
     passes("--logtostderr=false", TMPDIR=str(tmp_path))
     assert in_files(tmp_path)["INFO"] == "IWE"
 
 
-def test_a_directory_that_cannot_be_used_is_replaced(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_used_is_replaced(passes: Start, tmp_path: Path) -> None:
     sidecar = passes("--logtostderr=false", "--log_dir=/nonexistent", TMPDIR=str(tmp_path))
     assert re.search(
         rf"cannot write to log file /nonexistent/.*INFO.*: No such file.*; its lines go to {tmp_path}\n", sidecar.log
@@ -196,7 +192,7 @@ def test_a_directory_that_cannot_be_used_is_replaced(passes: Callable[..., Sidec
     ],
 )
 def test_what_goes_to_standard_error_beside_a_file(
-    passes: Callable[..., Sidecar], tmp_path: Path, flags: tuple[str, ...], letters: str
+    passes: Start, tmp_path: Path, flags: tuple[str, ...], letters: str
 ) -> None:
     file = tmp_path / "log"
     assert severities(passes("--logtostderr=false", f"--log_file={file}", *flags).log) == letters
@@ -212,14 +208,12 @@ def test_what_goes_to_standard_error_beside_a_file(
         (("--legacy_stderr_threshold_behavior=false", "--stderrthreshold=WARNING"), "WWE"),
     ],
 )
-def test_logtostderr_wins_over_files(
-    passes: Callable[..., Sidecar], tmp_path: Path, flags: tuple[str, ...], letters: str
-) -> None:
+def test_logtostderr_wins_over_files(passes: Start, tmp_path: Path, flags: tuple[str, ...], letters: str) -> None:
     assert severities(passes(f"--log_file={tmp_path / 'log'}", *flags).log) == letters
     assert list(tmp_path.iterdir()) == []
 
 
-def test_log_file_is_continued_and_wins_over_log_dir(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_log_file_is_continued_and_wins_over_log_dir(passes: Start, tmp_path: Path) -> None:
     file = tmp_path / "log"
     for _ in range(2):
         passes("--logtostderr=false", f"--log_file={file}", f"--log_dir={tmp_path}")
@@ -229,7 +223,7 @@ def test_log_file_is_continued_and_wins_over_log_dir(passes: Callable[..., Sidec
     assert severities(text[text.rindex("Log file created at: ") :]) == "IWWE"
 
 
-def test_skip_log_headers(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_skip_log_headers(passes: Start, tmp_path: Path) -> None:
     file = tmp_path / "log"
     passes("--logtostderr=false", f"--log_file={file}", "--skip_log_headers")
     assert file.read_text().startswith("I")
@@ -237,7 +231,7 @@ def test_skip_log_headers(passes: Callable[..., Sidecar], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("megabytes", "starts_over"), [(1, True), (2, False), (0, False)])
 def test_log_file_max_size(
-    passes: Callable[..., Sidecar],
+    passes: Start,
     tmp_path: Path,
     megabytes: int,
     starts_over: bool,  # noqa: FBT001 - a parameter
@@ -287,27 +281,33 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     ]
 
 
-def test_each_time_that_a_file_cannot_be_written_is_told_once(start: Start, tmp_path: Path) -> None:
+def test_each_time_that_a_file_cannot_be_written_is_told_once(
+    start: Start, tmp_path: Path, namespace: Namespace
+) -> None:
+    namespace.run("ip", "address", "add", CIDR, "dev", "lo", "scope", "host")  # so that only we make it look again
     folder = tmp_path / "folder"
     sidecar = start(
         "--ip-address=10.96.0.2", "--logtostderr=false", f"--log_file={folder / 'log'}", "--stderrthreshold=3",
         "--logging-format=json", "-v2",
     )  # fmt: skip
     sidecar.wait_for("in sync: ")
-    time.sleep(3.5)  # the looks after 1 and 2 s
-    for _ in range(2):
+
+    def look(times: int) -> None:
+        """Let it make a pass, until there have been so many that it told of on standard error."""
+        sidecar.process.send_signal(signal.SIGHUP)
+        sidecar.wait_for('"pass: ', times)
+
+    for round_ in (0, 1):
         folder.mkdir()
         sidecar.process.send_signal(signal.SIGHUP)
-        while not (folder / "log").exists():
-            time.sleep(0.01)
+        until((folder / "log").exists)
         shutil.rmtree(folder)
-        for _ in range(2):
-            sidecar.process.send_signal(signal.SIGHUP)
-            time.sleep(0.3)
+        look(2 + 2 * round_)
+        look(3 + 2 * round_)
     assert sidecar.stop() == 0
     messages = [json.loads(line)["msg"] for line in sidecar.log.splitlines()]
     assert len([message for message in messages if message.startswith("cannot write to log file")]) == 3
-    assert len([message for message in messages if message.startswith("pass: ")]) >= 3 + 4
+    assert len([message for message in messages if message.startswith("pass: ")]) == 5
 
 
 # JSON
@@ -335,7 +335,7 @@ def test_json(start: Start) -> None:
     assert next(each for each in objects if each["v"] == 2)["changed"] == 6
 
 
-def test_a_failure_in_json(passes: Callable[..., Sidecar], tmp_path: Path) -> None:
+def test_a_failure_in_json(passes: Start, tmp_path: Path) -> None:
     file = tmp_path / "log"
     passes("--logging-format=json", "--logtostderr=false", f"--log_file={file}")
     failure = json.loads(file.read_text().splitlines()[-1])  # and no header: every line is an object

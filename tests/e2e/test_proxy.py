@@ -9,6 +9,7 @@ from support import cluster as clusters
 from support import faults
 from support.cluster import APISERVERS, CONTROL, PORT, Cluster, Ip
 from support.namespace import IPV4, IPV6, Namespace
+from support.waiting import HANG
 
 BLUE, GREEN = APISERVERS
 BY_BLUE = f"{BLUE} answered, with the certificate of {BLUE}"
@@ -23,11 +24,6 @@ needs_envoy = pytest.mark.skipif(not clusters.envoy(), reason="Envoy is not inst
 def cluster(_namespaces: None, tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path, IPV4, IPV6) as made:
         yield made
-
-
-@pytest.fixture(params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(params=[IPV4, IPV6], ids=["IPv4", "IPv6"])
@@ -100,30 +96,22 @@ def test_a_service_of_the_same_address_does_not_take_the_traffic_away(
     assert [cluster.ask(client, address, BLUE) for client in clients] == [BY_BLUE, BY_BLUE]
 
 
-# Under load: what a fault may cost at most: failed requests, late ones, and seconds without an answer. That is several
-# times of what it costs on an idle machine, which the table in docs/proxy.md has: this one may be busy.
+# Under load: no request fails for good where nothing was away, and all is right in the end. What a fault costs in late
+# requests and in milliseconds, scripts/faults measures.
 
-NOTHING = (0, 20, 1.5)  # a busy machine makes a gap, too
-
-LIMITS = {
-    "none": NOTHING,
-    "the address is deleted": (0, 300, 1.5),
-    "the address is deleted, and the node has no default route": (200, 200, 1.0),
-    "the firewall is reloaded, without our rules": (100, 800, 3.0),
-    "the sidecar is killed, and started again": NOTHING,
-    "a new sidecar starts, then the old one stops, with --cleanup": NOTHING,
-    "the only sidecar stops, with --cleanup, and is started again": (400, 800, 4.0),
+#: While these happen the address, or the way to it, is really gone: new connections fail.
+MAY_FAIL = {
+    "the address is deleted, and the node has no default route",
+    "the firewall is reloaded, without our rules",
+    "the only sidecar stops, with --cleanup, and is started again",
 }
 
 
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize(("fault", "backend"), faults.CASES)
-def test_under_load_a_fault_costs(fault: str, backend: str) -> None:
-    outcome = faults.measure(fault, backend)
-    print(faults.as_row(fault, backend, outcome))
-    failed, late, gap = LIMITS[fault]
-    assert outcome.requests > 200
-    assert outcome.failed <= failed, outcome
-    assert outcome.late <= late, outcome
-    assert outcome.gap < gap, outcome
+def test_under_load_a_fault_costs_no_more_than_it_must(fault: str, backend: str) -> None:
+    outcome = faults.measure(fault, backend, rate=20, patience=HANG)
+    assert outcome.requests > outcome.failed, outcome
     assert outcome.broken == 0, outcome
+    if fault not in MAY_FAIL:
+        assert outcome.failed == 0, outcome

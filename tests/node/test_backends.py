@@ -20,11 +20,6 @@ RULES = {4: desired([IPV4], interface="lo", port=443, setup_iptables=True).rules
          6: desired([IPV6], interface="lo", port=443, setup_iptables=True).rules}  # fmt: skip
 
 
-@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> Family:
-    return 4 if request.param == 4 else 6
-
-
 class Node:
     def __init__(self, namespace: Namespace, family: Family) -> None:
         self.namespace = namespace

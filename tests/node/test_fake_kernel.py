@@ -50,7 +50,7 @@ def test_both_give_the_same_answers(namespace: Namespace, backend: str, seed: in
     real, fake = NamespaceCommands(namespace), FakeKernel()
     fake.addresses["lo"] = ["127.0.0.1/8", "::1/128"]
     choices = random.Random(seed)
-    for _ in range(150):
+    for _ in range(60):
         argv, stdin = choices.choice(commands(backend, choices))
         answer, faked = real.run(*argv, stdin=stdin), fake(*argv, stdin=stdin)
         assert (answer.exit, answer.stdout) == (faked.exit, faked.stdout), (argv, stdin)

@@ -110,19 +110,19 @@ def make(namespace: Namespace, around: Surroundings) -> None:
 def state(namespace: Namespace) -> dict[str, object]:
     """Return addresses and every table, as the programs show them; a table that is empty is none."""
     shown: dict[str, object] = {"ip": json.loads(namespace.run("ip", "-json", "address"))}
-    for backend in BACKENDS:
-        for family, program in ((4, "iptables"), (6, "ip6tables")):
-            for table in TABLES:
-                lines = namespace.run(f"{program}-{backend}-save", "-t", table).splitlines()
-                lines = [line.partition(" [")[0] for line in lines if line[:1] in (":", "-")]
-                if any(line.startswith("-") or not line.endswith("ACCEPT") for line in lines):
-                    shown[f"{backend} {family} {table}"] = lines
+    saves = [f"{program}-{backend}-save -t" for backend in BACKENDS for program in ("iptables", "ip6tables")]
+    looks = [f"echo '# {save} {table}'; {save} {table}" for save in saves for table in TABLES]
+    for text in namespace.run("sh", "-e", "-c", "; ".join(looks)).split("# ip")[1:]:
+        name, *rest = text.splitlines()
+        lines = [line.partition(" [")[0] for line in rest if line[:1] in (":", "-")]
+        if any(line.startswith("-") or not line.endswith("ACCEPT") for line in lines):
+            shown[name] = lines
     return shown
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(around=surroundings, insert=st.booleans(), again=st.booleans())
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_after_set_up_and_cleanup_everything_else_is_as_it_was(
     backend: str, around: Surroundings, *, insert: bool, again: bool
 ) -> None:

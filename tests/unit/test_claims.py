@@ -2,13 +2,13 @@
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from sidecar import claims
 from sidecar.claims import Claims
+from support.waiting import HANG, until
 
 
 def holder(directory: Path, *names: str) -> Claims:
@@ -49,11 +49,10 @@ def test_who_starts_during_a_cleanup_waits_for_it(tmp_path: Path, log: list[str]
     starting = Claims(tmp_path)
     thread = threading.Thread(target=starting.take, args=(["a"],), kwargs={"is_over": is_over.is_set})
     thread.start()
-    while not log:
-        time.sleep(0.01)
+    until(lambda: log)
     assert log == ["INFO another instance is cleaning up a: waiting for it"]
     is_over.set()
-    thread.join(5)
+    thread.join(HANG)
     assert not thread.is_alive()
 
 

@@ -17,6 +17,7 @@ from pytest_mock import MockerFixture
 from sidecar import command
 from sidecar.command import Commands
 from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Interrupted, Stopped
+from support.waiting import FOREVER, HANG, no_hang, until
 
 
 @pytest.fixture
@@ -68,54 +69,46 @@ def test_a_command_inherits_no_descriptor_of_ours() -> None:
 
 
 def test_a_hung_command_is_killed_in_time_and_what_it_said_is_kept() -> None:
-    started = time.monotonic()
-    with pytest.raises(CommandTimeout, match=r"`sh -c .*` was killed after 0.2s: thinking") as caught:
-        Commands(timeout=0.2).run("sh", "-c", "echo thinking >&2; exec sleep 60")
-    assert time.monotonic() - started < 2
+    with no_hang(), pytest.raises(CommandTimeout, match=r"`sh -c .*` was killed after 1s: thinking") as caught:
+        Commands(timeout=1.0).run("sh", "-c", f"echo thinking >&2; exec sleep {FOREVER}")
     assert caught.value.transient
 
 
 def test_a_hung_grandchild_is_killed_too(tmp_path: Path) -> None:
     script = tmp_path / "wrapper"
-    script.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {tmp_path}/pid\nwait\n")
+    script.write_text(f"#!/bin/sh\nsleep {FOREVER} &\necho $! > {tmp_path}/pid\nwait\n")
     script.chmod(0o755)
-    started = time.monotonic()
-    with pytest.raises(CommandTimeout):
-        Commands(timeout=0.3).run(str(script))
-    assert time.monotonic() - started < 1
+    with no_hang(), pytest.raises(CommandTimeout):
+        Commands(timeout=1.0).run(str(script))
     grandchild = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    for _ in range(100):
-        if not grandchild.exists() or ") Z " in grandchild.read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail("it still runs")
+    until(lambda: not grandchild.exists() or ") Z " in grandchild.read_text())
 
 
 def test_a_grandchild_that_keeps_everything_open_holds_nobody_up() -> None:
-    started = time.monotonic()
-    result = Commands(timeout=5).run("sh", "-c", "setsid sleep 1.5 & echo done; exit 3")
-    assert (result.exit, result.stdout) == (3, "done\n")
-    assert time.monotonic() - started < 1
+    ended = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+    result = Commands(timeout=FOREVER).run("sh", "-c", f'setsid sh -c "{ended}" & echo $!; exit 3')
+    assert result.exit == 3
+    os.kill(int(result.stdout), signal.SIGTERM)
 
 
-def test_what_was_begun_runs_side_by_side(commands: Commands) -> None:
-    started = time.monotonic()
-    for word in ("one", "two", "three"):
-        commands.begin("sh", "-c", f"sleep 0.5; cat; echo {word}", stdin=word)
-    answers = [commands.run("sh", "-c", f"sleep 0.5; cat; echo {word}", stdin=word) for word in ("three", "one", "two")]
-    assert [answer.stdout for answer in answers] == ["threethree\n", "oneone\n", "twotwo\n"]
-    assert time.monotonic() - started < 1.2
+def test_what_was_begun_runs_side_by_side(commands: Commands, tmp_path: Path) -> None:
+    """Each waits until the others are there, too."""
+    all_there = f"while [ ! -e {tmp_path}/1 -o ! -e {tmp_path}/2 -o ! -e {tmp_path}/3 ]; do sleep 0.01; done"
+    scripts = [f"touch {tmp_path}/{number}; {all_there}; cat" for number in (1, 2, 3)]
+    for number, script in enumerate(scripts):
+        commands.begin("sh", "-c", script, stdin=f"input {number}")
+    answers = [commands.run("sh", "-c", scripts[number], stdin=f"input {number}") for number in (2, 0, 1)]
+    assert [answer.stdout for answer in answers] == ["input 2", "input 0", "input 1"]
 
 
-def test_what_was_begun_is_bounded_in_time_from_its_own_start() -> None:
-    commands = Commands(timeout=0.4)
-    commands.begin("sleep", "60")
-    commands.begin("sleep", "61")
-    started = time.monotonic()
-    for seconds in ("60", "61"):
-        with pytest.raises(CommandTimeout, match=r"killed after 0\.4s"):
-            commands.run("sleep", seconds)
-    assert time.monotonic() - started < 0.7
+def test_what_was_begun_is_bounded_in_time() -> None:
+    commands = Commands(timeout=1.0)
+    for seconds in (FOREVER, FOREVER + 1):
+        commands.begin("sleep", str(seconds))
+    with no_hang():
+        for seconds in (FOREVER, FOREVER + 1):
+            with pytest.raises(CommandTimeout, match="killed after 1s"):
+                commands.run("sleep", str(seconds))
 
 
 def test_what_cannot_be_begun_is_told_when_it_is_run(commands: Commands) -> None:
@@ -129,18 +122,14 @@ def test_told_to_end_nothing_that_was_begun_goes_on(
     commands: Commands, end: Callable[[Commands], None], error: type[Exception]
 ) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    for seconds in ("60", "61", "62"):
-        commands.begin("sleep", seconds)
+    for seconds in range(FOREVER, FOREVER + 3):
+        commands.begin("sleep", str(seconds))
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     assert len(children.read_text().split()) == 3
-    started = time.monotonic()
     end(commands)
-    with pytest.raises(error):
-        commands.run("sleep", "61")
-    assert time.monotonic() - started < 2.5  # one second of grace for all of them
-    while children.read_text().split():  # dead; sh's own threads see to the rest
-        assert time.monotonic() - started < 4
-        time.sleep(0.05)
+    with no_hang(), pytest.raises(error):
+        commands.run("sleep", str(FOREVER + 1))
+    until(lambda: not children.read_text().split())  # dead; sh's own threads see to the rest
     assert set(os.listdir("/proc/self/fd")) == before
 
 
@@ -149,8 +138,8 @@ def test_death_by_a_signal_is_a_failure(commands: Commands) -> None:
         commands.run("sh", "-c", "kill -SEGV $$")
 
 
-def test_a_missing_command_names_its_package(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "SEARCH_PATH", "/nonexistent")
+def test_a_missing_command_names_its_package(commands: Commands, mocker: MockerFixture) -> None:
+    mocker.patch("shutil.which", return_value=None)
     with pytest.raises(CommandMissing, match="ip is not installed: apt-get install iproute2"):
         commands.run("ip", "address")
     with pytest.raises(CommandMissing, match="ip6tables-nft is not installed: apt-get install iptables"):
@@ -194,10 +183,8 @@ def test_a_pipe_in_the_place_of_a_program_is_a_failure(commands: Commands, tmp_p
 
 
 def test_a_program_that_closes_what_it_inherits_is_bounded_all_the_same() -> None:
-    started = time.monotonic()
-    with pytest.raises(CommandTimeout):
-        Commands(timeout=0.3).run("sh", "-c", "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; sleep 60")
-    assert time.monotonic() - started < 2
+    with no_hang(), pytest.raises(CommandTimeout):
+        Commands(timeout=0.5).run("sh", "-c", f"exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; sleep {FOREVER}")
 
 
 def test_a_stop_while_a_command_is_being_started_is_not_lost(commands: Commands, mocker: MockerFixture) -> None:
@@ -209,10 +196,8 @@ def test_a_stop_while_a_command_is_being_started_is_not_lost(commands: Commands,
         return running
 
     mocker.patch.object(command, "_start", stopped_meanwhile)
-    started = time.monotonic()
-    with pytest.raises(Stopped):
-        commands.run("sleep", "60")
-    assert time.monotonic() - started < command.GRACE + 1
+    with no_hang(), pytest.raises(Stopped):
+        commands.run("sleep", str(FOREVER))
 
 
 def test_after_a_stop_nothing_is_started(commands: Commands) -> None:
@@ -229,47 +214,49 @@ def test_once_something_is_to_be_finished_a_stop_has_no_effect(commands: Command
     assert commands.run("true").exit == 0
 
 
-def test_a_stop_lets_a_quick_command_finish(commands: Commands) -> None:
-    threading.Timer(0.1, commands.stop).start()
-    assert commands.run("sh", "-c", "sleep 0.5; echo finished").stdout == "finished\n"
+def test_a_stop_lets_a_quick_command_finish(commands: Commands, mocker: MockerFixture, tmp_path: Path) -> None:
+    mocker.patch.object(command, "GRACE", HANG)
+    threading.Thread(target=stop_once, args=(commands, tmp_path / "runs")).start()
+    script = f"touch {tmp_path}/runs; while [ ! -e {tmp_path}/runs.stopped ]; do sleep 0.01; done; echo finished"
+    assert commands.run("sh", "-c", script).stdout == "finished\n"
+
+
+def stop_once(commands: Commands, file: Path) -> None:
+    """Stop the commands once this file is there, and say so by another one."""
+    until(file.exists)
+    commands.stop()
+    file.with_suffix(".stopped").touch()
 
 
 def test_a_stop_ends_a_hung_command(commands: Commands) -> None:
     threading.Timer(0.1, commands.stop).start()
-    started = time.monotonic()
-    with pytest.raises(Stopped):
-        commands.run("sleep", "60")
-    assert time.monotonic() - started < command.GRACE + 1
+    with no_hang(), pytest.raises(Stopped):
+        commands.run("sleep", str(FOREVER))
 
 
 def run_until_it_is_refused(commands: Commands) -> None:
     while True:
         with pytest.raises(CommandTimeout):
-            commands.run("sleep", "60")
+            commands.run("sleep", str(FOREVER))
 
 
 def test_an_interrupt_kills_the_running_command_and_no_other_is_started(commands: Commands) -> None:
     threading.Timer(0.1, commands.interrupt).start()
-    started = time.monotonic()
-    with pytest.raises(Interrupted):
-        commands.run("sleep", "60")
-    assert time.monotonic() - started < 1
+    with no_hang(), pytest.raises(Interrupted):
+        commands.run("sleep", str(FOREVER))
     commands.finish_by(time.monotonic() + 10)
     with pytest.raises(Interrupted):
         commands.run("true")
 
 
 def test_with_a_deadline_hung_commands_leave_time_for_others() -> None:
-    commands = Commands(timeout=10.0)
-    commands.finish_by(time.monotonic() + 2)
-    started = time.monotonic()
+    commands = Commands(timeout=FOREVER)
+    commands.finish_by(time.monotonic() + 4)
     with pytest.raises(CommandTimeout):
-        commands.run("sleep", "60")
-    assert time.monotonic() - started < 1.5
+        commands.run("sleep", str(FOREVER))
     assert commands.run("true").exit == 0
-    with pytest.raises(DeadlineReached, match="no time left to run `sleep 60`"):
+    with no_hang(), pytest.raises(DeadlineReached, match=f"no time left to run `sleep {FOREVER}`"):
         run_until_it_is_refused(commands)
-    assert time.monotonic() - started < 2.5
 
 
 def test_nothing_is_left_over(commands: Commands) -> None:
@@ -277,15 +264,10 @@ def test_nothing_is_left_over(commands: Commands) -> None:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
         return len(os.listdir("/proc/self/fd")), threading.active_count(), children
 
-    def held_in_the_end() -> tuple[int, int, str]:
-        time.sleep(1.5)  # sh's threads of a command look once a second whether they are still needed
-        return held()
-
-    commands.run("true")
-    before = held_in_the_end()
+    before = held()
     for _ in range(200):
         commands.run("true")
-    assert held_in_the_end() == before
+    until(lambda: held() == before, held)  # sh's threads of a command look once a second whether they are needed
 
 
 @pytest.mark.parametrize("failing", range(4))
@@ -301,34 +283,37 @@ def test_a_thread_that_cannot_be_started_leaves_no_command_running(
         start(thread)
 
     mocker.patch("threading.Thread.start", sometimes)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
     with contextlib.suppress(CommandError):
-        commands.run("sh", "-c", f"sleep 0.5; touch {tmp_path}/done")
+        commands.run("sh", "-c", f"sleep 0.2; touch {tmp_path}/done")
         assert (tmp_path / "done").exists()
         return
-    time.sleep(0.8)
+    until(lambda: not children.read_text().split())
     assert not (tmp_path / "done").exists()
 
 
 def test_without_pidfds_it_looks_often(commands: Commands, mocker: MockerFixture) -> None:
     mocker.patch("os.pidfd_open", side_effect=OSError(38, "Function not implemented"))
     assert commands.run("sh", "-c", "sleep 0.1; exit 3").exit == 3
-    started = time.monotonic()
-    with pytest.raises(CommandTimeout):
-        Commands(timeout=0.2).run("sleep", "60")
+    with no_hang(), pytest.raises(CommandTimeout):
+        Commands(timeout=0.2).run("sleep", str(FOREVER))
     threading.Timer(0.1, commands.interrupt).start()
-    with pytest.raises(Interrupted):
-        commands.run("sleep", "60")
-    assert time.monotonic() - started < 1
+    with no_hang(), pytest.raises(Interrupted):
+        commands.run("sleep", str(FOREVER))
 
 
-def test_a_process_that_does_not_die_holds_nobody_up(commands: Commands, mocker: MockerFixture) -> None:
+def test_a_process_that_does_not_die_holds_nobody_up(commands: Commands, mocker: MockerFixture, tmp_path: Path) -> None:
     mocker.patch.object(command, "_kill")
-    threading.Timer(0.1, commands.stop).start()
-    threading.Timer(0.3, commands.interrupt).start()
-    started = time.monotonic()
+
+    def end() -> None:
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        commands.stop()
+        commands.interrupt()
+
+    threading.Thread(target=end).start()
     with pytest.raises(Interrupted):
-        commands.run("sleep", "4")
-    assert time.monotonic() - started < 1
+        commands.run("sh", "-c", f"echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 def test_no_descriptors_left_is_a_failure(commands: Commands) -> None:
@@ -357,11 +342,11 @@ def test_of_each_end_somebody_is_told() -> None:
     with pytest.raises(CommandError):
         commands.run("sh", "-c", "kill -9 $$")
     with pytest.raises(CommandTimeout):
-        commands.run("sleep", "60")
+        commands.run("sleep", str(FOREVER))
     assert told == [("sh", 4), ("sh", -9), ("sleep", None)]
     threading.Timer(0.1, commands.interrupt).start()
     with pytest.raises(Interrupted):
-        commands.run("sleep", "60")  # nothing is wrong with a command that a signal of the operator's ended
+        commands.run("sleep", str(FOREVER))  # nothing is wrong with a command that a signal of the operator's ended
     assert len(told) == 3
 
 

@@ -130,9 +130,9 @@ def test_each_of_our_containers_has_what_it_needs_and_no_more(documents: list[Ma
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
         }
-        assert {mount["mountPath"] for mount in each["volumeMounts"]} == {str(lockfile.PATH), str(claims.DIRECTORY)}
+        assert {mount["mountPath"] for mount in each["volumeMounts"]} == {str(lockfile.DEFAULT), str(claims.DIRECTORY)}
     types = {each["hostPath"]["path"]: each["hostPath"]["type"] for each in volumes_of_the_node(documents)}
-    assert types == {str(lockfile.PATH): "FileOrCreate", str(claims.DIRECTORY): "DirectoryOrCreate"}
+    assert types == {str(lockfile.DEFAULT): "FileOrCreate", str(claims.DIRECTORY): "DirectoryOrCreate"}
 
 
 def test_probes_and_scrapes_go_to_where_the_program_answers(documents: list[Manifest], mocker: MockerFixture) -> None:
@@ -188,5 +188,5 @@ def test_the_unit_fits_the_program() -> None:
     service = unit["Service"]
     assert service["ExecStart"].endswith(f"/bin/{PROGRAM}")
     assert Path("/run") / service["RuntimeDirectory"] == claims.DIRECTORY
-    assert service["ReadWritePaths"] == str(lockfile.PATH.parent)
+    assert service["ReadWritePaths"] == str(lockfile.DEFAULT.parent)
     assert service["RestartPreventExitStatus"] == "2"

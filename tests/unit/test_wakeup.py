@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from sidecar.wakeup import Wakeup, Woken
+from support.waiting import FOREVER
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
     wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
     started = time.monotonic()
     assert wakeup.wait(0.2) is Woken.BY_CLOCK
-    assert 0.2 <= time.monotonic() - started < 1
+    assert time.monotonic() - started >= 0.2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -35,9 +36,7 @@ def test_a_stop_ends_the_sleep(number: int) -> None:
     stopped: list[bool] = []
     wakeup = Wakeup(on_stop=lambda: stopped.append(True), on_interrupt=pytest.fail)
     later(number)
-    started = time.monotonic()
-    assert wakeup.wait(30) is Woken.BY_SIGNAL
-    assert time.monotonic() - started < 5
+    assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
     assert wakeup.stopping
     assert stopped == [True]
 
@@ -45,20 +44,15 @@ def test_a_stop_ends_the_sleep(number: int) -> None:
 def test_a_hangup_ends_the_sleep_and_is_no_stop() -> None:
     wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
     later(signal.SIGHUP)
-    started = time.monotonic()
-    wakeup.wait(30)
-    assert time.monotonic() - started < 5
+    assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
     assert not wakeup.stopping
-    wakeup.wait(0.2)  # it counts for one sleep only
-    assert time.monotonic() - started >= 0.2
+    assert wakeup.wait(0.2) is Woken.BY_CLOCK  # it counts for one sleep only
 
 
 def test_a_signal_that_came_before_the_sleep_ends_it() -> None:
     wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
     os.kill(os.getpid(), signal.SIGHUP)
-    started = time.monotonic()
-    wakeup.wait(30)
-    assert time.monotonic() - started < 5
+    assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
 
 
 def test_the_second_stop_is_told_apart_from_the_first() -> None:
@@ -73,6 +67,4 @@ def test_a_thousand_signals_neither_block_nor_are_lost() -> None:
     wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
     for _ in range(100_000):
         signal.raise_signal(signal.SIGHUP)
-    started = time.monotonic()
-    wakeup.wait(30)
-    assert time.monotonic() - started < 5
+    assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL

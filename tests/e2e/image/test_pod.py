@@ -2,7 +2,6 @@
 
 import copy
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import yaml
 from support.manifests import Manifest, of_kind, pod, rendered
 from support.namespace import Namespace
 from support.podman import Podman
+from support.waiting import until
 
 CIDR = "10.96.0.2/32"
 
@@ -45,10 +45,7 @@ def play(podman: Podman, documents: list[Manifest], tmp_path: Path) -> Play:
         except subprocess.TimeoutExpired:  # now and then podman 4.3 waits for an init container that has ended long ago
             podman.run("play", "kube", "--replace", str(file))
         # What minReadySeconds is for: the address is this pod's as well by then.
-        deadline = time.monotonic() + 10
-        while "in sync" not in (log := podman.log(f"{name}-sidecar")):
-            assert time.monotonic() < deadline, log
-            time.sleep(0.1)
+        until(lambda: "in sync" in podman.log(f"{name}-sidecar"), lambda: podman.log(f"{name}-sidecar"))
 
     return play
 
@@ -70,16 +67,15 @@ def servers(namespace: Namespace, tmp_path: Path) -> Iterator[None]:
         server.communicate()
 
 
-def who_answers(namespace: Namespace, *options: str, seconds: float = 15) -> str:
+def who_answers(namespace: Namespace, *options: str) -> str:
     """Return the name in the certificate of whoever is behind the address; ask again until somebody is."""
-    deadline = time.monotonic() + seconds
-    while True:
+
+    def ask() -> str:
         ask = ("timeout", "5", "openssl", "s_client", "-connect", "10.96.0.2:443", "-brief", *options)
         lines = namespace.run("sh", "-c", f"{' '.join(ask)} </dev/null 2>&1", check=False).splitlines()
-        if name := next((line.rpartition("CN = ")[2] for line in lines if "CN = " in line), ""):
-            return name
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.3)
+        return next((line.rpartition("CN = ")[2] for line in lines if "CN = " in line), "")
+
+    return until(ask)
 
 
 def in_place(namespace: Namespace, backend: str) -> bool:
@@ -88,9 +84,7 @@ def in_place(namespace: Namespace, backend: str) -> bool:
 
 def stop(podman: Podman, name: str) -> None:
     """Stop the pod as the kubelet does; all its containers must end by themselves, and well."""
-    started = time.monotonic()
-    podman.run("pod", "stop", "--time=30", name)
-    assert time.monotonic() - started < 25
+    podman.run("pod", "stop", "--time=90", name)  # longer than that, and they are killed: an exit code of 137
     for container in ("sidecar", "proxy"):
         assert podman.inspect("container", f"{name}-{container}")["State"]["ExitCode"] == 0
 

@@ -1,6 +1,5 @@
 """The systemd unit, run by systemd: in a container, on a node that is a namespace."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from support.manifests import DEPLOY
 from support.namespace import Namespace
 from support.podman import NET_RAW, Podman
+from support.waiting import until
 
 CIDR = "10.96.0.2/32"
 NAME = "apiserver-proxy-sidecar"
@@ -42,15 +42,8 @@ def systemctl(podman: Podman, tmp_path: Path) -> Systemctl:
             env.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         return podman.run("exec", "node", "systemctl", *words, check=check).strip()
 
-    wait_for(lambda: systemctl("is-system-running", check=False) in {"running", "degraded"})
+    until(lambda: systemctl("is-system-running", check=False) in {"running", "degraded"})
     return systemctl
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def in_place(namespace: Namespace) -> bool:
@@ -59,7 +52,7 @@ def in_place(namespace: Namespace) -> bool:
 
 def test_the_unit(systemctl: Systemctl, namespace: Namespace) -> None:
     systemctl("start", NAME, **SETTINGS)
-    wait_for(lambda: in_place(namespace))
+    until(lambda: in_place(namespace))
 
     process = systemctl("show", "--property=MainPID", NAME)
     systemctl("reload", NAME)
@@ -67,8 +60,9 @@ def test_the_unit(systemctl: Systemctl, namespace: Namespace) -> None:
 
     watch = namespace.start("ip", "-oneline", "monitor", "address")
     systemctl("restart", NAME, **SETTINGS, SIDECAR_CLEANUP="true")
-    wait_for(lambda: systemctl("show", "--property=MainPID", NAME) != process)
-    time.sleep(1)
+    until(lambda: systemctl("show", "--property=MainPID", NAME) != process)
+    namespace.iptables("legacy", 4, "-t", "raw", "-F")
+    until(lambda: in_place(namespace))  # so it is the new one that is at work by now
     watch.terminate()
     assert watch.communicate()[0] == ""  # nothing came or went
     assert in_place(namespace)
@@ -81,4 +75,4 @@ def test_the_unit(systemctl: Systemctl, namespace: Namespace) -> None:
 
 def test_the_unit_is_not_started_again_with_bad_settings(systemctl: Systemctl) -> None:
     systemctl("start", NAME, SIDECAR_IP_ADDRESS="10.96.0.x")
-    wait_for(lambda: systemctl("is-active", NAME, check=False) == "failed")
+    until(lambda: systemctl("is-active", NAME, check=False) == "failed")
