@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TextIO
 
-from sidecar import PROGRAM, __version__, apart, flags
+from sidecar import PROGRAM, __version__
 from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError
+from sidecar.settings import flags, in_child
 
 if TYPE_CHECKING:
-    from sidecar.options import Loaded
+    from sidecar.settings.options import Loaded
 
 #: How many faults are told before the rest is counted.
 MOST_FAULTS: Final = 10
@@ -34,11 +35,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(line: flags.Invocation) -> int:
-    loading = apart.begin(lambda: _load(line))
+    loading = in_child.begin(lambda: _load(line))
     if line.command == "run":
-        from sidecar import run  # noqa: PLC0415 - this takes a tenth of a second
+        from sidecar.commands import run  # noqa: PLC0415 - this takes a tenth of a second
     else:
-        from sidecar import answers  # noqa: F401, PLC0415 - as above; loaded while the child loads
+        from sidecar.commands import answers  # noqa: F401, PLC0415 - as above; loaded while the child loads
     # What is loaded by now stays: the garbage collector, off until here, need never look at it again.
     gc.freeze()
     gc.enable()
@@ -56,17 +57,17 @@ def _run(line: flags.Invocation) -> int:
 
 def _load(line: flags.Invocation) -> "Loaded | list[str]":
     """Return the settings, or what is wrong with them; it happens in a process of its own."""
-    from sidecar import loading  # noqa: PLC0415 - as above, and only there
+    from sidecar.commands import inherited  # noqa: PLC0415 - as above, and only there
 
     try:
-        return loading.load(line)
+        return inherited.load(line)
     except ConfigError as error:
         return list(error.faults)
 
 
 def _answer(command: str, loaded: "Loaded") -> int:
     """Print what a command answers, and return its exit code."""
-    from sidecar.answers import Terminal, answers  # noqa: PLC0415 - as above
+    from sidecar.commands.answers import Terminal, answers  # noqa: PLC0415 - as above
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # it is no other kind of stream
     is_terminal = sys.stdout.isatty()

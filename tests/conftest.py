@@ -8,8 +8,8 @@ from hypothesis import settings
 from loguru import logger
 from pytest_mock import MockerFixture
 
-from sidecar.command import path_of
-from sidecar.model import Family
+from sidecar.node.command import path_of
+from sidecar.state.model import Family
 from support.namespace import Namespace, NamespaceError
 from support.program import Fake
 
@@ -64,8 +64,8 @@ def privileged(mocker: MockerFixture) -> None:
 
     And look for no lock where this process is: the commands are in a namespace.
     """
-    mocker.patch("sidecar.privileges.missing", return_value=())
-    mocker.patch("sidecar.lockfile.problem", return_value=None)
+    mocker.patch("sidecar.node.capabilities.missing", return_value=())
+    mocker.patch("sidecar.node.xtables_lock.problem", return_value=None)
 
 
 @pytest.fixture(autouse=True)

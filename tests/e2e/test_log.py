@@ -87,7 +87,7 @@ def test_add_dir_header(passes: Start) -> None:
     for line in passes("--add_dir_header").log.splitlines():
         match = HEADER.fullmatch(line)
         assert match
-        assert match[5].startswith("sidecar/")
+        assert re.fullmatch(r"(commands|daemon|node)/\w+\.py:\d+", match[5])
 
 
 # Verbosity
@@ -322,7 +322,7 @@ def test_json(start: Start) -> None:
     objects = [json.loads(line) for line in sidecar.log.splitlines()]
     for each in objects:
         assert {"ts", "severity", "v", "caller", "msg"} <= set(each)
-        assert re.fullmatch(r"sidecar/\w+\.py:\d+", each["caller"])
+        assert re.fullmatch(r"(commands|daemon|node)/\w+\.py:\d+", each["caller"])
     settings = objects[0]["settings"]
     assert (settings["ip-address"], settings["v"], settings["port"]) == ("10.96.0.2", "4", "443")
     added = next(each for each in objects if each["msg"] == "added 10.96.0.2/32 to lo")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import __version__, flags
+from sidecar import __version__
+from sidecar.settings import flags
 from support.namespace import CIDR, Namespace
 from support.program import PROGRAM, Fake, Sidecar, Start
 from support.sweep import sweep
@@ -568,7 +569,7 @@ def test_help_and_version_load_nothing_that_they_do_not_need(argument: str) -> N
         [sys.executable, "-X", "importtime", PROGRAM, argument], capture_output=True, text=True, check=True
     )
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "sidecar.flags" in loaded
+    assert "sidecar.settings.flags" in loaded
     assert not loaded & {"pydantic", "sh", "loguru", "asyncio"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.claims import Claims
+from sidecar.node.claims import Claims
 from support.namespace import CIDR, Namespace
 from support.program import Fake, Start
 from support.sweep import sweep

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from sidecar.claims import Claims
+from sidecar.node.claims import Claims
 from support import program
 from support.namespace import CIDR, Namespace
 from support.program import PROGRAM, Fake, Sidecar, Start

@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
-from sidecar.backends import Backend
-from sidecar.command import Result, is_installed
-from sidecar.desired import desired
 from sidecar.errors import CommandError, CommandTimeout, LockHeld, PermissionMissing, SidecarError
-from sidecar.iproute import IpRoute
-from sidecar.model import AddRule, Family
-from sidecar.reconcile import Reconciler
+from sidecar.node.backends import Backend
+from sidecar.node.command import Result, is_installed
+from sidecar.node.iproute import IpRoute
+from sidecar.node.reconcile import Reconciler
+from sidecar.state.actions import AddRule
+from sidecar.state.desired import desired
+from sidecar.state.model import Family
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
 
 pytestmark = pytest.mark.usefixtures("privileged")

@@ -13,9 +13,9 @@ LISTENER = """
 import subprocess, sys
 sys.path[:0] = [sys.argv[1]]
 from ipaddress import ip_address
-from sidecar.desired import desired
-from sidecar.events import Events
-from sidecar.netlink import Watch
+from sidecar.state.desired import desired
+from sidecar.node.events import Events
+from sidecar.node.netlink import Watch
 ips = [ip_address("10.96.0.2"), ip_address("fd00:10:96::2")]
 goal = desired(ips, interface=sys.argv[2], port=443, setup_iptables=True)
 families = [4, 6] if sys.argv[3] == "legacy" else []

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from sidecar import parse
-from sidecar.desired import desired
-from sidecar.iptables import _line
+from sidecar.node import parse
+from sidecar.node.iptables import _line
+from sidecar.state.desired import desired
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
 

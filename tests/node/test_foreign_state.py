@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.backends import Backend
-from sidecar.desired import desired
-from sidecar.iproute import IpRoute
-from sidecar.model import Family
-from sidecar.reconcile import Reconciler
+from sidecar.node.backends import Backend
+from sidecar.node.iproute import IpRoute
+from sidecar.node.reconcile import Reconciler
+from sidecar.state.desired import desired
+from sidecar.state.model import Family
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
 
 pytestmark = pytest.mark.usefixtures("privileged", "_namespaces")

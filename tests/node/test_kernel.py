@@ -2,7 +2,7 @@
 
 import pytest
 
-from sidecar import kernel
+from sidecar.doctor import kernel
 from support.namespace import Namespace
 
 

@@ -9,11 +9,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from sidecar.desired import LINK_KIND, desired
-from sidecar.iproute import IpRoute
-from sidecar.model import Desired, IPAddress
-from sidecar.plan import MARK
-from sidecar.reconcile import Reconciler
+from sidecar.node.iproute import IpRoute
+from sidecar.node.reconcile import Reconciler
+from sidecar.state.desired import LINK_KIND, desired
+from sidecar.state.model import Desired, IPAddress
+from sidecar.state.plan import MARK
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
 from support.waiting import until
 

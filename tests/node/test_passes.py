@@ -6,12 +6,13 @@ from itertools import combinations, count, product
 
 import pytest
 
-from sidecar.command import Result
-from sidecar.desired import desired
-from sidecar.iproute import IpRoute
-from sidecar.iptables import Iptables
-from sidecar.model import Desired, Family, IPAddress, Report
-from sidecar.reconcile import Reconciler
+from sidecar.node.command import Result
+from sidecar.node.iproute import IpRoute
+from sidecar.node.iptables import Iptables
+from sidecar.node.reconcile import Reconciler
+from sidecar.state.actions import Report
+from sidecar.state.desired import desired
+from sidecar.state.model import Desired, Family, IPAddress
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
 from support.sweep import sweep
 

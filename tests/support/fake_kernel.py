@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from ipaddress import ip_interface
 
-from sidecar.command import Result
+from sidecar.node.command import Result
 
 TABLES = {"raw": ("PREROUTING", "OUTPUT"), "filter": ("INPUT", "FORWARD", "OUTPUT")}
 

@@ -15,18 +15,18 @@ from typing import IO, Any, Final, Self, TypeAlias
 
 from pytest_mock import MockerFixture
 
-from sidecar.backends import Backend
-from sidecar.certificate import Certificate
-from sidecar.command import Result, missing_command
-from sidecar.desired import desired
-from sidecar.diagnose import diagnose
+from sidecar.doctor.certificate import Certificate
+from sidecar.doctor.checks import diagnose
+from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.probe import Answer
+from sidecar.doctor.view import Looks
 from sidecar.errors import SidecarError
-from sidecar.findings import Finding, Level
-from sidecar.looks import Looks
-from sidecar.model import Family, IPAddress
-from sidecar.probe import Answer
-from sidecar.procfs import Owners, Process
-from sidecar.procparse import Listener
+from sidecar.node.backends import Backend
+from sidecar.node.command import Result, missing_command
+from sidecar.node.proc import Owners, Process
+from sidecar.node.proc_formats import Listener
+from sidecar.state.desired import desired
+from sidecar.state.model import Family, IPAddress
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6
 
@@ -200,19 +200,20 @@ class RecordedNode:
         mocker.patch("time.sleep")
         mocker.patch("socket.if_nametoindex", side_effect=lambda name: 1 + list(self.kernel.links).index(name))
         mocker.patch(
-            "sidecar.privileges.missing", side_effect=lambda *names: tuple(filter(self.lacking.__contains__, names))
+            "sidecar.node.capabilities.missing",
+            side_effect=lambda *names: tuple(filter(self.lacking.__contains__, names)),
         )
-        mocker.patch("sidecar.privileges.has", return_value=True)
-        mocker.patch("sidecar.privileges.in_initial_user_namespace", return_value=True)
-        mocker.patch("sidecar.kernel.has", side_effect=lambda feature: self.modules.get(feature.module, True))
-        mocker.patch("sidecar.claims.held", side_effect=self._claims)
-        mocker.patch("sidecar.probe.connect", side_effect=self._connect)
-        mocker.patch("sidecar.procfs.holders", return_value=[])
-        mocker.patch("sidecar.procfs.listeners", side_effect=lambda: self.listeners)
-        mocker.patch("sidecar.procfs.owners", side_effect=self._owners)
-        mocker.patch("sidecar.procfs.neighbours", side_effect=lambda: iter(self.processes))
-        mocker.patch("sidecar.procfs.sees_all_processes", return_value=True)
-        mocker.patch("sidecar.procfs.variables", return_value={})
+        mocker.patch("sidecar.node.capabilities.has", return_value=True)
+        mocker.patch("sidecar.node.capabilities.in_initial_user_namespace", return_value=True)
+        mocker.patch("sidecar.doctor.kernel.has", side_effect=lambda feature: self.modules.get(feature.module, True))
+        mocker.patch("sidecar.node.claims.held", side_effect=self._claims)
+        mocker.patch("sidecar.doctor.probe.connect", side_effect=self._connect)
+        mocker.patch("sidecar.node.proc.holders", return_value=[])
+        mocker.patch("sidecar.node.proc.listeners", side_effect=lambda: self.listeners)
+        mocker.patch("sidecar.node.proc.owners", side_effect=self._owners)
+        mocker.patch("sidecar.node.proc.neighbours", side_effect=lambda: iter(self.processes))
+        mocker.patch("sidecar.node.proc.sees_all_processes", return_value=True)
+        mocker.patch("sidecar.node.proc.variables", return_value={})
         self._patch_files(mocker)
 
     def _patch_files(self, mocker: MockerFixture) -> None:

@@ -15,8 +15,10 @@ import kubernetes_validate
 import pytest
 from pytest_mock import MockerFixture
 
-from sidecar import PROGRAM, __version__, claims, flags, lockfile, settings
-from sidecar.options import Options
+from sidecar import PROGRAM, __version__
+from sidecar.node import claims, xtables_lock
+from sidecar.settings import flags, sources
+from sidecar.settings.options import Options
 from support.manifests import DEPLOY, Manifest, of_kind, pod, rendered
 
 ROOT: Final = DEPLOY.parent
@@ -106,7 +108,7 @@ def loaded(documents: list[Manifest], container: Manifest, mocker: MockerFixture
     for source in container["envFrom"]:
         env = {**maps[source["configMapRef"]["name"]], **env}
     mocker.patch.dict(os.environ, env, clear=True)
-    options, warnings = settings.load(flags.parse([]))
+    options, warnings = sources.load(flags.parse([]))
     assert warnings == []
     return options
 
@@ -130,9 +132,12 @@ def test_each_of_our_containers_has_what_it_needs_and_no_more(documents: list[Ma
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
         }
-        assert {mount["mountPath"] for mount in each["volumeMounts"]} == {str(lockfile.DEFAULT), str(claims.DIRECTORY)}
+        assert {mount["mountPath"] for mount in each["volumeMounts"]} == {
+            str(xtables_lock.DEFAULT),
+            str(claims.DIRECTORY),
+        }
     types = {each["hostPath"]["path"]: each["hostPath"]["type"] for each in volumes_of_the_node(documents)}
-    assert types == {str(lockfile.DEFAULT): "FileOrCreate", str(claims.DIRECTORY): "DirectoryOrCreate"}
+    assert types == {str(xtables_lock.DEFAULT): "FileOrCreate", str(claims.DIRECTORY): "DirectoryOrCreate"}
 
 
 def test_probes_and_scrapes_go_to_where_the_program_answers(documents: list[Manifest], mocker: MockerFixture) -> None:
@@ -188,5 +193,5 @@ def test_the_unit_fits_the_program() -> None:
     service = unit["Service"]
     assert service["ExecStart"].endswith(f"/bin/{PROGRAM}")
     assert Path("/run") / service["RuntimeDirectory"] == claims.DIRECTORY
-    assert service["ReadWritePaths"] == str(lockfile.DEFAULT.parent)
+    assert service["ReadWritePaths"] == str(xtables_lock.DEFAULT.parent)
     assert service["RestartPreventExitStatus"] == "2"

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.oneline import quoted, visible
+from sidecar.text import quoted, visible
 
 
 @pytest.mark.parametrize("text", ["", "10.96.0.2/32 on lo", "Grüße ✓ 日本 😀", r"a\nb", "'\"`$"])

@@ -1,0 +1,102 @@
+"""Whose settings: one's own or, for who only looks and names no address, those of the sidecar that runs on this node.
+
+At 3 a.m. nobody has the manifest at hand. It happens in a child process (apart.py), whose environment it changes.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from sidecar.errors import ConfigError
+from sidecar.node.instances import Instance, running
+from sidecar.settings import command_line, sources
+from sidecar.settings.flags import FLAGS, GROUPS, Invocation
+from sidecar.settings.options import Loaded
+
+#: What is taken over: what the node should be like; not how the other one runs, and where it logs to.
+_TAKEN: Final = {flag.name for group in ("Address", "iptables rules") for flag in GROUPS[group]}
+
+#: Who takes them over. Not cleanup: to take away what a running sidecar holds is no use, it puts it back.
+_LOOKING: Final = ("status", "plan", "doctor")
+
+
+def load(line: Invocation) -> Loaded:
+    """Return the settings for a command line; raise ConfigError with all faults."""
+    if line.command not in (*_LOOKING, "cleanup") or _is_given(line):
+        return Loaded(*sources.load(line))
+    instance = _the_one(line)
+    if line.command == "cleanup":
+        told = " ".join(_told(instance))
+        raise ConfigError([f"--ip-address is required: {instance} runs here with {told}; to clean up, stop it first"])
+    file = _its_env_file(instance)
+    theirs = {
+        name: texts for name, texts in instance.line.values.items() if name in _TAKEN and not _is_ours(line, name)
+    }
+    for name in _TAKEN - theirs.keys():
+        variable = FLAGS[name].variable
+        os.environ[variable] = os.environ.get(variable) or instance.variables.get(variable) or file.get(variable, "")
+    has_rules = command_line.BOOLEANS.get(instance.value("setup-iptables"), True)
+    if has_rules and not (instance.is_python or "port" in theirs or _is_ours(line, "port")):
+        raise ConfigError([f"--port is required: {instance} was not told one, and its default depends on its release"])
+    line = replace(line, values={**theirs, **line.values})
+    return Loaded(*sources.load(line), origin=f"of {instance}, running here")
+
+
+def _is_ours(line: Invocation, name: str) -> bool:
+    """Whether a setting was given to this process."""
+    return name in line.values or bool(os.environ.get(FLAGS[name].variable))
+
+
+def _is_given(line: Invocation) -> bool:
+    """Whether an address, or a file that may have one, is named."""
+    return _is_ours(line, "ip-address") or _is_ours(line, "env-file")
+
+
+def _the_one(line: Invocation) -> Instance:
+    """Return the sidecar that runs on this node; raise ConfigError if there is none, or they do not agree."""
+    found, hidden = running()
+    if not found:
+        reason = f": whether {hidden[0]} is on this node's network, only root can see" if hidden else ""
+        try:
+            sources.load(line)
+        except ConfigError as error:  # an address is missing, at least
+            hint = f"no running sidecar can be seen here whose settings could be taken{reason}"
+            raise ConfigError([*error.faults, hint]) from None
+    told = {tuple(_told(each)): each for each in found}
+    if len(told) > 1:
+        ways = "; ".join(f"{each}: {' '.join(words)}" for words, each in told.items())
+        raise ConfigError([f"--ip-address is required: sidecars with different settings run here: {ways}"])
+    return found[0]
+
+
+def _told(instance: Instance) -> Iterator[str]:
+    """Yield what an instance was told of what is taken over."""
+    for name in (*sorted(_TAKEN), "env-file"):
+        if (text := instance.value(name)) != (FLAGS[name].default or ""):
+            yield f"{FLAGS[name].spelled}={text}"
+
+
+def _its_env_file(instance: Instance) -> Mapping[str, str]:
+    """Return what an instance reads from a file; raise ConfigError if that is in a container of its own.
+
+    There a path may lead anywhere, and what it is told by is not ours to judge.
+    """
+    path = instance.value("env-file")
+    if not path:
+        return {}
+    process = f"/proc/{instance.process.pid}"
+    try:
+        is_near = os.readlink(f"{process}/ns/mnt") == os.readlink("/proc/self/ns/mnt")  # noqa: PTH115 - no files
+        whole = Path(os.readlink(f"{process}/cwd"), path)  # noqa: PTH115 - as above
+    except OSError as error:
+        raise ConfigError([f"{instance} reads settings from {path}, which cannot be found: {error.strerror}"]) from None
+    if not is_near:
+        raise ConfigError([f"--ip-address is required: {instance} reads {path} in a container of its own: ask there"])
+    if not whole.is_file():
+        raise ConfigError([f"--ip-address is required: {path}, which {instance} reads, is no regular file"])
+    file, faults = sources.read_env_file(str(whole), f"{instance}: --env-file")
+    if faults:
+        raise ConfigError(faults)
+    return file

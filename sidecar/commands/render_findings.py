@@ -1,0 +1,112 @@
+"""Findings as text, for a person, and as JSON, for a program."""
+
+import json
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sidecar.doctor.findings import Finding, Level, exit_code
+from sidecar.text import visible
+
+#: The version of the JSON: it changes when a field is taken away or gets another meaning.
+SCHEMA: Final = "doctor/v1"
+
+#: Columns of a line; and of what stands before each finding's text.
+WIDTH: Final = 100
+_INDENT: Final = 14
+
+_MARKS: Final = {Level.OK: "✓", Level.NOTE: "·", Level.WARNING: "!", Level.FAULT: "✗", Level.UNKNOWN: "?"}
+#: For a terminal that does not have these letters.
+_PLAIN_MARKS: Final = {Level.OK: "+", Level.NOTE: "-", Level.WARNING: "!", Level.FAULT: "X", Level.UNKNOWN: "?"}
+#: A word of a shell's command, with what is in quotes.
+_WORD: Final = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|[^\s'"])+""")
+
+_COLOURS: Final = {Level.OK: "32", Level.WARNING: "33", Level.FAULT: "31", Level.UNKNOWN: "35"}
+
+
+def as_text(findings: Sequence[Finding], *, coloured: bool, encoding: str) -> str:
+    """Return the most important first, then a line for each finding; what to do stands below it, ready to be pasted."""
+    marks = _MARKS if _can_print("".join(_MARKS.values()), encoding) else _PLAIN_MARKS
+    lines = [*_wrapped(summary(findings), "")]
+    for each in findings:
+        begin = f"{marks[each.level]} {each.topic:<{_INDENT - 3}} "
+        first, *rest = _wrapped(begin + visible(each.found), " " * _INDENT)
+        if coloured and (colour := _COLOURS.get(each.level)):
+            first = f"\x1b[{colour}m{first[0]}\x1b[0m{first[1:]}"
+        lines += [first, *rest]
+        lines += _what_to_do(each)
+    text = "\n".join(lines)
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """Return the same as one object, with the facts as values."""
+    shown: dict[str, Any] = {"schema": SCHEMA, "exit": exit_code(findings), "summary": summary(findings)}
+    shown["findings"] = [
+        {
+            "level": each.level.value,
+            "topic": each.topic,
+            "found": visible(each.found),
+            "remedy": each.remedy,
+            "commands": [visible(command) for command in each.commands],
+            "facts": {name: visible(value) if isinstance(value, str) else value for name, value in each.facts.items()},
+        }
+        for each in findings
+    ]
+    return json.dumps(shown, indent=2)
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return one line: how many of what is not as it should be, and the first of the worst."""
+    numbers = Counter(each.level for each in findings)
+    counted = list(_counted(numbers))
+    worst = next((level for level in (Level.FAULT, Level.WARNING) if numbers[level]), None)
+    if worst is None:
+        return ", ".join(("nothing wrong found", *counted))
+    first = next(each for each in findings if each.level is worst)
+    return f"{', '.join(counted)}; first: {first.topic}: {visible(first.found)}"
+
+
+def _counted(numbers: Counter[Level]) -> Iterator[str]:
+    for level in (Level.FAULT, Level.WARNING, Level.UNKNOWN):
+        if number := numbers[level]:
+            yield f"{number} {level.value}{'' if number == 1 or level is Level.UNKNOWN else 's'}"
+
+
+def _what_to_do(finding: Finding) -> Iterator[str]:
+    """Yield the commands as they can be pasted, the whole block at once, and then the rest in words."""
+    begin = "    do: "
+    for command in map(visible, finding.commands):
+        for line in _continued(command, WIDTH - len(begin)):
+            yield f"{begin}{line}"
+            begin = " " * len(begin)
+    if finding.remedy:
+        also = "  note: " if finding.commands else begin
+        yield from _wrapped(f"{also}{visible(finding.remedy)}", " " * len(begin))
+
+
+def _continued(command: str, width: int) -> Iterator[str]:
+    """Yield the lines of a command, broken between its words so that a shell takes them for one."""
+    line = ""
+    for word in _WORD.findall(command):
+        if line.strip() and len(line) + len(word) + len(" \\") > width:
+            yield f"{line}\\"
+            line = "    "
+        line += f"{word} "
+    yield line.rstrip()
+
+
+def _wrapped(text: str, indent: str, width: int = WIDTH) -> list[str]:
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+
+
+def _can_print(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,191 @@
+"""/healthz, /readyz and /metrics: answered by a thread of its own, also while the loop waits for a command that hangs.
+
+It listens where everybody on the network may knock, so everything is bounded: how many connections there are, how
+long each may take, how much it may send. When one too many comes, the oldest has to go: whoever connects and says
+nothing keeps nobody out, and descriptors stay for the commands. Whatever happens here, the loop goes on.
+"""
+
+import asyncio
+import contextlib
+import errno
+import functools
+import re
+import signal
+import socket
+import threading
+import warnings
+from http import HTTPStatus
+from typing import Final, TypeAlias
+
+from loguru import logger
+
+from sidecar import PROGRAM
+from sidecar.daemon.vitals import Vitals
+from sidecar.errors import CannotListen
+from sidecar.settings.values import Endpoint
+
+#: Connections at a time, seconds that each may take in all, and bytes that it may send.
+MOST_CONNECTIONS: Final = 64
+PATIENCE: Final = 5.0
+LONGEST_REQUEST: Final = 4096
+
+#: Connections that may wait to be accepted. Beyond it the kernel drops them, and their next try comes after 1 s.
+_BACKLOG: Final = 1024
+
+#: Seconds to wait when no more connections can be had from the kernel.
+_PAUSE: Final = 0.1
+
+_REQUEST: Final = re.compile(rb"([A-Za-z]+) (?:http://[^/\s]*)?(/[^\s?#]*)\S* HTTP/1\.[0-9]\r?\n")
+_END: Final = re.compile(rb"\r?\n\r?\n")
+
+_TEXT: Final = "text/plain; charset=utf-8"
+
+_REMEDIES: Final = {
+    errno.EADDRINUSE: "another program has it: choose another port, or see which with `ss -ltnp`",
+    errno.EADDRNOTAVAIL: "this node has no such address: take one that `ip address` shows, or only :PORT for all",
+    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE: choose a higher one",
+}
+
+#: Status, type and text of an answer.
+Answer: TypeAlias = tuple[HTTPStatus, str, bytes]
+
+
+def listen(endpoint: Endpoint) -> socket.socket:
+    """Return a socket that listens there; raise CannotListen.
+
+    Two instances of one user share it (SO_REUSEPORT, man 7 socket), as in a rolling update the new one comes before
+    the old one goes. They look at the same node, so a probe gets a true answer from either.
+    """
+    try:
+        return _listen(endpoint.host or "::", endpoint.port)
+    except OSError as error:
+        if not endpoint.host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # without IPv6
+            return listen(Endpoint("0.0.0.0", endpoint.port))  # noqa: S104 - it is what was asked for
+        reason = _REMEDIES.get(error.errno or 0, error.strerror or str(error))
+        raise CannotListen(f"cannot listen on --health-address={endpoint}: {reason}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if host == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(listener: socket.socket, vitals: Vitals) -> None:
+    """Answer from now on, in a thread that ends with the process.
+
+    Commands are forked beside it. From Python 3.12 on that is a warning, as a child could wait for a lock which this
+    thread held; but the child of sh takes none before it becomes the command, and its descriptors close themselves.
+    """
+    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+    threading.Thread(target=_run, args=(listener, vitals), name="health", daemon=True).start()
+
+
+def _run(listener: socket.socket, vitals: Vitals) -> None:
+    # Signals are for the main thread: it would not wake up for one that the kernel gives to this thread.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    asyncio.run(_accept(listener, vitals))
+
+
+async def _accept(listener: socket.socket, vitals: Vitals) -> None:
+    loop = asyncio.get_running_loop()
+    connections: dict[asyncio.Task[None], None] = {}  # the oldest first
+
+    def close(connection: socket.socket, task: "asyncio.Task[None]") -> None:
+        connections.pop(task, None)
+        connection.close()
+
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listener)
+        except OSError:  # no descriptor is left, or who knocked has gone
+            await asyncio.sleep(_PAUSE)
+            continue
+        if len(connections) >= MOST_CONNECTIONS:
+            oldest = next(iter(connections))
+            del connections[oldest]
+            oldest.cancel()
+        task = loop.create_task(_converse(connection, vitals))
+        connections[task] = None
+        task.add_done_callback(functools.partial(close, connection))
+        await asyncio.sleep(0)  # let it be answered before the next one comes
+
+
+async def _converse(connection: socket.socket, vitals: Vitals) -> None:
+    loop = asyncio.get_running_loop()
+    connection.setblocking(False)  # noqa: FBT003 - takes no keyword
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            request = b""
+            while not _END.search(request) and len(request) < LONGEST_REQUEST:
+                received = await loop.sock_recv(connection, LONGEST_REQUEST - len(request))
+                if not received:
+                    break
+                request += received
+            if request:
+                await loop.sock_sendall(connection, respond(request, vitals))
+
+
+def respond(request: bytes, vitals: Vitals) -> bytes:
+    """Return the whole answer to what a client sent."""
+    head = _REQUEST.match(request)
+    method, path = (head[1].decode(), head[2].decode(errors="replace")) if head else ("", "")
+    if len(request) >= LONGEST_REQUEST and not _END.search(request):
+        status, kind, text = _plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    elif not head or not _END.search(request):
+        status, kind, text = _plain(HTTPStatus.BAD_REQUEST)
+    elif path not in _PAGES:
+        status, kind, text = _plain(HTTPStatus.NOT_FOUND, f"there is {', '.join(_PAGES)}")
+    elif method not in ("GET", "HEAD"):
+        status, kind, text = _plain(HTTPStatus.METHOD_NOT_ALLOWED)
+    else:
+        status, kind, text = _page(path, vitals)
+    allow = "Allow: GET, HEAD\r\n" if status is HTTPStatus.METHOD_NOT_ALLOWED else ""
+    header = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\n"
+        f"{allow}Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+    )
+    return header.encode() + (b"" if method == "HEAD" else text)
+
+
+def _page(path: str, vitals: Vitals) -> Answer:
+    try:
+        return _PAGES[path](vitals)
+    except Exception as error:  # noqa: BLE001 - a fault of ours in here must not end the thread
+        logger.warning(f"could not answer {path}: {type(error).__name__}: {error}")
+        return _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _healthz(vitals: Vitals) -> Answer:
+    hang = vitals.hang()
+    return _plain(HTTPStatus.SERVICE_UNAVAILABLE if hang else HTTPStatus.OK, hang or "ok")
+
+
+def _readyz(vitals: Vitals) -> Answer:
+    is_ready, text = vitals.readiness()
+    return _plain(HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE, text)
+
+
+def _metrics(vitals: Vitals) -> Answer:
+    try:
+        from sidecar.daemon import metrics  # noqa: PLC0415 - 3 MiB that only who is scraped needs
+    except ImportError:
+        return _plain(HTTPStatus.NOT_IMPLEMENTED, f"metrics need: pip install '{PROGRAM}[metrics]'")
+    return HTTPStatus.OK, metrics.CONTENT_TYPE, metrics.exposition(vitals)
+
+
+_PAGES: Final = {"/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics}
+
+
+def _plain(status: HTTPStatus, text: str = "") -> Answer:
+    return status, _TEXT, f"{text or f'{status.value} {status.phrase}'}\n".encode()

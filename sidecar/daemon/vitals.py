@@ -1,0 +1,295 @@
+"""What the loop did, and when it was last heard of: the main thread writes it, the one that answers probes reads it.
+
+Alive is decided here, by one rule: whenever the loop tells of itself it also says by when it will do so again. In a
+pass that is the end of the next command, so `--command-timeout`, the second that a killed command is given, and SLACK;
+in a sleep its length, twice (events that come too often double it at most), and SLACK. Who is later than that hangs.
+And a command that had to be killed when its time was up counts as a hang as well, until a pass gets by without one.
+
+Counters start at 0 for everything that can be named beforehand, as Prometheus sees no increase in a first value.
+"""
+
+import bisect
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from sidecar.errors import pasteable
+from sidecar.state.actions import (
+    Action,
+    AddAddress,
+    AddRule,
+    CreateLink,
+    MoveToFront,
+    RemoveAddress,
+    RemoveSurplus,
+    Report,
+    SetLinkUp,
+)
+from sidecar.state.inventory import State, survey
+from sidecar.state.model import Desired, Observed
+from sidecar.text import visible
+
+#: Seconds that a busy node may take on top of what is expected.
+SLACK: Final = 5.0
+
+#: Upper bounds of the histograms' buckets, in seconds.
+BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+#: How a pass can end: all was there; something was put right; something is not as it should be.
+RESULTS: Final = ("in_sync", "changed", "failed")
+
+#: Why a command gave no answer. 0 and 1 are answers ("no such rule" is one); 4 is iptables' word for the lock.
+REASONS: Final = ("timeout", "signal", "lock", "exit_status")
+_ANSWERS: Final = (0, 1)
+_LOCK: Final = 4
+
+#: How many lines tell what is missing before the rest is counted.
+_MOST_LINES: Final = 20
+
+#: A kind of thing (address, rule, interface), and its name.
+Thing = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Histogram:
+    """How often something took how long; `counts` has one number for each bucket, and one for what is longer."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    sum: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(BUCKETS, seconds)] += 1
+        self.sum += seconds
+
+    def copy(self) -> "Histogram":
+        return Histogram(list(self.counts), self.sum)
+
+
+@dataclass(slots=True)
+class Counts:
+    """All that /metrics shows. Times are seconds; timestamps those of the Unix clock, 0: never."""
+
+    backend: str = ""
+    ready: bool = False
+    last_pass: float = 0.0
+    last_success: float = 0.0
+    passes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
+    pass_seconds: Histogram = field(default_factory=Histogram)
+    failures: dict[str, int] = field(default_factory=dict)
+    """By the kind of error, in the words of errors.py."""
+
+    repairs: dict[Thing, int] = field(default_factory=dict)
+    copies_removed: dict[str, int] = field(default_factory=lambda: {"address": 0, "rule": 0})
+    in_sync: dict[Thing, bool] = field(default_factory=dict)
+    """Without those that could not be looked at."""
+
+    commands: dict[str, Histogram] = field(default_factory=dict)
+    command_failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    lock_wait_seconds: float = 0.0
+
+    def copy(self) -> "Counts":
+        return Counts(
+            self.backend,
+            self.ready,
+            self.last_pass,
+            self.last_success,
+            dict(self.passes),
+            self.pass_seconds.copy(),
+            dict(self.failures),
+            dict(self.repairs),
+            dict(self.copies_removed),
+            dict(self.in_sync),
+            {name: each.copy() for name, each in self.commands.items()},
+            dict(self.command_failures),
+            self.lock_wait_seconds,
+        )
+
+
+class Vitals:
+    """The record. Each method may be called from any thread."""
+
+    def __init__(
+        self,
+        desired: Desired,
+        command_timeout: float,
+        backend: Callable[[], str] = lambda: "",
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`backend` tells which iptables is used, as far as it is known; it is called in the thread of the loop."""
+        self._desired = desired
+        self._command_timeout = command_timeout
+        self._backend = backend
+        self._clock = clock
+        self._now = now
+        self._lock = threading.Lock()
+        self._counts = Counts(repairs=dict.fromkeys(_things(desired), 0))
+        self._doing = "starting"
+        self._due = float("inf")
+        self._began = 0.0
+        self._hung = ""
+        self._hung_in_pass = False
+        self._since = now()
+        self._missing: tuple[str, ...] = ("no look at the node yet",)
+
+    # What the loop tells
+
+    def starts(self, seconds: float) -> None:
+        """Expect the first pass within so many seconds."""
+        self._expect("starting", seconds)
+
+    def pass_begins(self) -> None:
+        self._began = self._clock()
+        self._hung_in_pass = False
+        self._expect("in a pass", self._command_timeout)
+
+    def command_ended(self, argv: Sequence[str], exit_status: int | None, seconds: float) -> None:
+        """Take down how a command ended: its exit status, negative for a signal, None if it was killed for its time."""
+        program = argv[0]
+        with self._lock:
+            if program not in self._counts.commands:
+                self._counts.commands[program] = Histogram()
+                self._counts.command_failures |= {(program, reason): 0 for reason in REASONS}
+            self._counts.commands[program].add(seconds)
+            if reason := _reason(program, exit_status):
+                self._counts.command_failures[program, reason] += 1
+            if reason == "lock":
+                self._counts.lock_wait_seconds += seconds
+            if reason == "timeout":
+                self._hung_in_pass = True
+                self._hung = f"`{visible(pasteable(argv))}` was killed after {seconds:.3g} s, and no pass got by since"
+        if self._doing == "in a pass":
+            self._expect("in a pass", self._command_timeout)
+
+    def pass_ended(self, report: Report) -> None:
+        now, seconds, backend = self._now(), self._clock() - self._began, self._backend()
+        result = ("changed" if report.changed else "in_sync") if report.in_sync else "failed"
+        in_sync = _in_sync(self._desired, report.observed) if report.observed else {}
+        with self._lock:
+            counts = self._counts
+            if not self._hung_in_pass:
+                self._hung = ""
+            counts.backend = backend
+            counts.passes[result] += 1
+            counts.pass_seconds.add(seconds)
+            for failure in report.failures:
+                name = _snake(type(failure.error).__name__)
+                counts.failures[name] = counts.failures.get(name, 0) + 1
+            for action in report.changed:
+                self._count_change(action)
+            counts.in_sync = in_sync
+            if report.in_sync != counts.ready or not counts.last_pass:
+                self._since = now
+            counts.ready, counts.last_pass = report.in_sync, now
+            if report.in_sync:
+                counts.last_success = now
+            self._missing = _missing(report)
+        self._expect("after a pass", 0.0)
+
+    def sleeps(self, seconds: float) -> None:
+        self._expect("asleep", 2 * seconds)
+
+    def stops(self, seconds: float) -> None:
+        """Expect the end of the program, after a cleanup of at most so many seconds."""
+        with self._lock:
+            self._counts.ready = False
+            self._missing = ("stopping",)
+            self._since = self._now()
+        self._expect("stopping", seconds)
+
+    # What is answered
+
+    def hang(self) -> str:
+        """Return why the loop is not alive; empty if it is."""
+        with self._lock:
+            late = self._clock() - self._due
+            if late > 0:
+                return f"hung, {self._doing}: should have been heard of {late:.0f} s ago"
+            return self._hung
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether the last look found everything in place; and since when, or what is missing."""
+        hang = self.hang()
+        with self._lock:
+            since, last = _time(self._since), _time(self._counts.last_pass)
+            if self._counts.ready and not hang:
+                return True, f"in sync since {since}, last look {last}"
+            lines = (hang,) if hang else self._missing
+            return False, "\n- ".join((f"not in sync since {since}", *lines))
+
+    def counts(self) -> Counts:
+        """Return all numbers as they are now."""
+        with self._lock:
+            counts = self._counts.copy()
+        counts.ready = self.readiness()[0]
+        return counts
+
+    def _expect(self, doing: str, seconds: float) -> None:
+        with self._lock:
+            self._doing = doing
+            self._due = self._clock() + seconds + SLACK
+
+    def _count_change(self, action: Action) -> None:
+        """Count what was put back; not what was set up at the start, until everything was there once."""
+        match action:
+            case RemoveSurplus(_, surplus):
+                self._counts.copies_removed["rule"] += surplus
+            case RemoveAddress():
+                self._counts.copies_removed["address"] += 1
+            case AddAddress(address):
+                self._count_repair(("address", str(address)))
+            case AddRule(rule) | MoveToFront(rule):
+                self._count_repair(("rule", str(rule)))
+            case CreateLink(interface) | SetLinkUp(interface):
+                self._count_repair(("interface", interface))
+
+    def _count_repair(self, thing: Thing) -> None:
+        if self._counts.last_success:
+            self._counts.repairs[thing] = self._counts.repairs.get(thing, 0) + 1
+
+
+def _things(desired: Desired) -> list[Thing]:
+    return [(item.kind, item.name) for item in survey(desired, Observed(None, {}))]
+
+
+def _in_sync(desired: Desired, observed: Observed) -> dict[Thing, bool]:
+    """Return for each address and rule that could be looked at whether it is as it should be."""
+    right = {State.PRESENT} if desired.insert else {State.PRESENT, State.NO_EFFECT}
+    return {
+        (item.kind, item.name): item.state in right
+        for item in survey(desired, observed)
+        if item.kind != "interface" and item.state is not State.UNKNOWN
+    }
+
+
+def _missing(report: Report) -> tuple[str, ...]:
+    """Return a line for each thing that is not as it should be, and for each that is not known."""
+    tried = {failure.attempt for failure in report.failures}
+    todo = [f"still to do: {action.todo}" for action in report.remaining if action.todo not in tried]
+    lines = [visible(str(line)) for line in (*report.failures, *todo)]
+    more = len(lines) - _MOST_LINES
+    return (*lines[:_MOST_LINES], *([f"and {more} more"] if more > 0 else []))
+
+
+def _reason(program: str, exit_status: int | None) -> str:
+    """Return why a command gave no answer; empty if it gave one."""
+    if exit_status is None:
+        return "timeout"
+    if exit_status < 0:
+        return "signal"
+    if exit_status in _ANSWERS:
+        return ""
+    return "lock" if exit_status == _LOCK and program != "ip" else "exit_status"
+
+
+def _snake(name: str) -> str:
+    return re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

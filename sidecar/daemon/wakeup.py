@@ -1,0 +1,79 @@
+"""What ends the daemon's sleep: the clock, a signal, or something on the node."""
+
+import enum
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+from sidecar.node.events import Events
+
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+
+#: Milliseconds; poll(2) takes no more. To look once in 24 days does no harm.
+_LONGEST_POLL: Final = 2**31 - 1
+
+
+class Woken(enum.Enum):
+    """What ended a sleep."""
+
+    BY_CLOCK = enum.auto()
+    BY_SIGNAL = enum.auto()
+    BY_EVENT = enum.auto()
+
+
+class Wakeup:
+    """Takes over SIGTERM, SIGINT and SIGHUP, and sleeps without waking up.
+
+    The first SIGTERM or SIGINT sets `stopping`, calls `on_stop` and ends the sleep; any further one calls
+    `on_interrupt`. SIGHUP ends the sleep. It stays so to the end of the process: a signal that comes when all is
+    done must not turn an orderly end into death by that signal.
+    """
+
+    def __init__(self, on_stop: Callable[[], None], on_interrupt: Callable[[], None]) -> None:
+        self.stopping = False
+        self._on_stop = on_stop
+        self._on_interrupt = on_interrupt
+        # The interpreter writes each signal's number to the pipe, so that a signal which comes just before the
+        # sleep begins ends it too.
+        self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        for number in (*_STOP, signal.SIGHUP):
+            signal.signal(number, self._handle)
+
+    def wait(self, seconds: float, events: Events | None = None) -> Woken:
+        """Sleep until a signal comes, or came since the last sleep; until an event that concerns us; or for so long."""
+        poll = select.poll()
+        for descriptor in (self._read_end, *(events.descriptors if events else ())):
+            poll.register(descriptor, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            probe_interval = events.probe_interval if events else None
+            nap = min(left, probe_interval) if probe_interval is not None else left
+            ready = {descriptor for descriptor, _ in poll.poll(min(nap * 1000, _LONGEST_POLL))}
+            if self._read_end in ready:
+                os.read(self._read_end, 1024)
+                return Woken.BY_SIGNAL
+            if events and self._concerned(events, ready):
+                return Woken.BY_EVENT
+            if not ready and nap == left:
+                return Woken.BY_CLOCK
+
+    @staticmethod
+    def _concerned(events: Events, ready: set[int]) -> bool:
+        told = [events.arrived(descriptor) for descriptor in ready]
+        return any(told) or (not ready and events.sizes_changed())
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number not in _STOP:
+            return
+        # No exception from here: it would come up anywhere, also where the interpreter cannot but swallow it.
+        if self.stopping:
+            self._on_interrupt()
+        else:
+            self.stopping = True
+            self._on_stop()

@@ -1,0 +1,70 @@
+"""Is it there? A TCP connection to the address, and what answers on it."""
+
+import contextlib
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from sidecar.doctor import certificate
+from sidecar.doctor.certificate import Certificate
+from sidecar.state.model import IPAddress
+
+#: Seconds for a connection, and for a TLS handshake.
+TIMEOUT: Final = 1.0
+
+#: The name that pods know the API server by: a proxy that goes by SNI needs one.
+_SERVER_NAME: Final = "kubernetes.default.svc"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a connection."""
+
+    seconds: float
+    failure: str = ""
+    """Why there is no connection; empty: there is one."""
+
+    certificate: Certificate | None = None
+    tls_failure: str = ""
+    """Why there is no certificate."""
+
+
+def connect(ip: IPAddress, port: int) -> Answer:
+    """Connect, and look at the certificate if TLS is spoken there. Nobody's trust is verified."""
+    started = time.monotonic()
+    try:
+        connection = socket.create_connection((str(ip), port), TIMEOUT)
+    except OSError as error:
+        reason = f"no answer within {TIMEOUT:g}s" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        return Answer(time.monotonic() - started, reason)
+    seconds = time.monotonic() - started
+    try:
+        return Answer(seconds, certificate=_certificate(connection))
+    except (OSError, ValueError) as error:
+        return Answer(seconds, tls_failure=_reason(error))
+    finally:
+        with contextlib.suppress(OSError):
+            connection.close()
+
+
+def _certificate(connection: socket.socket) -> Certificate:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the certificate is what is looked at, not relied on
+    with context.wrap_socket(connection, server_hostname=_SERVER_NAME) as secured:
+        der = secured.getpeercert(binary_form=True)
+    return certificate.read(der or b"")
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case TimeoutError():
+            return f"no answer within {TIMEOUT:g}s"
+        case ssl.SSLEOFError() | ConnectionError():
+            return "the connection was closed"
+        case ssl.SSLError():
+            return (error.reason or str(error)).replace("_", " ").lower()
+        case _:
+            return str(error)

@@ -1,0 +1,283 @@
+"""Which iptables: the backend that the node's other components use, found out at the first look.
+
+Two backends keep their rules apart; the kernel goes by both. A rule that lets traffic in has an effect only where the
+rules are that would drop it. The node's own components tell where that is (the order of kubernetes-sigs/
+iptables-wrappers): chains that the kubelet makes for this very purpose, or else the rules that are there.
+
+Looking must not create anything: legacy makes a table when it is asked for it, so it is asked only for those that
+/proc/net/ip_tables_names lists. And a look that fails tells nothing: it is an error, and tried again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from loguru import logger
+
+from sidecar.errors import BackendUnknown, NodeError, OutputUnreadable, SidecarError
+from sidecar.node import capabilities, releases
+from sidecar.node.command import Command, Run, is_installed
+from sidecar.node.iptables import Iptables, Seen
+from sidecar.node.releases import Release
+from sidecar.state.actions import RemoveRule, RuleAction
+from sidecar.state.desired import has_our_shape
+from sidecar.state.model import Chain, Family, Rule
+
+AUTO: Final = "auto"
+SYSTEM: Final = "system"
+
+#: What the kubelet makes in the mangle table of the backend it uses (kubernetes, pkg/kubelet/kubelet_network_linux.go).
+HINTS: Final = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+
+#: The chains that packets come to by themselves, by table (man iptables).
+_BUILT_IN: Final = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+}
+_OTHER: Final = {"nft": "legacy", "legacy": "nft"}
+
+
+class Backend:
+    """The rules of one address family, in the backend that was asked for or found out."""
+
+    def __init__(  # noqa: PLR0913 - four for what it is to do, two for a test that is to be the node
+        self,
+        run: Run,
+        family: Family,
+        wish: str,
+        wait: float,
+        *,
+        is_installed: Callable[[str], bool] = is_installed,
+        legacy_tables: Callable[[Family], Sequence[str]] | None = None,
+    ) -> None:
+        """`wish` is auto, nft, legacy or system; `wait` the seconds to wait for the xtables lock."""
+        self._run = run
+        self._family: Family = family
+        self._wish = wish
+        self._wait = wait
+        self._is_installed = is_installed
+        self._legacy_tables = legacy_tables or registered_tables
+        self._settled: Iptables | None = None
+        self._reason = ""
+        self._release_in_use: Release | None = None
+        self._in_both = False
+        self._creates = True
+        self._leftovers: Mapping[Rule, int] = {}
+        self._other: Iptables | None = None
+
+    @property
+    def command(self) -> str:
+        """The program, once it is known which."""
+        return self._settled.command if self._settled else self._tool(SYSTEM).command
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether it is known to be legacy."""
+        return self._settled is not None and self._settled.is_legacy()
+
+    @property
+    def reason(self) -> str:
+        """Why it is this program; empty as long as it is not known which."""
+        return self._reason
+
+    @property
+    def release(self) -> Release | None:
+        """The release of the program, once it is known which."""
+        return self._release_in_use
+
+    @property
+    def programs(self) -> tuple[str, str]:
+        """The programs that have to be installed."""
+        wish = self._wish if self._wish != AUTO else next(iter(self._candidates()), SYSTEM)
+        return self._tool(wish).programs
+
+    def include_leftovers(self) -> None:
+        """From now on, count and remove our rules in both backends: for a cleanup."""
+        self._in_both = True
+
+    def create_nothing(self) -> None:
+        """From now on, ask for no table that is not there, as to ask legacy for one creates it: for who only looks."""
+        self._creates = False
+
+    def first_command(self, rules: Sequence[Rule]) -> Command | None:
+        """Return the command with which `observe` begins; None if that is not known yet."""
+        return self._settled.first_command(rules) if self._settled and self._creates else None
+
+    def observe(self, rules: Sequence[Rule]) -> Seen:
+        """Look at the rules; the first time, find out where. Raises as Iptables.observe does."""
+        tool = self._settle(rules)
+        seen = tool.observe(rules) if self._creates else self.look(rules)
+        if not self._in_both:
+            return seen
+        try:
+            left = self._observe_other(rules)
+        except NodeError:  # said at the start, and nothing that a cleanup of the backend in use should wait for
+            return seen
+        except SidecarError as error:
+            return replace(seen, errors=(*seen.errors, error))
+        self._leftovers = left.copies
+        both = {rule: copies + left.copies.get(rule, 0) for rule, copies in seen.copies.items()}
+        return Seen(both, seen.hindrances, (*seen.errors, *left.errors))
+
+    def commands(self, action: RuleAction) -> list[Command]:
+        """Return what carries out an action, as Iptables.commands does."""
+        tool = self._settle([action.rule])
+        if not isinstance(action, RemoveRule):
+            return tool.commands(action)
+        rule, left = action.rule, self._leftovers.get(action.rule, 0)
+        here = tool.commands(RemoveRule(rule, action.copies - left)) if action.copies > left else []
+        there = self._other.commands(RemoveRule(rule, left)) if left and self._other else []
+        return [*here, *there]
+
+    def apply(self, action: RuleAction) -> bool:
+        """Carry out one action, as Iptables.apply does; a removal where the last look has seen copies."""
+        tool = self._settle([action.rule])
+        if not isinstance(action, RemoveRule):
+            return tool.apply(action)
+        rule, left = action.rule, self._leftovers.get(action.rule, 0)
+        here = action.copies > left and tool.apply(RemoveRule(rule, action.copies - left))
+        there = left > 0 and self._other is not None and self._other.apply(RemoveRule(rule, left))
+        return here or there
+
+    def look(self, rules: Sequence[Rule]) -> Seen:
+        """Look at the rules as `observe` does, but create nothing: where a table is not there, they are missing.
+
+        Where it cannot be known whether the table is there, it is asked for all the same.
+        """
+        tool = self._settle([])
+        missing = {table for table in {rule.table for rule in rules} if self.sees(table) is False}
+        absent = [rule for rule in rules if rule.table in missing]
+        there = [rule for rule in rules if rule.table not in missing]
+        seen = tool.observe(there) if there else Seen({})
+        return replace(seen, copies={**dict.fromkeys(absent, 0), **seen.copies})
+
+    def sees(self, table: str) -> bool | None:
+        """Whether a table is there to be looked at; None: that cannot be known, and to ask for it may create it."""
+        self._settle([])
+        if not self.is_legacy:
+            return True
+        tables = _readable_tables(self._family)
+        return None if tables is None else table in tables
+
+    def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
+        """Return the rules of these chains, as Iptables.listed does; of tables that are there."""
+        return self._settle([]).listed(chains)
+
+    def listed_in_other(self, rules: Sequence[Rule]) -> tuple[str, Mapping[Rule, int], int]:
+        """Return the program of the backend that is not in use; our rules there, and how many others there are."""
+        self._settle(rules)
+        name = _OTHER["legacy" if self.is_legacy else "nft"]
+        copies = self._observe_other(rules).copies
+        tool = self._tool(name)
+        return tool.command, copies, self._count_rules(name) if self._has(tool) else 0
+
+    def _settle(self, rules: Sequence[Rule]) -> Iptables:
+        if self._settled is None:
+            name, reason = self._choose() if self._wish == AUTO else (self._wish, "as --iptables-backend says")
+            tool = self._tool(name)
+            release = self._release(tool)
+            self._settled, self._reason, self._release_in_use = tool, reason, release
+            facts = logger.bind(family=self._family, backend=name, version=str(release))
+            facts.info(f"IPv{self._family} rules by {tool.command} {release}: {reason}")
+            for fault in releases.faults(release, self._family):
+                facts.warning(f"{tool.command} {release}: {fault}; this program counts rules in listings instead")
+            self._tell_of_leftovers(rules)
+        return self._settled
+
+    def _observe_other(self, rules: Sequence[Rule]) -> Seen:
+        """Look at our rules in the backend that is not in use; nothing is there if it is not installed."""
+        name = _OTHER["legacy" if self.is_legacy else "nft"]
+        if self._other is None:
+            # It is not to be waited for: nothing that is in use depends on it.
+            self._other = Iptables(self._run, self._family, name, min(self._wait, 1.0))
+        tables = self._tables(name) if self._has(self._other) else ()
+        there = [rule for rule in rules if rule.table in tables]
+        return self._other.observe(there) if there else Seen({})
+
+    def _tell_of_leftovers(self, rules: Sequence[Rule]) -> None:
+        try:
+            number = sum(self._observe_other(rules).copies.values())
+        except SidecarError as error:
+            logger.bind(**error.facts).warning(f"could not look for rules of ours in the other backend: {error}")
+            return
+        if self._other and number:
+            logger.bind(family=self._family, copies=number).warning(
+                f"rules of ours are in the other backend ({self._other.command}): {number}; a cleanup removes them too"
+            )
+
+    def _choose(self) -> tuple[str, str]:
+        """Return a backend, and why it is this one."""
+        candidates = self._candidates()
+        if len(candidates) < len(_OTHER):
+            return (candidates[0], "the only one that is installed") if candidates else (SYSTEM, "there is no other")
+        for name in candidates:
+            if hint := self._hint(name):
+                return name, f"Kubernetes' chain {hint} is there"
+        numbers = {name: self._count_rules(name) for name in candidates}
+        most = max(candidates, key=lambda name: numbers[name])
+        if not numbers[most]:
+            return "nft", "no other rules are there, in either backend"
+        there = "1 rule is" if numbers[most] == 1 else f"{numbers[most]} rules are"
+        return most, f"{there} there, {numbers[_OTHER[most]]} in the other backend"
+
+    def _candidates(self) -> list[str]:
+        return [name for name in _OTHER if self._has(self._tool(name))]
+
+    def _count_rules(self, name: str) -> int:
+        """Return how many rules there are in the chains that packets come to by themselves, but for sidecars'."""
+        tables = self._tables(name)
+        chains = [(table, chain) for table in tables for chain in _BUILT_IN.get(table, ())]
+        lines = self._tool(name).listed(chains)
+        return sum(not (line.startswith("-P") or has_our_shape(line)) for rules in lines.values() for line in rules)
+
+    def _hint(self, name: str) -> str | None:
+        if "mangle" not in self._tables(name):
+            return None
+        tool = self._tool(name)
+        return next((hint for hint in HINTS if tool.has_chain(("mangle", hint))), None)
+
+    def _tables(self, name: str) -> Sequence[str]:
+        """Return the tables that can be looked at without creating them."""
+        return self._legacy_tables(self._family) if name == "legacy" else tuple(_BUILT_IN)
+
+    def _release(self, tool: Iptables) -> Release:
+        argv = (tool.command, "--version")
+        try:
+            return releases.parse(self._run(*argv).stdout)
+        except ValueError as error:
+            raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
+
+    def _tool(self, name: str) -> Iptables:
+        return Iptables(self._run, self._family, name, self._wait)
+
+    def _has(self, tool: Iptables) -> bool:
+        return all(map(self._is_installed, tool.programs))
+
+
+def registered_tables(family: Family) -> Sequence[str]:
+    """Return the legacy tables that the kernel has in this network namespace (net/ipv4/netfilter/ip_tables.c).
+
+    In a user namespace of one's own the file cannot be read; but then it is no node's network, and there are none.
+    Elsewhere that is an error, as not to see is not to know.
+    """
+    tables = _readable_tables(family)
+    if tables is None and capabilities.in_initial_user_namespace():
+        raise BackendUnknown(_names_of_tables(family))
+    return tables or ()
+
+
+def _readable_tables(family: Family) -> Sequence[str] | None:
+    """Return the same, or None where the file cannot be read."""
+    try:
+        return Path(_names_of_tables(family)).read_text().split()
+    except FileNotFoundError:  # the kernel does not have legacy at all
+        return ()
+    except PermissionError:
+        return None
+
+
+def _names_of_tables(family: Family) -> str:
+    return "/proc/net/ip_tables_names" if family == 4 else "/proc/net/ip6_tables_names"  # noqa: PLR2004 - the protocol's name

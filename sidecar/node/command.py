@@ -1,0 +1,397 @@
+"""The gate to the node: every command this program starts goes through `Commands.run`, the one user of `sh`.
+
+Each command gets a fixed environment, a process group of its own (Ctrl-C must not cut a change in half), and no
+terminal. Input and output are anonymous files rather than pipes: nothing has to be pumped while it runs, output
+of any size arrives whole, and a grandchild that keeps them open holds nobody up.
+
+sh can bound a command's time itself, but looks only every 0.1 s whether it has ended. Here the kernel tells of the
+end (man 2 pidfd_open), and a signal handler by a pipe that something has changed: no thread, no timer, no polling.
+"""
+
+import contextlib
+import gc
+import os
+import select
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol, TypeAlias, cast
+
+import sh
+from loguru import logger
+
+from sidecar.errors import (
+    CommandError,
+    CommandMissing,
+    CommandTimeout,
+    DeadlineReached,
+    Interrupted,
+    SidecarError,
+    Stopped,
+    pasteable,
+)
+from sidecar.log import levels
+
+#: Debian keeps `ip` and `iptables` in /usr/sbin, which an ordinary user's PATH lacks.
+_SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Variables that iptables itself reads (man iptables): commands get them as this process has them.
+_OF_IPTABLES: Final = ("XTABLES_LOCKFILE", "XTABLES_LIBDIR")
+
+#: Seconds that a running command is given when the program is asked to stop. They usually need 0.01.
+GRACE: Final = 1.0
+
+#: Seconds between two looks at a command on a kernel that cannot tell of its end.
+WITHOUT_PIDFD: Final = 0.01
+
+#: Seconds that a command is given before a deadline, if as much is left at all.
+SHORTEST: Final = 0.5
+
+#: No exit status is an exception to sh: what each means, only the caller knows.
+_ANY_STATUS: Final = tuple(range(256))
+
+#: What `apt-get install` calls the package that holds a command.
+_PACKAGES: Final = {"ip": "iproute2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command answered. The exit status is data: what it means, its caller knows."""
+
+    exit: int
+    stdout: str
+    stderr: str
+
+
+#: What to run, and its standard input.
+Command: TypeAlias = tuple[tuple[str, ...], str]
+
+
+class Begin(Protocol):
+    """Starts a command whose answer will be asked for."""
+
+    def __call__(self, *argv: str, stdin: str = "") -> None: ...
+
+
+#: Is told of a command that ended: what was run, its exit status (negative for the signal that ended it, None if it was
+#: killed when its time was up), and how many seconds it took.
+OnEnd: TypeAlias = Callable[[tuple[str, ...], int | None, float], None]
+
+
+class Run(Protocol):
+    """Runs a command and returns what it answered; raises a SidecarError when there is no answer."""
+
+    def __call__(self, *argv: str, stdin: str = "") -> Result: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Started:
+    """A command that runs, or has just ended. Times are those of the monotonic clock."""
+
+    argv: tuple[str, ...]
+    stdin: str
+    running: sh.RunningCommand
+    stdout: BinaryIO
+    stderr: BinaryIO
+    started: float
+    timeout: float
+
+
+class Commands:
+    """Runs commands, each bounded in time, until asked to stop.
+
+    Meant for the main thread; `stop` and `interrupt` may be called from a signal handler there.
+    """
+
+    def __init__(self, timeout: float, variables: Mapping[str, str] = os.environ) -> None:
+        """`timeout` is what one command may take, in seconds; `variables` is the environment of this process."""
+        self.on_end: OnEnd | None = None
+        self._environment = environment(variables)
+        self._programs: dict[str, sh.Command] = {}
+        self._timeout = timeout
+        self._deadline: float | None = None
+        self._stopping_since: float | None = None
+        self._interrupted = False
+        self._begun: list[_Started] = []
+        self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # What Python opens closes itself in a child (PEP 446); what was open when we were started may not.
+        for descriptor in _open_files() - {0, 1, 2}:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raise CommandMissing for the first of these that is not installed."""
+        for name in names:
+            self._find(name)
+
+    def stop(self) -> None:
+        """Let what runs finish within GRACE seconds, then kill it; start no other.
+
+        Once `finish_by` was called this has no effect: what must be finished is not stopped half-way.
+        """
+        if self._deadline is None:
+            self._stopping_since = time.monotonic()
+            os.write(self._tell, b"!")
+
+    def interrupt(self) -> None:
+        """Kill what runs and never start another."""
+        self._interrupted = True
+        os.write(self._tell, b"!")
+
+    def finish_by(self, deadline: float) -> None:
+        """Run commands again after `stop`, but none beyond `deadline` (of the monotonic clock)."""
+        self._stopping_since = None
+        self._deadline = deadline
+
+    def begin(self, *argv: str, stdin: str = "") -> None:
+        """Start a command that `run` will be asked for in a moment, so that several run side by side.
+
+        It is only ever an advance: where it cannot be started, `run` tries that again and says why.
+        """
+        with contextlib.suppress(SidecarError, Stopped, Interrupted):
+            self._begun.append(self._start(argv, stdin))
+
+    def run(self, *argv: str, stdin: str = "") -> Result:
+        """Run the command to its end, or wait for its end if it was begun before; return what it answered.
+
+        Raises CommandMissing, CommandTimeout, DeadlineReached, Stopped, Interrupted, or CommandError where it
+        could not be started or was killed by somebody else.
+        """
+        begun = next((each for each in self._begun if (each.argv, each.stdin) == (argv, stdin)), None)
+        if begun:
+            self._begun.remove(begun)
+        try:
+            return self._finish(begun or self._start(argv, stdin))
+        except (Stopped, Interrupted):
+            # Nobody will ask for the others any more.
+            for each in self._begun:
+                with each.stdout, each.stderr:
+                    self._end(each.running, time.monotonic())
+            self._begun.clear()
+            raise
+
+    def _start(self, argv: tuple[str, ...], stdin: str) -> _Started:
+        self._raise_if_told_to_end()
+        started = time.monotonic()
+        timeout = self._timeout
+        if self._deadline is not None:
+            left = self._deadline - started
+            if left <= 0:
+                raise DeadlineReached(argv, stdin)
+            # Half of what is left: a command that hangs must not take the time that the others need.
+            timeout = min(timeout, max(left / 2, min(left, SHORTEST)))
+        try:
+            with contextlib.ExitStack() as output, _memory_file(stdin) as standard_input:
+                stdout, stderr = output.enter_context(_memory_file()), output.enter_context(_memory_file())
+                running = _start(self._program(argv[0]), argv[1:], (standard_input, stdout, stderr))
+                output.pop_all()
+        except (OSError, sh.CommandNotFound, _StartError) as error:
+            self._programs.clear()  # it may have been moved
+            self._find(argv[0])
+            raise CommandError(argv, stdin, "could not be started", str(error)) from error
+        return _Started(argv, stdin, running, stdout, stderr, started, timeout)
+
+    def _program(self, name: str) -> sh.Command:
+        """Return the program, with all options that are the same for each call.
+
+        sh need not close our descriptors in the child one by one: they close by themselves (see __init__).
+        """
+        if name not in self._programs:
+            self._programs[name] = sh.Command(self._find(name)).bake(
+                _env=self._environment,
+                _new_group=True,
+                _close_fds=False,
+                _bg=True,
+                _bg_exc=False,
+                _ok_code=_ANY_STATUS,
+                _return_cmd=True,
+            )
+        return self._programs[name]
+
+    def _find(self, name: str) -> str:
+        path = shutil.which(name, path=self._environment["PATH"])
+        if path is None:
+            raise missing_command(name)
+        return path
+
+    def _finish(self, begun: _Started) -> Result:
+        """Wait for the command's end and return what it answered."""
+        # When it ended is not known of one that was begun, and is done by now.
+        in_time = "in" if begun.running.is_alive() else "within"
+        exit_status = self._end(begun.running, begun.started + begun.timeout)
+        with begun.stdout, begun.stderr:
+            out, err = _text(begun.stdout), _text(begun.stderr)
+        seconds = time.monotonic() - begun.started
+        if exit_status is None:
+            outcome = f"was killed after {begun.timeout:.3g}s"
+        elif exit_status < 0:
+            outcome = f"was ended by {_signal_name(-exit_status)}"
+        else:
+            outcome = f"exited with {exit_status}"
+        _log(begun, f"{outcome} {in_time}", exit_status, seconds, {"stdout": out, "stderr": err})
+        if exit_status is None or exit_status < 0:
+            self._raise_if_told_to_end()
+        if self.on_end:
+            self.on_end(begun.argv, exit_status, seconds)
+        if exit_status is not None and exit_status >= 0:
+            return Result(exit_status, out, err)
+        raise (CommandTimeout if exit_status is None else CommandError)(begun.argv, begun.stdin, outcome, err)
+
+    def _raise_if_told_to_end(self) -> None:
+        if self._interrupted:
+            raise Interrupted
+        if self._stopping_since is not None:
+            raise Stopped
+
+    def _end(self, running: sh.RunningCommand, deadline: float) -> int | None:
+        """Return the exit status, negative for the signal that ended it; None if its time was up, and it was killed."""
+        with _pidfd(running.process.pid) as pidfd:
+            ended = self._await(running, pidfd, deadline)
+            if not ended:
+                _kill(running)
+                # A process that waits inside the kernel (state D) does not die: it is left alone.
+                self._await(running, pidfd, time.monotonic() + GRACE, killed=True)
+        if not running.is_alive():
+            # It ends sh's own threads. Death by a signal the exit status tells as well, and the status is known by
+            # now, even if sh cannot start one more thread for its last words.
+            with contextlib.suppress(sh.ErrorReturnCode, RuntimeError):
+                running.wait()
+        return running.process.exit_code if ended else None
+
+    def _await(self, running: sh.RunningCommand, pidfd: int | None, deadline: float, *, killed: bool = False) -> bool:
+        """Wait for the command to end: until `deadline`, GRACE once told to stop, no longer once interrupted."""
+        poll = select.poll()
+        poll.register(self._told, select.POLLIN)
+        if pidfd is not None:
+            poll.register(pidfd, select.POLLIN)
+        while running.is_alive():
+            if self._stopping_since is not None and not killed:
+                deadline = min(deadline, self._stopping_since + GRACE)
+            left = deadline - time.monotonic()
+            if left <= 0 or self._interrupted:
+                return False
+            ready = poll.poll((left if pidfd is not None else min(left, WITHOUT_PIDFD)) * 1000)
+            if any(descriptor == self._told for descriptor, _ in ready):
+                os.read(self._told, 1024)
+        return True
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int | None]:
+    """Open what becomes readable when the process ends; None if it has ended, or the kernel is older than 5.3."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+class _StartError(Exception):
+    """sh could not start a command; the text says why."""
+
+
+def _start(
+    command: sh.Command, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]
+) -> sh.RunningCommand:
+    held, children = _open_files(), _children()
+    try:
+        running = cast("sh.RunningCommand", command(*arguments, _in=files[0], _out=files[1], _err=files[2]))
+    except Exception as error:
+        # What sh raises here is of many kinds: ForkException, CommandNotFound, OSError, RuntimeError for a thread,
+        # ValueError for a child that died early.
+        _tidy_up(_open_files() - held, _children() - children)
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise _StartError(reason[0]) from error
+    return running
+
+
+def _tidy_up(descriptors: set[int], children: set[int]) -> None:
+    """Put away what sh leaves behind when it fails to start a command: gc disabled, pipes, perhaps a child.
+
+    Not sockets: those are of the thread that answers probes, and were opened meanwhile.
+    """
+    gc.enable()
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _open_files() -> set[int]:
+    """Return our open descriptors, as /proc lists them; not the one that served to read the list."""
+    listed = os.listdir("/proc/self/fd")  # noqa: PTH208 - quick, as it runs before every command
+    return {int(descriptor) for descriptor in listed if os.path.lexists(f"/proc/self/fd/{descriptor}")}
+
+
+def _children() -> set[int]:
+    try:
+        return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return set()
+
+
+def _log(begun: _Started, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
+    command = pasteable(begun.argv, begun.stdin)
+    facts = logger.bind(command=command, exit=exit_status, seconds=round(seconds, 6))
+    facts.log(levels.COMMAND, f"`{command}` {outcome} {seconds * 1000:.1f} ms")
+    for name, text in output.items():
+        if text:
+            facts.bind(**{name: text}).log(levels.OUTPUT, f"`{command}` to {name}: {text}")
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what commands get of these variables; LC_ALL: messages in English whatever the node speaks."""
+    path = ":".join(filter(None, (variables.get("PATH"), _SYSTEM_PATH)))
+    return {"PATH": path, "LC_ALL": "C", **{name: variables[name] for name in _OF_IPTABLES if name in variables}}
+
+
+def is_installed(name: str) -> bool:
+    """Whether there is such a program on the search path."""
+    return path_of(name) is not None
+
+
+def path_of(name: str, variables: Mapping[str, str] = os.environ) -> str | None:
+    """Return where on the search path a program is."""
+    return shutil.which(name, path=environment(variables)["PATH"])
+
+
+def missing_command(name: str) -> CommandMissing:
+    """Return the failure that says which package has a command."""
+    return CommandMissing(name, _PACKAGES.get(name, "iptables"))
+
+
+def _memory_file(content: str = "") -> BinaryIO:
+    file = os.fdopen(os.memfd_create("sidecar"), "w+b", buffering=0)
+    if content:
+        file.write(content.encode())
+        file.seek(0)
+    return file
+
+
+def _text(file: BinaryIO) -> str:
+    """Return what was written. Interfaces may have names that are no UTF-8: nothing is lost or refused."""
+    file.seek(0)
+    return file.read().decode(errors="surrogateescape")
+
+
+def _kill(running: sh.RunningCommand) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself in this very moment
+        running.process.kill_group()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

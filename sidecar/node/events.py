@@ -1,0 +1,107 @@
+"""What on the node tells at once that something of ours may be gone: netlink sockets; for legacy, the size of a table.
+
+No process, no thread. The kernel sends netlink messages of addresses and links, and of rules that nftables holds. Of
+legacy's rules it tells nothing; but how many there are in a table, and how long they are, costs 4 µs to ask for.
+"""
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from loguru import logger
+
+from sidecar.node.netlink import Watch
+from sidecar.state.model import Family
+
+# linux/netlink.h, linux/rtnetlink.h, linux/netfilter/nfnetlink.h
+_ROUTE: Final = 0
+_NETFILTER: Final = 12
+_ADD_MEMBERSHIP: Final = 1
+_SOL_NETLINK: Final = 270
+_LINK: Final = 1
+_IPV4_ADDRESS: Final = 5
+_IPV6_ADDRESS: Final = 9
+_NFTABLES: Final = 7
+
+#: Bytes that the kernel may queue for us. kube-proxy changes thousands of rules at once.
+_BUFFER: Final = 2 * 1024 * 1024
+_MESSAGE: Final = 65536
+
+#: Seconds between two looks at the size of legacy's tables.
+PROBE_INTERVAL: Final = 1.0
+
+
+class Events:
+    """Watches the node for what may take something of ours away."""
+
+    def __init__(self, watch: Watch, legacy_families: Callable[[], Sequence[Family]] = lambda: ()) -> None:
+        """`legacy_families` tells in which families the rules are legacy's, as far as it is known by then."""
+        self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool]]] = {}
+        self._legacy_families = legacy_families
+        self._tables = sorted({(family, table) for family, table, _ in watch.chains})
+        self._sizes: dict[tuple[int, str], bytes] = {}
+        self._probe: Callable[[int, str], bytes] | None = None
+        self._open(_ROUTE, (_LINK, _IPV4_ADDRESS, _IPV6_ADDRESS), watch.concerns_links, "addresses")
+        if watch.chains:
+            self._open(_NETFILTER, (_NFTABLES,), watch.concerns_rules, "nft rules")
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """What becomes readable when the kernel has told something."""
+        return tuple(self._sockets)
+
+    @property
+    def probe_interval(self) -> float | None:
+        """Seconds after which `sizes_changed` is to be asked again; None: there is nothing to ask."""
+        return PROBE_INTERVAL if self._legacy_families() else None
+
+    def arrived(self, descriptor: int) -> bool:
+        """Read all that was told; return whether it concerns us."""
+        receiver, concerns = self._sockets[descriptor]
+        found = False
+        while True:
+            try:
+                # All of it is read even if the answer is known: what is left would wake us up again.
+                found = concerns(receiver.recv(_MESSAGE)) or found
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                found = True  # some of it was lost: it may have concerned us
+
+    def forget(self) -> None:
+        """Leave unread what was told until now."""
+        for descriptor in self._sockets:
+            self.arrived(descriptor)
+
+    def take_sizes(self) -> None:
+        """Remember how large legacy's tables are."""
+        self._sizes = self._ask()
+
+    def sizes_changed(self) -> bool:
+        """Whether somebody changed legacy's tables since `take_sizes`; as many rules of the same length go unseen."""
+        return self._ask() != self._sizes
+
+    def _ask(self) -> dict[tuple[int, str], bytes]:
+        families = self._legacy_families()
+        if not families:
+            return {}
+        if self._probe is None:
+            from sidecar.node.legacy_probe import table_size  # noqa: PLC0415 - ctypes is for nodes with legacy only
+
+            self._probe = table_size
+        return {key: self._probe(*key) for key in self._tables if key[0] in families}
+
+    def _open(self, protocol: int, groups: Sequence[int], concerns: Callable[[bytes], bool], what: str) -> None:
+        try:
+            receiver = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            receiver.bind((0, 0))
+            for group in groups:
+                receiver.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        except OSError as error:
+            logger.warning(f"cannot watch {what} ({error.strerror}): what is taken away comes back at the interval")
+            return
+        self._sockets[receiver.fileno()] = (receiver, concerns)

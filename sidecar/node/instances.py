@@ -1,0 +1,115 @@
+"""Which sidecars run on this node's network, this one's namesake in Go among them, and what they were told to do.
+
+A process is known by its command line, its settings by that and by the environment it was started with: so it needs
+nothing from the other side, and works across containers, for whoever may see the process (root, in the node's pid
+namespace, or in the same container).
+
+Anybody can start a process with such a name, and root may act on what is read here. So only one is believed that could
+do a sidecar's work: it has CAP_NET_ADMIN over the same network, in the same user namespace.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+from sidecar import PROGRAM
+from sidecar.node import capabilities, proc
+from sidecar.node.proc import Process
+from sidecar.settings import flags
+from sidecar.settings.flags import FLAGS, Invocation
+from sidecar.state.model import IPAddress
+from sidecar.text import visible
+
+#: What begins the command line of this program run by its module.
+_AS_A_MODULE: Final = ["-m", "sidecar"]
+
+#: Options of the interpreter that take the next word as well (man python3).
+_WITH_A_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
+
+#: The console script, and the one file that scripts/build-pyz makes.
+_SCRIPTS: Final = (PROGRAM, f"{PROGRAM}.pyz")
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A running sidecar. `variables` are those of its environment that this program knows."""
+
+    process: Process
+    is_python: bool
+    line: Invocation
+    variables: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"pid {self.process.pid} ({'this program' if self.is_python else 'not Python: the Go sidecar?'})"
+
+    def value(self, name: str) -> str:
+        """Return the text of a setting, made fit to be shown; what an env file sets is not seen."""
+        given = self.line.values.get(name)
+        if given:
+            text = ",".join(given) if name == "ip-address" else given[-1]
+        else:
+            text = self.variables.get(FLAGS[name].variable) or FLAGS[name].default or ""
+        return visible(text)
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses that it was told to hold, as far as that can be seen."""
+        return tuple(_addresses(self.value("ip-address")))
+
+    def wants(self) -> frozenset[str]:
+        """Return what it wants, by the names of desired.things."""
+        interface, port = self.value("interface"), self.value("port")
+        return frozenset(name for ip in self.addresses for name in (f"{ip}@{interface}", f"{ip}:{port}"))
+
+
+def running() -> tuple[list[Instance], list[Instance]]:
+    """Return the instances on this node's network, and those of which it cannot be seen whether they are."""
+    found: dict[bool | None, list[Instance]] = {True: [], False: [], None: []}
+    for process, is_near in proc.neighbours():
+        each = _instance(process)
+        if each and each.line.command == "run":  # others only look
+            found[is_near].append(each)
+    return [each for each in found[True] if _may_be_one(each.process.pid)], found[None]
+
+
+def _may_be_one(pid: int) -> bool:
+    """Whether a process could change this network at all."""
+    try:
+        same = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")  # noqa: PTH115 - as in procfs
+        return same and capabilities.has("CAP_NET_ADMIN", pid)
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def _addresses(text: str) -> Iterator[IPAddress]:
+    for each in text.split(","):
+        try:
+            yield ip_address(each.strip())
+        except ValueError:
+            continue
+
+
+def _instance(process: Process) -> Instance | None:
+    program, *words = process.argv
+    name = program.rpartition("/")[2]
+    if name == PROGRAM:
+        line = flags.parse(words)
+        return Instance(process, is_python=False, line=Invocation("run", line.values, line.faults), variables={})
+    if not name.startswith("python"):
+        return None
+    while words and words[0].startswith("-") and words[0] != "-m":
+        words = words[2 if words[0] in _WITH_A_VALUE else 1 :]
+    if words[:2] == _AS_A_MODULE:
+        words = words[2:]
+    elif words and words[0].rpartition("/")[2] in _SCRIPTS:
+        words = words[1:]
+    else:
+        return None
+    try:
+        environment = proc.variables(process.pid)
+    except OSError:  # another user's, or it has ended
+        environment = {}
+    known = {flag.variable: environment[flag.variable] for flag in FLAGS.values() if environment.get(flag.variable)}
+    return Instance(process, is_python=True, line=flags.parse(words), variables=known)

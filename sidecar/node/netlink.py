@@ -1,0 +1,99 @@
+"""What the kernel tells by netlink, as far as something of ours may be gone by it. Pure: bytes in, answer out."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from sidecar.state.model import Desired
+
+#: struct nlmsghdr (linux/netlink.h): length, type, flags, sequence, port. What follows is aligned to 4 bytes.
+_HEADER: Final = struct.Struct("=IHHII")
+#: struct nlattr: length, type.
+_ATTRIBUTE: Final = struct.Struct("=HH")
+
+# linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h
+_NEWLINK: Final = 16
+_DELLINK: Final = 17
+_DELADDR: Final = 21
+_ADDRESS_MESSAGE: Final = 8
+_LINK_MESSAGE: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_IFF_UP: Final = 1
+_IFA_ADDRESS: Final = 1
+_IFA_LOCAL: Final = 2
+
+# linux/netfilter/nf_tables.h: message → the attributes that hold table and chain; all are of nftables' subsystem, 10.
+_NFTABLES: Final = 10
+_DELTABLE: Final = 2
+_DELCHAIN: Final = 5
+_DELRULE: Final = 8
+_PLACES: Final = {_DELTABLE: (1, None), _DELCHAIN: (1, 3), _DELRULE: (1, 2)}
+_FAMILIES: Final = {2: 4, 10: 6}
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is watched: an interface, addresses as bytes, and (family, table, chain) triples."""
+
+    interface: bytes
+    addresses: frozenset[bytes]
+    chains: frozenset[tuple[int, str, str]]
+
+    @classmethod
+    def of(cls, desired: Desired) -> "Watch":
+        return cls(
+            desired.interface.encode(errors="surrogateescape") + b"\0",
+            frozenset(address.ip.packed for address in desired.addresses),
+            frozenset((rule.family, rule.table, rule.chain) for rule in desired.rules),
+        )
+
+    def concerns_links(self, data: bytes) -> bool:
+        """Whether one of these rtnetlink messages takes an address of ours away, or our interface, or sets it down."""
+        return any(self._concerns_link(kind, payload) for kind, payload in messages(data))
+
+    def concerns_rules(self, data: bytes) -> bool:
+        """Whether one of these nftables messages takes rules out of a chain of ours."""
+        return any(self._concerns_rule(kind, payload) for kind, payload in messages(data))
+
+    def _concerns_link(self, kind: int, payload: bytes) -> bool:
+        if kind == _DELADDR:
+            attributes = dict(_attributes(payload, _ADDRESS_MESSAGE))
+            return attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)) in self.addresses
+        # The name is one of the link's attributes, or among its other names, which are nested in one.
+        if kind == _DELLINK:
+            return self.interface in payload
+        is_down = kind == _NEWLINK and not _LINK_MESSAGE.unpack_from(payload)[3] & _IFF_UP
+        return is_down and self.interface in payload
+
+    def _concerns_rule(self, kind: int, payload: bytes) -> bool:
+        places = _PLACES.get(kind & 0xFF)
+        if kind >> 8 != _NFTABLES or places is None:
+            return False
+        family = _FAMILIES.get(payload[0])
+        attributes = dict(_attributes(payload, 4))
+        table, chain = (_text(attributes.get(place)) if place else None for place in places)
+        return any((family, table) == each[:2] and chain in (None, each[2]) for each in self.chains)
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and the payload of each message (man 7 netlink)."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        yield kind, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+def _attributes(payload: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    while at + _ATTRIBUTE.size <= len(payload):
+        length, kind = _ATTRIBUTE.unpack_from(payload, at)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & 0x3FFF, payload[at + _ATTRIBUTE.size : at + length]  # the two highest bits are flags
+        at += (length + 3) & ~3
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,148 @@
+"""What /proc tells of other processes: who holds a lock, who listens, who else runs this program. Changes nothing.
+
+Much of it is for root only, or for processes of this pid namespace; what cannot be read is left out, and said to be.
+"""
+
+import os
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from sidecar.node import proc_formats
+from sidecar.node.proc_formats import Listener
+
+#: The inode of the node's own pid namespace (linux/proc_ns.h, PROC_PID_INIT_INO).
+_INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
+
+#: Seconds for which the files of other processes are looked through, and a large file is read.
+PATIENCE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Another process; without arguments where they cannot be read."""
+
+    pid: int
+    name: str
+    argv: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({self.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The processes that have sockets open, by the socket's inode; `complete` if all could be looked at."""
+
+    by_inode: dict[int, Process]
+    complete: bool
+
+
+def process(pid: int) -> Process | None:
+    """Return the process of this number, or None if there is none that can be seen."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
+        argv = Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").rstrip("\0").split("\0")
+    except OSError:
+        return None
+    return Process(pid, name, tuple(argv))
+
+
+def sees_all_processes() -> bool:
+    """Whether this is the node's own pid namespace, not that of a container."""
+    return _link("/proc/self/ns/pid") == _INITIAL_PID_NAMESPACE
+
+
+def holders(path: Path) -> list[Process | None]:
+    """Return who holds a lock on a file; None stands for one who cannot be seen from here."""
+    status = path.stat()
+    key = (os.major(status.st_dev), os.minor(status.st_dev)), status.st_ino
+    locks = proc_formats.held_locks(Path("/proc/locks").read_text())
+    return [process(lock.pid) if lock.pid > 0 else None for lock in locks if (lock.device, lock.inode) == key]
+
+
+def listeners() -> list[Listener]:
+    """Return all sockets of this network namespace that wait for TCP connections."""
+    found: list[Listener] = []
+    for name in ("tcp", "tcp6"):
+        path = Path("/proc/net") / name
+        if path.exists():  # there is no tcp6 without IPv6
+            found += proc_formats.listeners(path.read_text())
+    return found
+
+
+def owners(inodes: Collection[int]) -> Owners:
+    """Find out which processes have these sockets open."""
+    deadline = time.monotonic() + PATIENCE
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: dict[int, Process] = {}
+    complete = sees_all_processes()
+    for pid in _pids():
+        if time.monotonic() > deadline:
+            return Owners(found, complete=False)
+        try:
+            targets = _open_files(pid)
+        except PermissionError:
+            complete = False
+            continue
+        except OSError:  # it has ended
+            continue
+        for target in targets & wanted.keys():
+            if owner := process(pid):
+                found.setdefault(wanted[target], owner)
+    return Owners(found, complete)
+
+
+def _open_files(pid: int) -> set[str]:
+    directory = f"/proc/{pid}/fd"
+    found = set()
+    for entry in os.scandir(directory):
+        try:
+            found.add(_link(entry.path))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return found
+
+
+def neighbours() -> Iterator[tuple[Process, bool | None]]:
+    """Yield all other processes, and whether they share our network namespace; None: that cannot be seen."""
+    ours = _link("/proc/self/ns/net")
+    for pid in _pids():
+        found = process(pid) if pid != os.getpid() else None
+        if not found or not found.argv[0]:  # ended, or of the kernel
+            continue
+        try:
+            yield found, _link(f"/proc/{pid}/ns/net") == ours
+        except PermissionError:
+            yield found, None
+        except OSError:
+            continue
+
+
+def variables(pid: int) -> dict[str, str]:
+    """Return the environment that a process was started with."""
+    text = Path(f"/proc/{pid}/environ").read_text(errors="surrogateescape")
+    return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
+
+
+def lines(path: Path) -> tuple[list[str], bool]:
+    """Return the lines of a file that can be very long, and whether these are all of them."""
+    found: list[str] = []
+    deadline = time.monotonic() + PATIENCE
+    with path.open() as file:
+        while chunk := list(islice(file, 5000)):
+            found += chunk
+            if time.monotonic() > deadline:
+                return found, False
+    return found, True
+
+
+def _link(path: str) -> str:
+    return os.readlink(path)  # noqa: PTH115 - a Path for each open file of the node would take its time
+
+
+def _pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - names are all it takes

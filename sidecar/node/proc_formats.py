@@ -1,0 +1,155 @@
+"""What files of /proc/net, /proc/locks and `ip route get` say, turned into values. Pure."""
+
+import ipaddress
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sidecar.state.model import IPAddress
+
+#: TCP_LISTEN, as /proc/net/tcp prints it (include/net/tcp_states.h).
+_LISTEN: Final = "0A"
+
+#: `1: FLOCK  ADVISORY  WRITE 27300 00:27:2 0 EOF`; with `->` it waits for the lock of that number (fs/locks.c).
+_LOCK: Final = re.compile(r"\d+: (?P<waits>-> ?)?.*? (?P<pid>-?\d+) (?P<major>\w+):(?P<minor>\w+):(?P<inode>\d+) ")
+
+#: `TCP  0A600002:01BB rr`, or with an IPv6 address in brackets (net/netfilter/ipvs/ip_vs_ctl.c).
+_VIRTUAL_SERVER: Final = re.compile(r"(?P<protocol>TCP|UDP|SCTP) +\[?(?P<address>[0-9A-Fa-f:]+?)\]?:(?P<port>\w{4}) ")
+
+#: States in which a connection is over, as far as its two ends go.
+_OVER: Final = frozenset(("TIME_WAIT", "CLOSE", "LAST_ACK"))
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """One line of /proc/locks."""
+
+    pid: int
+    """0 or -1: a process that cannot be seen from here, or no process's."""
+
+    device: tuple[int, int]
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that waits for TCP connections; the unspecified address stands for all."""
+
+    ip: IPAddress
+    port: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """A line of `ip rule`, as far as it matters which comes first."""
+
+    priority: int
+    text: str
+
+
+def held_locks(text: str) -> Iterator[Lock]:
+    """Read /proc/locks, but for those that only wait."""
+    for match in map(_LOCK.match, text.splitlines()):
+        if match and not match["waits"]:
+            device = int(match["major"], 16), int(match["minor"], 16)
+            yield Lock(int(match["pid"]), device, int(match["inode"]))
+
+
+def listeners(text: str) -> Iterator[Listener]:
+    """Read /proc/net/tcp or /proc/net/tcp6 (net/ipv4/tcp_ipv4.c, get_tcp4_sock): those that listen."""
+    for line in text.splitlines()[1:]:
+        columns = line.split()
+        if len(columns) > 9 and columns[3] == _LISTEN:  # noqa: PLR2004 - the tenth is the inode
+            address, _, port = columns[1].partition(":")
+            yield Listener(_packed(address), int(port, 16), int(columns[9]))
+
+
+def _packed(text: str) -> IPAddress:
+    """Read an address that is printed as 32-bit words of the machine's byte order."""
+    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
+    return ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
+
+
+def virtual_servers(text: str) -> frozenset[tuple[IPAddress, int]]:
+    """Read /proc/net/ip_vs: the addresses and ports for which IPVS takes TCP connections."""
+    found = set()
+    for match in map(_VIRTUAL_SERVER.match, text.splitlines()):
+        if match and match["protocol"] == "TCP":
+            address = match["address"]
+            ip = ipaddress.ip_address(address if ":" in address else int(address, 16))
+            found.add((ip, int(match["port"], 16)))
+    return frozenset(found)
+
+
+def tracked(lines: Iterable[str], ip: IPAddress, port: int) -> int:
+    """Count the TCP connections to an address and port that are under way.
+
+    `lines` are those of /proc/net/nf_conntrack or of `conntrack -L`: the first src, dst, sport and dport are those of
+    the packet that began the connection (net/netfilter/nf_conntrack_standalone.c).
+    """
+    # The kernel prints IPv6 addresses in full.
+    needle = f"dst={ip.exploded if ip.version == 6 else ip} "  # noqa: PLR2004 - the protocol's name
+    short = f"dst={ip} "
+    return sum((needle in line or short in line) and _is_to(line, ip, port) for line in lines)
+
+
+def _is_to(line: str, ip: IPAddress, port: int) -> bool:
+    words = line.split()
+    first: dict[str, str] = {}
+    for word in words:
+        name, is_pair, value = word.partition("=")
+        if is_pair:
+            first.setdefault(name, value)
+    if "tcp" not in words or _OVER & set(words):
+        return False
+    return ipaddress.ip_address(first["dst"]) == ip and first.get("dport") == str(port)
+
+
+def route(text: str) -> tuple[str, str]:
+    """Read `ip -json route get`: the type of the route (local, unicast, …), and where it leads."""
+    shown = _objects(text)[0]
+    words = [f"{name} {shown[key]}" for name, key in (("via", "gateway"), ("dev", "dev"), ("table", "table"))
+             if key in shown]  # fmt: skip
+    return shown.get("type", "unicast"), " ".join(words)
+
+
+def routes_that_are_not_local(text: str) -> tuple[str, ...]:
+    """Read `ip -json route show` of the table local: the types of the routes that do not lead to this node."""
+    try:
+        shown = json.loads(text)
+    except ValueError:  # nothing at all: there is none
+        return ()
+    return tuple(each["type"] for each in shown if each.get("type", "local") != "local")
+
+
+def rules_before_local(text: str, ip: IPAddress) -> tuple[PolicyRule, ...]:
+    """Read `ip -json rule show`: the rules for all that goes to `ip`, before the one that looks into the table local.
+
+    Rules for some of it, by mark or interface for example, are left out: a network plugin has such.
+    """
+    found: list[PolicyRule] = []
+    for shown in _objects(text):
+        if shown.get("table") == "local" and not shown.keys() & {"dst", *_FOR_SOME}:
+            break
+        to = f"{shown['dst']}/{shown.get('dstlen', ip.max_prefixlen)}" if "dst" in shown else ""
+        if shown.get("src") == "all" and not shown.keys() & _FOR_SOME and (not to or ip in ipaddress.ip_network(to)):
+            words = ["from all", *([f"to {to}"] if to else []), f"lookup {shown.get('table', '')}"]
+            found.append(PolicyRule(int(shown["priority"]), " ".join(words)))
+    return tuple(found)
+
+
+_FOR_SOME: Final = frozenset(("fwmark", "iif", "oif", "not", "tos", "ipproto", "sport", "dport", "uid_start", "tun_id"))
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    try:
+        shown = [each for each in json.loads(text) if each]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"not the output of `ip -json`: {text[:80]!r}") from error
+    if not shown or not all(isinstance(each, dict) for each in shown):
+        raise ValueError(f"not the output of `ip -json`: {text[:80]!r}")
+    return shown

@@ -1,0 +1,236 @@
+"""One pass, and the cleanup: observe, plan, apply, and observe again to see whether it is so."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from loguru import logger
+
+from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, SidecarError
+from sidecar.log import levels
+from sidecar.node import iproute
+from sidecar.node.command import Begin, Command
+from sidecar.node.iproute import IpRoute
+from sidecar.node.iptables import Seen
+from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction
+from sidecar.state.model import Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
+from sidecar.state.plan import notices, obstacles, plan, teardown
+
+#: How often one pass acts before it gives up. More than once is for what others did at the same moment.
+ROUNDS: Final = 3
+
+#: Seconds between two rounds of a cleanup that has to wait for something, the xtables lock for example.
+PAUSE: Final = 0.2
+
+
+class Rules(Protocol):
+    """Observes and changes the rules of one address family."""
+
+    def first_command(self, rules: Sequence[Rule]) -> Command | None: ...
+
+    def observe(self, rules: Sequence[Rule]) -> Seen: ...
+
+    def commands(self, action: RuleAction) -> list[Command]: ...
+
+    def apply(self, action: RuleAction) -> bool: ...
+
+
+class Reconciler:
+    """Leads the node to the desired state, and back. Nothing is remembered from one call to the next."""
+
+    def __init__(  # noqa: PLR0913 - what it leads to, by what, and for tests what time is
+        self,
+        desired: Desired,
+        iproute: IpRoute,
+        iptables: Mapping[Family, Rules],
+        *,
+        begin: Begin | None = None,
+        on_change: Callable[[Action], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`iptables` holds one entry for each family that has desired rules; `on_change` logs what was changed.
+
+        `begin` starts a look before it is asked for.
+        """
+        self._desired = desired
+        families = {rule.family for rule in desired.rules}
+        self._rules = {
+            family: tuple(rule for rule in desired.rules if rule.family == family) for family in sorted(families)
+        }
+        self._iproute = iproute
+        self._iptables = iptables
+        self._begin = begin
+        self._on_change = on_change or _log_change
+        self._clock = clock
+        self._sleep = sleep
+
+    def reconcile(self) -> Report:
+        """Make one pass. Raises Stopped if a signal ended it; every other failure is in the report."""
+        started = self._clock()
+        report = self._reconcile()
+        seconds = self._clock() - started
+        _log_pass(report, seconds)
+        return report
+
+    def _reconcile(self) -> Report:
+        changed: list[Action] = []
+        failed: dict[Action, Failure] = {}
+        for acts_left in reversed(range(ROUNDS + 1)):
+            observed, unseen = self.observe()
+            actions = plan(self._desired, observed)
+            failed = _still_to_be_done(failed, actions)
+            if not acts_left or not _worth_another_round(actions, failed):
+                break
+            failed |= self._apply(actions, changed)
+        unsolved = (*unseen, *obstacles(self._desired, observed), *failed.values())
+        return Report(tuple(changed), actions, unsolved, tuple(notices(self._desired, observed)), observed)
+
+    def cleanup(self, deadline: float) -> Report:
+        """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
+
+        A failure never keeps the rest from being removed, and is tried again: a few times, or where only somebody
+        else has to let go, until the deadline. While rules cannot be looked at for such a reason, their address
+        stays for half of the time. If a second signal ends it, what may be left is logged.
+        """
+        halfway = (self._clock() + deadline) / 2
+        changed: list[Action] = []
+        failed: dict[Action, Failure] = {}
+        failures: tuple[Failure, ...] = ()
+        observed = Observed(None, {})
+        tries_left = ROUNDS
+        try:
+            for attempt in itertools.count():
+                if attempt > 1:
+                    self._sleep(PAUSE)
+                observed, unseen = self.observe()
+                patient = self._clock() < halfway and any(failure.error.transient for failure in unseen)
+                actions = teardown(self._desired, observed, patient=patient)
+                failures = _reasons((*unseen, *_still_to_be_done(failed, actions).values()), failures)
+                if failures and not any(failure.error.transient for failure in failures):
+                    tries_left -= 1
+                if not (actions or unseen) or not tries_left or self._clock() >= deadline:
+                    break
+                failed = self._apply(actions, changed)
+        except Interrupted:
+            for action in self._perhaps_left(observed, changed):
+                if action not in changed:
+                    logger.bind(**action.facts).error(f"cleanup was cut short, perhaps left to do: {action.todo}")
+            raise
+        return Report(tuple(changed), self._perhaps_left(observed, changed), failures)
+
+    def _perhaps_left(self, observed: Observed, changed: list[Action]) -> tuple[Action, ...]:
+        """Return what there is to remove if all that was not seen is there, but for what was just removed."""
+        removed = {action.rule for action in changed if isinstance(action, RemoveRule)}
+        copies = {**{rule: int(rule not in removed) for rule in self._desired.rules}, **observed.copies}
+        links = observed.links
+        if links is None:
+            gone = {action.address for action in changed if isinstance(action, RemoveAddress)}
+            left = [address for address in self._desired.addresses if address not in gone]
+            addresses = tuple(LinkAddress(each.ip, each.prefix_length, self._desired.scope) for each in left)
+            links = (Link(self._desired.interface, addresses=addresses),)
+        return teardown(self._desired, Observed(links, copies))
+
+    def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
+        """Return what is there, and for what could not be seen, why.
+
+        All looks begin before the first is awaited: they run side by side, and take as long as the longest.
+        """
+        commands = [
+            self._iproute.first_command(),
+            *(self._iptables[family].first_command(rules) for family, rules in self._rules.items()),
+        ]
+        if self._begin:
+            for argv, stdin in filter(None, commands):
+                self._begin(*argv, stdin=stdin)
+        unseen: list[Failure] = []
+        links: tuple[Link, ...] | None = None
+        try:
+            links = self._iproute.observe()
+        except SidecarError as error:
+            unseen.append(Failure("look at the addresses", error))
+        copies: dict[Rule, int] = {}
+        hindrances: dict[Rule, Hindrance] = {}
+        for family, rules in self._rules.items():
+            attempt = f"look at the IPv{family} rules"
+            try:
+                seen = self._iptables[family].observe(rules)
+            except SidecarError as error:
+                unseen.append(Failure(attempt, error))
+            else:
+                copies |= seen.copies
+                hindrances |= seen.hindrances
+                unseen += [Failure(attempt, error) for error in seen.errors]
+        return Observed(links, copies, hindrances), tuple(unseen)
+
+    def commands(self, actions: Sequence[Action]) -> list[Command]:
+        """Return what carries these actions out, in order; raise a SidecarError if that takes a look that failed."""
+        found: list[Command] = []
+        for action in actions:
+            if isinstance(action, RuleAction):
+                found += self._iptables[action.rule.family].commands(action)
+            else:
+                found.append(iproute.command(action))
+        return found
+
+    def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
+        """Carry out the actions in order, add to `changed` those that changed something, return what failed.
+
+        It goes on after a failure. But a tool that hung, had to wait, or may not do what is asked, is not asked
+        again and again; nor is anything asked of an interface that could not be created.
+        """
+        failed: dict[Action, Failure] = {}
+        given_up: set[Family | None] = set()
+        for action in actions:
+            tool = action.rule.family if isinstance(action, RuleAction) else None
+            if tool in given_up:
+                continue
+            try:
+                if self._apply_one(action):
+                    changed.append(action)
+                    self._on_change(action)
+            except SidecarError as error:
+                failed[action] = Failure(action.todo, error, action.facts)
+                if error.transient or isinstance(error, NodeError) or isinstance(action, CreateLink):
+                    given_up.add(tool)
+        return failed
+
+    def _apply_one(self, action: Action) -> bool:
+        if isinstance(action, RuleAction):
+            return self._iptables[action.rule.family].apply(action)
+        self._iproute.apply(action)
+        return True
+
+
+def _log_change(action: Action) -> None:
+    logger.bind(**action.facts).info(action.done)
+
+
+def _log_pass(report: Report, seconds: float) -> None:
+    changed, remaining, failed = len(report.changed), len(report.remaining), len(report.failures)
+    state = "in sync" if report.in_sync else f"not in sync, {remaining} still to do, {failed} failed"
+    facts = logger.bind(seconds=round(seconds, 6), changed=changed, remaining=remaining, failed=failed)
+    facts.log(levels.PASS, f"pass: {state}, {changed} changed, {seconds * 1000:.1f} ms")
+
+
+def _still_to_be_done(failed: dict[Action, Failure], actions: tuple[Action, ...]) -> dict[Action, Failure]:
+    """Return the failures of what is still to be done. If somebody else has done it meanwhile, all is well."""
+    return {action: failure for action, failure in failed.items() if action in actions}
+
+
+def _worth_another_round(actions: tuple[Action, ...], failed: dict[Action, Failure]) -> bool:
+    """Whether there is something to do that did not just fail for good, and no tool that hung or is not there."""
+    errors = [failure.error for failure in failed.values()]
+    if any(isinstance(error, CommandTimeout | NodeError) for error in errors):
+        return False
+    return any(action not in failed or failed[action].error.transient for action in actions)
+
+
+def _reasons(failures: tuple[Failure, ...], earlier: tuple[Failure, ...]) -> tuple[Failure, ...]:
+    """Return the failures, but where one says no more than that time is up, the earlier one that says what took it."""
+    known = {failure.attempt: failure for failure in earlier}
+    return tuple(
+        known.get(failure.attempt, failure) if isinstance(failure.error, DeadlineReached | CommandTimeout) else failure
+        for failure in failures
+    )

@@ -1,0 +1,86 @@
+"""The grammar of Go's pflag (https://pkg.go.dev/github.com/spf13/pflag): a command line → words and values.
+
+`--name=value` and `--name value`; a boolean is `--name` or `--name=value`, never two words; `-v2`, `-v 2`, `-v=2`
+for a flag of one letter; `--` ends the flags. Flags and words may be mixed. `-` and `_` in a name are one, as in the
+programs of Kubernetes (component-base, WordSepNormalizeFunc). What the values mean is not known here.
+"""
+
+import difflib
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from sidecar.text import quoted
+
+#: The words of Go's strconv.ParseBool.
+BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "FALSE", "false", "False"), False
+)
+
+
+@dataclass(slots=True)
+class CommandLine:
+    """What was found; `values` holds each flag's values in the order in which they were given."""
+
+    words: list[str] = field(default_factory=list)
+    values: dict[str, list[str]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[str]) -> CommandLine:
+    """Read a command line; `flags` are all known names, `booleans` those among them that need no value."""
+    line = CommandLine()
+    known = {_normal(name): name for name in flags}
+    rest = deque(argv)
+    while rest:
+        argument = rest.popleft()
+        if argument == "--":
+            line.words += rest
+            break
+        if not argument.startswith("-") or argument == "-":
+            line.words.append(argument)
+        else:
+            _flag(argument, rest, line, known, booleans)
+    return line
+
+
+def spelled(name: str) -> str:
+    """Return the name as it is typed: -v, --port."""
+    return f"-{name}" if len(name) == 1 else f"--{name}"
+
+
+def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
+    """Return `; did you mean --x?` for the known name that looks most like this one, or nothing."""
+    match = difflib.get_close_matches(name[:100], known, n=1)
+    return f"; did you mean {prefix}{match[0]}?" if match else ""
+
+
+def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, str], booleans: Collection[str]) -> None:
+    if argument.startswith("--"):
+        typed, equals, value = argument[2:].partition("=")
+        given = value if equals else None
+    else:
+        typed = argument[1]
+        given = argument[2:].removeprefix("=") if argument[2:] else None
+    name = known.get(_normal(typed))
+    word = argument.partition("=")[0]
+    # To pflag, -vmodule=x is the flag -v with the rest as its value; here it is taken for the slip that it is.
+    is_slip = not argument.startswith("--") and _normal(word[1:]) != name and _normal(word[1:]) in known
+    if name is None or is_slip:
+        line.faults.append(f"unknown flag {quoted(word)}{nearest(word.strip('-'), known.values(), '--')}")
+        if word == argument and rest and not rest[0].startswith("-"):
+            rest.popleft()  # likely its value, and no fault of its own
+        return
+    if given is None and name in booleans:
+        given = "true"
+    elif given is None:
+        if not rest:
+            line.faults.append(f"{spelled(name)}: needs a value")
+            return
+        given = rest.popleft()
+    line.values.setdefault(name, []).append(given)
+
+
+def _normal(name: str) -> str:
+    return name.replace("_", "-")

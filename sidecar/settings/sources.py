@@ -1,0 +1,242 @@
+"""Flags, environment and env file → Options: the one file that imports pydantic.
+
+Order: flags, then `SIDECAR_*` variables, then the env file, then defaults. pydantic-settings reads the environment
+and validates; what flags.py found on the command line is handed to it as initial values, which win. The defaults are
+texts like everything else. Nothing on the node is touched here, and all faults of a configuration are told at once.
+"""
+
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from dotenv.parser import Binding, parse_stream  # of pydantic-settings, which reads such files with it
+from pydantic import PlainValidator, ValidationError, create_model
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from sidecar.errors import ConfigError
+from sidecar.settings import command_line, durations, klog, values
+from sidecar.settings.flags import FLAGS, PREFIX, Invocation
+from sidecar.settings.klog import Vmodule
+from sidecar.settings.options import Options
+from sidecar.text import quoted
+
+#: Where the source files are.
+PACKAGE: Final = Path(__file__).parents[1]
+
+#: Characters of an env file; more is some other file.
+_LONGEST_FILE: Final = 100_000
+
+#: Seconds. Not 0, and not so short that nothing else would be done.
+_SHORTEST: Final = 0.01
+
+#: No command and no cleanup takes an hour; a longer time is a slip of the unit.
+_LONGEST_TIMEOUT: Final = 3600.0
+
+#: Variables that Kubernetes sets for each Service of the pod's namespace, by name; others are known by their value.
+_OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT|PORT_.+)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+
+_BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
+
+#: Option → what turns its text (of an address: texts) into its value, or raises ValueError with what would be right.
+_CHECKS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "ip_address": values.addresses,
+    "interface": values.interface,
+    "port": values.port,
+    "address_scope": values.one_of("host", "global"),
+    "create_interface": values.boolean,
+    "remove_duplicates": values.boolean,
+    "setup_iptables": values.boolean,
+    "iptables_backend": values.one_of("auto", "nft", "legacy", "system"),
+    "rule_position": values.one_of("append", "insert"),
+    "iptables_wait": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
+    "daemon": values.boolean,
+    "sync_interval": values.duration(_SHORTEST),
+    "command_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
+    "cleanup": values.boolean,
+    "cleanup_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
+    "health_address": values.endpoint,
+    "env_file": values.path,
+    "output": values.one_of("text", "json"),
+    "watch": values.boolean,
+    "dry_run": values.boolean,
+    "v": klog.parse_level,
+    "vmodule": klog.parse_vmodule,
+    "logging_format": values.one_of("text", "json"),
+    "skip_headers": values.boolean,
+    "add_dir_header": values.boolean,
+    "log_backtrace_at": klog.parse_place,
+    "logtostderr": values.boolean,
+    "alsologtostderr": values.boolean,
+    "stderrthreshold": klog.parse_severity,
+    "log_dir": values.path,
+    "log_file": values.path,
+    "log_file_max_size": values.file_size,
+    "skip_log_headers": values.boolean,
+    "one_output": values.boolean,
+    "alsologtostderrthreshold": klog.parse_severity,
+    "legacy_stderr_threshold_behavior": values.boolean,
+}
+
+
+class _Sources(BaseSettings):
+    model_config = SettingsConfigDict(
+        alias_generator=lambda field: PREFIX + field.upper(),
+        case_sensitive=True,
+        env_ignore_empty=True,
+        extra="ignore",
+    )
+
+
+#: Reads each option's text and has it checked. That each has a check, and the right type, the types of Options tell.
+_Settings: Final = create_model(  # type: ignore[call-overload] # mypy takes the fields for its other arguments
+    "_Settings",
+    __base__=_Sources,
+    **{name: (Annotated[Any, NoDecode, PlainValidator(check)], ...) for name, check in _CHECKS.items()},
+)
+
+
+def load(line: Invocation) -> tuple[Options, list[str]]:
+    """Return the options that flags, environment and env file add up to, and warnings.
+
+    Raises ConfigError with all faults at once; the warnings come with them, as they may tell the reason.
+    """
+    # A list keeps all its values, of anything else the last one counts.
+    flags: dict[str, Any] = {
+        FLAGS[name].variable: texts if name == "ip-address" else texts[-1] for name, texts in line.values.items()
+    }
+    variable = FLAGS["env-file"].variable
+    path = flags[variable] if variable in flags else os.environ.get(variable, "")
+    origin = FLAGS["env-file"].spelled if variable in flags else variable
+    file, file_faults = read_env_file(path, origin) if path else ({}, [])
+    origins = Origins(flags, file, path)
+    warnings = list(_unknown({**file, **os.environ}))
+    faults = [*line.faults, *file_faults]
+    # What the environment does not set, the file may, or else the default holds: they go where the flags go, below.
+    given: dict[str, Any] = {
+        flag.variable: file.get(flag.variable) or flag.default
+        for flag in FLAGS.values()
+        if not os.environ.get(flag.variable) and (file.get(flag.variable) or flag.default is not None)
+    }
+    try:
+        settings = _Settings(**{**given, **flags})
+    except ValidationError as error:
+        wrong = [
+            fault
+            for fault in error.errors(include_url=False)
+            if fault["type"] != "missing" or line.command != "unknown"
+        ]
+        raise ConfigError([*faults, *(_fault(fault, origins) for fault in wrong), *warnings]) from None
+    options = Options(**{name: getattr(settings, name) for name in _CHECKS})
+    faults += [*_contradictions(options, origins), *_misplaced(options, origins, line.command)]
+    if faults:
+        raise ConfigError([*faults, *warnings])
+    return options, [*warnings, *_advice(options, origins)]
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Tells where each setting's value came from, in the operator's words."""
+
+    flags: Mapping[str, Any]
+    file: Mapping[str, str]
+    path: str
+
+    def __call__(self, name: str) -> str:
+        flag = FLAGS[name]
+        if flag.variable in self.flags:
+            return flag.spelled
+        if os.environ.get(flag.variable):
+            return flag.variable
+        return f"{quoted(self.path, 200)}: {flag.variable}" if self.file.get(flag.variable) else flag.spelled
+
+
+def read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
+    """Return the variables in a file like .env.example, and a line if there is a fault in it.
+
+    What stands in the file is not shown: a path may be wrong, and the file a secret.
+    """
+    if "\0" in path:
+        return {}, []  # the setting itself is at fault, and is checked with the others
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            text = file.read(_LONGEST_FILE + 1)
+    except (OSError, UnicodeError) as error:
+        return {}, [f"{origin}={quoted(path)}: {getattr(error, 'strerror', None) or 'is no text in UTF-8'}"]
+    if len(text) > _LONGEST_FILE:
+        return {}, [f"{origin}={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
+    bindings = list(parse_stream(io.StringIO(text)))
+    wrong = [_line_number(each) for each in bindings if each.error or (each.key and each.value is None)]
+    faults = []
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        faults = [f"{quoted(path, 200)}: line {wrong[0]}{more} is no NAME=value"]
+    return {each.key: each.value for each in bindings if each.key and each.value is not None}, faults
+
+
+def _line_number(binding: Binding) -> int:
+    """Return the line a binding stands in; its text begins with the blank lines before it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _unknown(variables: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each `SIDECAR_*` variable that means nothing, but for those that tell of a Service."""
+    known = [variable.removeprefix(PREFIX) for variable in _BY_VARIABLE]
+    for name, value in sorted(variables.items()):
+        if not name.upper().startswith(PREFIX) or name in _BY_VARIABLE:
+            continue
+        if not _OF_A_SERVICE.fullmatch(name) and not values.is_of_a_service(value):
+            hint = command_line.nearest(name.upper().removeprefix(PREFIX), known, PREFIX)
+            yield f"variable {quoted(name)} is not known and ignored{hint}"
+
+
+def _contradictions(options: Options, origins: Origins) -> Iterator[str]:
+    if options.setup_iptables and math.ceil(options.iptables_wait) >= options.command_timeout:
+        wait, timeout = durations.render(options.iptables_wait), durations.render(options.command_timeout)
+        yield (
+            f"{origins('iptables-wait')}={wait} and {origins('command-timeout')}={timeout}: the timeout must be longer "
+            "than the wait in whole seconds, or a command is killed while it waits for the lock"
+        )
+
+
+def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str]:
+    """Yield a line for what another command is for, where to pass it over would surprise."""
+    if options.dry_run and command == "run":
+        yield f"{origins('dry-run')} is of the command cleanup: the command plan shows what run would do"
+    if options.watch and command != "status":
+        yield f"{origins('watch')} is of the command status"
+
+
+def _advice(options: Options, origins: Origins) -> Iterator[str]:
+    """Yield a line for what does nothing as it is given, or more than one might think."""
+    if options.address_scope == "global" and options.interface == "lo":
+        yield (
+            f"{origins('address-scope')}=global on lo: the kernel may choose such an address as the source of the "
+            "node's own connections (gardener#14440)"
+        )
+    name = "log_file" if options.log_file else "log_dir"
+    if options.logtostderr and (options.log_file or options.log_dir):
+        yield f"{origins(name)} has no effect without --logtostderr=false: the log goes to standard error, not to files"
+    elif options.log_file and options.log_dir:
+        yield f"{origins('log_dir')} has no effect beside {origins('log_file')}"
+    sources = [path.stem for path in PACKAGE.rglob("*.py")] if options.vmodule.levels else []
+    for pattern, level in options.vmodule.levels:
+        if not any(Vmodule(((pattern, level),)).level(source) for source in sources):
+            nearest = command_line.nearest(pattern, sources)
+            yield f"{origins('vmodule')}: no source file goes by {quoted(pattern)}{nearest}"
+
+
+def _fault(fault: ErrorDetails, origins: Origins) -> str:
+    flag = _BY_VARIABLE[str(fault["loc"][0])]
+    if fault["type"] == "missing":
+        return f"{flag.spelled} or {flag.variable} is required: {flag.meaning}"
+    value = fault["input"]
+    shown = ",".join(value) if isinstance(value, list) else str(value)
+    reason = fault.get("ctx", {}).get("error", fault["msg"])
+    return f"{origins(flag.name)}={quoted(shown)}: {reason}"

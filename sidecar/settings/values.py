@@ -1,0 +1,168 @@
+"""The text of one setting → its value. Each function raises ValueError with what would be right instead."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
+
+from sidecar.settings import command_line, durations
+from sidecar.state.model import IPAddress
+from sidecar.text import quoted
+
+_HIGHEST_PORT: Final = 65535
+
+_BROADCAST: Final = IPv4Address("255.255.255.255")
+
+#: The kernel's IFNAMSIZ, without the NUL at the end (linux/if.h).
+_LONGEST_INTERFACE: Final = 15
+
+#: Megabytes; their bytes are counted in 64 bits.
+_LARGEST_FILE: Final = 2**43
+
+#: What Kubernetes sets `<SERVICE>_PORT` and others to.
+_SERVICE_URL: Final = re.compile("(tcp|udp|sctp)://")
+
+
+#: host:port; an IPv6 address in brackets, as in a URL.
+_ENDPOINT: Final = re.compile(r"(?:\[([^\]%]*:[^\]%]*)\]|([^:]*)):([^:]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The value of --health-address: an IP address, empty for all, and a port; port 0: none is wanted."""
+
+    host: str = ""
+    port: int = 0
+
+    def __bool__(self) -> bool:
+        return self.port != 0
+
+    def __str__(self) -> str:
+        return (f"[{self.host}]" if ":" in self.host else self.host) + (f":{self.port}" if self else "")
+
+
+def boolean(text: str) -> bool:
+    """Read one of ParseBool's words."""
+    if text not in command_line.BOOLEANS:
+        raise ValueError("not a boolean: write true or false")
+    return command_line.BOOLEANS[text]
+
+
+def port(text: str) -> int:
+    """Read a number from 1 to 65535."""
+    if is_of_a_service(text):
+        raise ValueError(
+            "set by Kubernetes for a Service named `sidecar`, not by you: "
+            "set enableServiceLinks: false in the pod, or give --port"
+        )
+    number = _number(text)
+    if number is None or not 1 <= number <= _HIGHEST_PORT:
+        raise ValueError("not a port: write a number from 1 to 65535")
+    return number
+
+
+def is_of_a_service(text: str) -> bool:
+    """Whether this is what Kubernetes puts into a variable, to tell of a Service of the pod's namespace."""
+    return bool(_SERVICE_URL.match(text))
+
+
+def endpoint(text: str) -> Endpoint:
+    """Read host:port; empty means that none is wanted."""
+    if not text:
+        return Endpoint()
+    found = _ENDPOINT.fullmatch(text)
+    host, number = (found[1] or found[2], found[3]) if found else ("", "")
+    try:
+        return Endpoint(str(ip_address(host)) if host else "", port(number))
+    except ValueError:
+        raise ValueError("not an IP address and a port: write it like :9180, 10.0.0.1:9180 or [fd00::1]:9180") from None
+
+
+def interface(text: str) -> str:
+    """Accept what the kernel accepts as a name (net/core/dev.c, dev_valid_name), and what `ip` reads as one.
+
+    To it `%d` asks for a number, and in a batch `#` begins a comment and `"` is a quote (lib/utils.c, makeargs).
+    """
+    if not 1 <= len(text.encode(errors="surrogateescape")) <= _LONGEST_INTERFACE:
+        raise ValueError("not an interface name: it has 1 to 15 bytes")
+    if text in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
+        raise ValueError("not an interface name: no slash, colon, space or control character in it")
+    if set(text) & set('%#"'):
+        raise ValueError('not an interface name that `ip` can be told: no %, # or " in it')
+    return text
+
+
+def addresses(texts: str | Sequence[str]) -> tuple[IPAddress, ...]:
+    """Read one text, or one for each time that the flag was given; each can hold several addresses."""
+    given = [texts] if isinstance(texts, str) else texts
+    return tuple(_address(text.strip()) for item in given for text in item.split(","))
+
+
+def _address(text: str) -> IPAddress:
+    if not text:
+        raise ValueError("there is an empty address in it: write it like 10.96.0.2 or fd00:10:96::2")
+    if "/" in text:
+        raise ValueError(f"{quoted(text)} has a prefix length: leave it out, it is always /32 or /128")
+    if "%" in text:
+        raise ValueError(f"{quoted(text)} has a zone: leave it out, the interface is --interface")
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{quoted(text)} is not an IP address: write it like 10.96.0.2 or fd00:10:96::2") from None
+    kinds = {
+        "a loopback": ip.is_loopback,
+        "a multicast": ip.is_multicast,
+        "the unspecified": ip.is_unspecified,
+        "the broadcast": ip == _BROADCAST,
+    }
+    for kind, is_it in kinds.items():
+        if is_it:
+            raise ValueError(f"{ip} is {kind} address: choose one that no other host uses, like 10.96.0.2")
+    if isinstance(ip, IPv6Address) and int(ip) >> 32 in (0, 0xFFFF):
+        raise ValueError(f"{ip} is an IPv4 address in IPv6 notation: write it as IPv4")
+    return ip
+
+
+def duration(shortest: float, longest: float = float("inf")) -> Callable[[str], float]:
+    """Return what reads a duration between these, all in seconds."""
+
+    def parse(text: str) -> float:
+        seconds = durations.parse(text)
+        if not shortest <= seconds <= longest:
+            limit = f" and at most {durations.render(longest)}" if longest < float("inf") else ""
+            raise ValueError(f"out of range: must be at least {durations.render(shortest)}{limit}")
+        return seconds
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return what reads one of these words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"unknown: write one of {', '.join(words)}{command_line.nearest(text, words)}")
+        return text
+
+    return parse
+
+
+def file_size(text: str) -> int:
+    """Read megabytes."""
+    number = _number(text)
+    if number is None or number > _LARGEST_FILE:
+        raise ValueError("not a size: write a whole number of megabytes, or 0 for no limit")
+    return number
+
+
+def path(text: str) -> str:
+    """Accept what the kernel can take for a path; whether there is such a file is another matter."""
+    if "\0" in text:
+        raise ValueError("not a path: there is a NUL in it")
+    return text
+
+
+def _number(text: str) -> int | None:
+    """Return the number that a few digits stand for. int() takes more, and is slow with a great many."""
+    return int(text) if re.fullmatch("[0-9]{1,13}", text) else None

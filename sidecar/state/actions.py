@@ -1,0 +1,247 @@
+"""What can be done to a node, and how a pass or a cleanup ended.
+
+`todo` and `done` are the words for an action in the log, `facts` the same as values.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from sidecar.errors import SidecarError
+from sidecar.state.model import Address, Facts, Observed, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class CreateLink:
+    """Create an interface, marked as ours, and set it up."""
+
+    interface: str
+    kind: str
+
+    @property
+    def todo(self) -> str:
+        return f"create interface {self.interface} ({self.kind})"
+
+    @property
+    def done(self) -> str:
+        return f"interface {self.interface} missing, created ({self.kind})"
+
+    @property
+    def facts(self) -> Facts:
+        return {"interface": self.interface}
+
+
+@dataclass(frozen=True, slots=True)
+class SetLinkUp:
+    interface: str
+
+    @property
+    def todo(self) -> str:
+        return f"set interface {self.interface} up"
+
+    @property
+    def done(self) -> str:
+        return f"interface {self.interface} was down, set up"
+
+    @property
+    def facts(self) -> Facts:
+        return {"interface": self.interface}
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    """Delete an interface that this program created."""
+
+    interface: str
+
+    @property
+    def todo(self) -> str:
+        return f"delete interface {self.interface}"
+
+    @property
+    def done(self) -> str:
+        return f"deleted interface {self.interface}"
+
+    @property
+    def facts(self) -> Facts:
+        return {"interface": self.interface}
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    address: Address
+    scope: str
+
+    @property
+    def todo(self) -> str:
+        return f"add {self.address.cidr} to {self.address.interface}"
+
+    @property
+    def done(self) -> str:
+        return f"added {self.address.cidr} to {self.address.interface}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.address.facts
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAddress:
+    address: Address
+
+    @property
+    def todo(self) -> str:
+        return f"remove {self.address.cidr} from {self.address.interface}"
+
+    @property
+    def done(self) -> str:
+        return f"removed {self.address.cidr} from {self.address.interface}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.address.facts
+
+
+@dataclass(frozen=True, slots=True)
+class AddRule:
+    rule: Rule
+    insert: bool
+
+    @property
+    def todo(self) -> str:
+        return f"add rule: {self.rule}"
+
+    @property
+    def done(self) -> str:
+        where = ", in front" if self.insert else ""
+        return f"rule missing, added{where}: {self.rule}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts
+
+
+@dataclass(frozen=True, slots=True)
+class MoveToFront:
+    """Put a rule in front of all others, without a moment in which it is missing."""
+
+    rule: Rule
+    behind: str
+
+    @property
+    def todo(self) -> str:
+        return f"move to the front, behind `{self.behind}` it has no effect: {self.rule}"
+
+    @property
+    def done(self) -> str:
+        return f"moved to the front, it was behind `{self.behind}`: {self.rule}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts | {"behind": self.behind}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSurplus:
+    """Remove copies of a rule, but one."""
+
+    rule: Rule
+    surplus: int
+
+    @property
+    def todo(self) -> str:
+        return f"remove {_copies(self.surplus)} too many: {self.rule}"
+
+    @property
+    def done(self) -> str:
+        return f"removed {_copies(self.surplus)} too many: {self.rule}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts | {"copies": self.surplus}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRule:
+    """Remove every copy of a rule."""
+
+    rule: Rule
+    copies: int
+
+    @property
+    def todo(self) -> str:
+        return f"remove rule{self._times}: {self.rule}"
+
+    @property
+    def done(self) -> str:
+        return f"removed rule{self._times}: {self.rule}"
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts | {"copies": self.copies}
+
+    @property
+    def _times(self) -> str:
+        return f" ({_copies(self.copies)})" if self.copies > 1 else ""
+
+
+def _copies(number: int) -> str:
+    return "1 copy" if number == 1 else f"{number} copies"
+
+
+LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | RemoveAddress
+RuleAction: TypeAlias = AddRule | MoveToFront | RemoveSurplus | RemoveRule
+Action: TypeAlias = LinkAction | RuleAction
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that was tried in vain."""
+
+    attempt: str
+    error: SidecarError
+    about: Facts = field(default_factory=dict)
+    """What it was tried with."""
+
+    @property
+    def facts(self) -> Facts:
+        return {**self.about, **self.error.facts}
+
+    def __str__(self) -> str:
+        return f"could not {self.attempt}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that an operator should know, though nothing is missing because of it."""
+
+    text: str
+    facts: Facts = field(default_factory=dict)
+    certain: bool = True
+    """False: perhaps it matters; said to who asks for more than the usual log."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a pass, or a cleanup, ended: what was read back, not what was asked for."""
+
+    changed: tuple[Action, ...]
+    remaining: tuple[Action, ...]
+    """What would still have to be done."""
+
+    failures: tuple[Failure, ...]
+    notices: tuple[Notice, ...] = ()
+    observed: Observed | None = None
+    """What the last look of a pass has seen."""
+
+    @property
+    def in_sync(self) -> bool:
+        return not self.remaining and not self.failures
+
+    @property
+    def exit_code(self) -> int:
+        if self.in_sync:
+            return 0
+        return max((failure.error.exit_code for failure in self.failures), default=1)

@@ -1,0 +1,251 @@
+"""The decisions: desired and observed state in; actions, obstacles and notices out. No I/O: every case can be tested.
+
+Nothing is said about what could not be looked at: acting on a guess is worse than waiting for the next look. From any
+half-done list of actions, looking and planning again leads to the same goal.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from sidecar import PROGRAM
+from sidecar.errors import AddressUnusable, InterfaceMissing
+from sidecar.state.actions import (
+    Action,
+    AddAddress,
+    AddRule,
+    CreateLink,
+    DeleteLink,
+    Failure,
+    LinkAction,
+    MoveToFront,
+    Notice,
+    RemoveAddress,
+    RemoveRule,
+    RemoveSurplus,
+    SetLinkUp,
+)
+from sidecar.state.model import Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+
+#: The alias (man 8 ip-link) of a link that this program created. Without it none is taken for ours.
+MARK: Final = PROGRAM
+
+LOOPBACK: Final = "lo"
+
+
+def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+    """Return what leads from the observed state to the desired one: the interface, its addresses, then rules."""
+    return (
+        *_prepare_link(desired, observed),
+        *_correct_addresses(desired, observed),
+        *_correct_rules(desired, observed),
+    )
+
+
+def whole_plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+    """Return the plan, and what is to be done once that is done, to the end.
+
+    A pass looks again in between; this foresees what it will see.
+    """
+    actions: list[Action] = []
+    while new := plan(desired, observed):
+        actions += new
+        for action in new:
+            observed = _foresee(observed, action)
+    return tuple(actions)
+
+
+def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> tuple[Action, ...]:
+    """Return what takes away everything desired that is there: rules first.
+
+    The address goes last, so that it answers for as long as anything still leads to it. With `patient` it stays
+    while it is unknown whether its rules are there. An interface goes if this program created it, and nothing but
+    what is desired is on it.
+    """
+    rules = (RemoveRule(rule, observed.copies[rule]) for rule in desired.rules if observed.copies.get(rule))
+    link = observed.link(desired.interface)
+    if link is None:
+        return tuple(rules)
+    kept = {rule.family for rule in desired.rules if rule not in observed.copies} if patient else set()
+    going = [
+        address for address in desired.addresses if address.ip.version not in kept and on(link, address, exactly=True)
+    ]
+    links = () if kept or not _is_ours_alone(desired, link) else (DeleteLink(desired.interface),)
+    return (*rules, *map(RemoveAddress, going), *links)
+
+
+def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
+    """Yield what keeps the desired state from being reached, that no action can change."""
+    if observed.links is None:
+        return
+    link = observed.link(desired.interface)
+    if link is None and not desired.link_kind:
+        for address in desired.addresses:
+            yield Failure(f"add {address.cidr}", InterfaceMissing(desired.interface), address.facts)
+    for address in desired.addresses:
+        found = on(link, address) if link else None
+        if found and found.state is not AddressState.USABLE:
+            failed = found.state is AddressState.DUPLICATE
+            yield Failure(f"use {address}", AddressUnusable(duplicate=failed), address.facts)
+
+
+def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
+    """Yield what an operator should know of a node, though nothing is missing."""
+    link = observed.link(desired.interface)
+    if link and not link.is_up and not _may_be_set_up(link):
+        text = (
+            f"interface {link.name} is down and not ours: nothing reaches its addresses; `ip link set {link.name} up`"
+        )
+        yield Notice(text, {"interface": link.name})
+    for address in desired.addresses:
+        found = on(link, address) if link else None
+        if found and (found.is_peer or found.prefix_length != address.prefix_length):
+            yield Notice(f"{found.cidr} on {desired.interface} is taken as it is, and cleanup leaves it", address.facts)
+        elif found and found.ip.version == 4 and found.scope != desired.scope:  # noqa: PLR2004 - the protocol's name
+            text = f"{address} keeps its scope {found.scope}; for scope {desired.scope} remove it, it is added again"
+            yield Notice(text, address.facts)
+        yield from _notice_duplicates(desired, observed, address)
+    for rule, hindrance in observed.hindrances.items():
+        facts = rule.facts | {"behind": hindrance.line}
+        if hindrance.certain:
+            remedy = "" if desired.insert else "; --rule-position=insert puts it in front"
+            yield Notice(f"without effect behind `{hindrance.line}`: {rule}{remedy}", facts)
+        else:
+            yield Notice(f"perhaps without effect behind `{hindrance.line}`: {rule}", facts, certain=False)
+
+
+def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[Notice]:
+    link = observed.link(desired.interface)
+    for other, duplicate in _duplicates(desired, observed, address):
+        text = f"{duplicate.cidr} is on {other.name} as well"
+        facts: Facts = {"address": duplicate.cidr, "interface": other.name}
+        if not _is_removable(duplicate):
+            yield Notice(f"{text}, with more than itself: it is left there", facts)
+        elif not desired.remove_duplicates:
+            yield Notice(f"{text}; --remove-duplicates takes it off there", facts)
+        elif link and not _works(link, address):
+            yield Notice(f"{text}, and left there while it does not work on {desired.interface}", facts)
+
+
+def _foresee(observed: Observed, action: Action) -> Observed:
+    """Return what there will be when an action of a plan has been carried out."""
+    links, copies, hindrances = observed.links or (), dict(observed.copies), dict(observed.hindrances)
+    match action:
+        case CreateLink(interface, kind):
+            links = (*links, Link(interface, kind=kind, alias=MARK))
+        case SetLinkUp(interface):
+            links = tuple(replace(link, is_up=True) if link.goes_by(interface) else link for link in links)
+        case DeleteLink(interface):
+            links = tuple(link for link in links if not link.goes_by(interface))
+        case AddAddress(address, scope):
+            new = LinkAddress(address.ip, address.prefix_length, scope)
+            links = tuple(
+                replace(link, addresses=(*link.addresses, new)) if link.goes_by(address.interface) else link
+                for link in links
+            )
+        case RemoveAddress(address):
+            links = tuple(
+                replace(link, addresses=tuple(each for each in link.addresses if each.cidr != address.cidr))
+                if link.goes_by(address.interface)
+                else link
+                for link in links
+            )
+        case AddRule(rule) | RemoveSurplus(rule):
+            copies[rule] = 1
+        case MoveToFront(rule):
+            hindrances.pop(rule, None)
+        case RemoveRule(rule):
+            copies[rule] = 0
+    return Observed(links if observed.links is not None else None, copies, hindrances)
+
+
+def is_ours(link: Link) -> bool:
+    """Whether this program created a link."""
+    return link.alias == MARK
+
+
+def _prepare_link(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
+    if observed.links is None:
+        return
+    link = observed.link(desired.interface)
+    if link is None:
+        if desired.link_kind:
+            yield CreateLink(desired.interface, desired.link_kind)
+    elif not link.is_up and _may_be_set_up(link):
+        yield SetLinkUp(desired.interface)
+
+
+def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
+    link = observed.link(desired.interface)
+    if observed.links is None or not (link or desired.link_kind):
+        return
+    for address in desired.addresses:
+        if link is None or on(link, address) is None:
+            yield AddAddress(address, desired.scope)
+        elif desired.remove_duplicates and _works(link, address):
+            for other, duplicate in _duplicates(desired, observed, address):
+                if _is_removable(duplicate):
+                    yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))
+
+
+def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | MoveToFront | RemoveSurplus]:
+    for rule in desired.rules:
+        match observed.copies.get(rule):
+            case None:
+                pass
+            case 1:
+                hindrance = observed.hindrances.get(rule)
+                # Not for what cannot be judged: it may well be meant to come first, as a list of banned hosts is, and
+                # whoever wants a jump to be first would move it back.
+                if desired.insert and hindrance and hindrance.certain:
+                    yield MoveToFront(rule, hindrance.line)
+            case 0:
+                yield AddRule(rule, desired.insert)
+            case copies:
+                yield RemoveSurplus(rule, copies - 1)
+
+
+def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
+    """Return the address as it is on the link.
+
+    IPv4 takes the same address with another prefix length beside it, IPv6 does not (net/ipv6/addrconf.c,
+    ipv6_add_addr): unless `exactly`, it counts there as the address, which it is for every purpose of ours.
+    """
+    for found in link.addresses:
+        is_exact = found.prefix_length == address.prefix_length and not found.is_peer
+        if found.ip == address.ip and (is_exact or (found.ip.version == 6 and not exactly)):  # noqa: PLR2004
+            return found
+    return None
+
+
+def _works(link: Link, address: Address) -> bool:
+    """Whether the address is on the link, and can be used there."""
+    found = on(link, address)
+    return link.is_up and found is not None and found.state is AddressState.USABLE
+
+
+def _is_removable(duplicate: LinkAddress) -> bool:
+    """Whether nothing else goes with an address: of one with a network, the kernel takes others and routes away too."""
+    return duplicate.prefix_length == duplicate.ip.max_prefixlen and not duplicate.is_peer
+
+
+def _duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[tuple[Link, LinkAddress]]:
+    for link in observed.links or ():
+        if not link.goes_by(desired.interface):
+            yield from ((link, found) for found in link.addresses if found.ip == address.ip)
+
+
+def _may_be_set_up(link: Link) -> bool:
+    """Leave a link of somebody else's down: there may be a reason. lo is so only in a namespace that is new."""
+    return link.name == LOOPBACK or is_ours(link)
+
+
+def _is_ours_alone(desired: Desired, link: Link) -> bool:
+    """Whether we created a link, and nothing is on it but what is desired and what the kernel put there itself."""
+    if not desired.link_kind or (link.alias, link.kind) != (MARK, desired.link_kind) or link.has_dependents:
+        return False
+    expected = {(address.ip, address.prefix_length) for address in desired.addresses}
+    return all(
+        found.made_by_kernel or (not found.is_peer and (found.ip, found.prefix_length) in expected)
+        for found in link.addresses
+    )

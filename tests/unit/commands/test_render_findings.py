@@ -1,0 +1,108 @@
+import json
+import subprocess
+
+import pytest
+
+from sidecar.commands import render_findings
+from sidecar.doctor.findings import Finding, Level
+
+FINDINGS = [
+    Finding(Level.OK, "address", "10.96.0.2/32 on lo, scope host", facts={"address": "10.96.0.2/32"}),
+    Finding(Level.NOTE, "backend", "a fact"),
+    Finding(Level.WARNING, "rules", "2 copies"),
+    Finding(Level.FAULT, "listener", "nothing listens on 10.96.0.2:443", "start the apiserver-proxy"),
+    Finding(Level.UNKNOWN, "conntrack", "Permission denied"),
+]
+
+
+def text(*findings: Finding, encoding: str = "utf-8", coloured: bool = False) -> str:
+    return render_findings.as_text(findings, coloured=coloured, encoding=encoding)
+
+
+def test_the_most_important_first_and_a_line_for_each() -> None:
+    assert text(*FINDINGS).splitlines() == [
+        "1 fault, 1 warning, 1 unknown; first: listener: nothing listens on 10.96.0.2:443",
+        "✓ address     10.96.0.2/32 on lo, scope host",
+        "· backend     a fact",
+        "! rules       2 copies",
+        "✗ listener    nothing listens on 10.96.0.2:443",
+        "    do: start the apiserver-proxy",
+        "? conntrack   Permission denied",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("findings", "first"),
+    [
+        ([], "nothing wrong found"),
+        (FINDINGS[:2], "nothing wrong found"),
+        ([FINDINGS[4], FINDINGS[4]], "nothing wrong found, 2 unknown"),
+        ([FINDINGS[2], FINDINGS[2]], "2 warnings; first: rules: 2 copies"),
+    ],
+)
+def test_the_first_line(findings: list[Finding], first: str) -> None:
+    assert text(*findings).splitlines()[0] == first
+
+
+def test_a_terminal_without_these_letters_gets_others() -> None:
+    shown = text(*FINDINGS, encoding="latin-1").splitlines()
+    assert [line[0] for line in shown[1:] if not line.startswith("  ")] == ["+", "-", "!", "X", "?"]
+
+
+def test_colour_takes_nothing_away() -> None:
+    shown = text(*FINDINGS, coloured=True)
+    assert "\x1b[31m✗\x1b[0m listener" in shown
+    for sequence in ("\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[35m", "\x1b[0m"):
+        shown = shown.replace(sequence, "")
+    assert shown == text(*FINDINGS)
+
+
+def test_long_lines_are_wrapped_with_an_indent() -> None:
+    shown = text(Finding(Level.FAULT, "rules", "word " * 60, "advice " * 60)).splitlines()
+    assert max(map(len, shown)) <= 100
+    assert {line[: line.index("word")] for line in shown if "word" in line} >= {"✗ rules       ", " " * 14}
+    assert shown[-1].startswith(" " * 8 + "advice")
+
+
+def test_a_block_of_commands_does_what_each_of_them_does() -> None:
+    long = "echo " + " ".join(f"word-{number}" for number in range(40))
+    quoted = "echo " + "word " * 15 + "'two  words' \"three   more words\" a'b  c'd | cat"
+    shown = text(Finding(Level.FAULT, "rules", "x", commands=(long, quoted, "echo end"))).splitlines()
+    assert max(map(len, shown)) <= 100
+    block = "\n".join(shown[shown.index(next(line for line in shown if "do: " in line)) :]).replace("do: ", "", 1)
+    said = subprocess.run(["sh", "-c", block], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == [long.removeprefix("echo "), "word " * 15 + "two  words three   more words ab  cd", "end"]
+
+
+def test_commands_come_before_advice() -> None:
+    shown = text(Finding(Level.FAULT, "rules", "x", "and keep it so", ("true",))).splitlines()
+    assert shown[-2:] == ["    do: true", "  note: and keep it so"]
+
+
+def test_nothing_from_outside_forges_a_line() -> None:
+    forged = Finding(Level.NOTE, "lock", "held by a\n✓ lock\x1b[2J", "a\nb", ("c\nd",), {"name": "x\udcff"})
+    assert len(text(forged).splitlines()) == 4
+    assert "\x1b" not in text(forged)
+    shown = json.loads(render_findings.as_json([forged]))["findings"][0]
+    assert shown["found"] == "held by a\\n✓ lock\\x1b[2J"
+    assert shown["facts"] == {"name": "x\\udcff"}
+
+
+def test_json_is_ascii_whatever_the_terminal_has() -> None:
+    shown = render_findings.as_json([Finding(Level.NOTE, "lock", "é ✓ 😀")])
+    assert shown.isascii()
+    assert json.loads(shown)["findings"][0]["found"] == "é ✓ 😀"
+
+
+def test_json() -> None:
+    shown = json.loads(render_findings.as_json(FINDINGS))
+    assert (shown["schema"], shown["exit"]) == ("doctor/v1", 1)
+    assert shown["summary"] == text(*FINDINGS).splitlines()[0]
+    assert shown["findings"][0] == {
+        "level": "ok",
+        "topic": "address",
+        "found": "10.96.0.2/32 on lo, scope host",
+        "remedy": "",
+        "commands": [],
+        "facts": {"address": "10.96.0.2/32"},
+    }

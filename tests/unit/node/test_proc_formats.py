@@ -1,0 +1,106 @@
+"""Texts as the kernel and iproute2 6.1 print them (6.18, x86-64)."""
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from sidecar.node.proc_formats import (
+    Listener,
+    Lock,
+    PolicyRule,
+    held_locks,
+    listeners,
+    route,
+    routes_that_are_not_local,
+    rules_before_local,
+    tracked,
+    virtual_servers,
+)
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+
+IPV4 = ip_address("10.96.0.2")
+IPV6 = ip_address("fd00:10:96::2")
+
+
+def recorded(name: str) -> str:
+    return (RECORDED / name).read_text()
+
+
+def test_who_holds_locks_and_not_who_waits() -> None:
+    assert list(held_locks(recorded("locks"))) == [
+        Lock(27300, (0x00, 0x27), 2),
+        Lock(812, (0x08, 0x01), 1573426),
+        Lock(-1, (0x00, 0x1A), 77),
+        Lock(0, (0x103, 0x02), 99),
+    ]
+
+
+def test_no_locks() -> None:
+    assert list(held_locks("")) == []
+
+
+def test_who_listens() -> None:
+    assert list(listeners(recorded("tcp"))) == [
+        Listener(ip_address("127.0.0.1"), 10248, 31337),
+        Listener(IPV4, 443, 20417),
+        Listener(ip_address("0.0.0.0"), 22, 623),
+    ]
+    assert list(listeners(recorded("tcp6"))) == [
+        Listener(IPV6, 443, 21034),
+        Listener(ip_address("::"), 443, 21035),
+    ]
+
+
+def test_the_virtual_servers_of_ipvs() -> None:
+    assert virtual_servers(recorded("ip_vs")) == {(IPV4, 443), (IPV6, 443), (ip_address("10.96.0.1"), 443)}
+    assert virtual_servers("IP Virtual Server version 1.2.1 (size=4096)\n") == frozenset()
+
+
+@pytest.mark.parametrize("name", ["nf_conntrack", "conntrack-L"])
+def test_tracked_connections_to_the_address_that_are_under_way(name: str) -> None:
+    lines = recorded(name).splitlines()
+    assert tracked(lines, IPV4, 443) == 2
+    assert tracked(lines, IPV6, 443) == 1
+    assert tracked(lines, IPV4, 80) == 0
+    assert tracked(lines, ip_address("10.96.0.20"), 443) == 0
+    assert tracked(lines, ip_address("10.244.0.7"), 41000) == 0  # that is where it came from
+
+
+def test_routes() -> None:
+    local = '[{"type":"local","dst":"10.96.0.2","dev":"lo","prefsrc":"10.96.0.2","flags":[],"uid":0,"cache":["local"]}]'
+    assert route(local) == ("local", "dev lo")
+    caught = '[{"dst":"10.96.0.2","gateway":"192.0.2.1","dev":"eth0","table":"100","prefsrc":"192.0.2.7","flags":[]}]'
+    assert route(caught) == ("unicast", "via 192.0.2.1 dev eth0 table 100")
+
+
+def test_policy_rules_before_local_that_are_for_all_that_goes_to_the_address() -> None:
+    text = (
+        '[{"priority":5,"src":"all","fwmark":"0x200","fwmask":"0xf00","table":"2004"},'
+        '{"priority":10,"src":"all","dst":"10.96.0.2","table":"100"},'
+        '{"priority":11,"src":"all","dst":"10.96.0.0","dstlen":16,"table":"101"},'
+        '{"priority":12,"src":"all","dst":"10.97.0.0","dstlen":16,"table":"102"},'
+        '{"priority":20,"src":"10.0.0.0","srclen":8,"table":"200"},{"priority":30,"src":"all","table":"300"},'
+        '{"priority":100,"src":"all","table":"local"},{"priority":32766,"src":"all","table":"main"}]'
+    )
+    assert rules_before_local(text, IPV4) == (
+        PolicyRule(10, "from all to 10.96.0.2/32 lookup 100"),
+        PolicyRule(11, "from all to 10.96.0.0/16 lookup 101"),
+        PolicyRule(30, "from all lookup 300"),
+    )
+    assert rules_before_local('[{"priority":0,"src":"all","table":"local"}]', IPV4) == ()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[{}]", "{", "[1]", "null"])
+def test_what_ip_does_not_print(text: str) -> None:
+    with pytest.raises(ValueError, match="not the output of"):
+        route(text)
+    with pytest.raises(ValueError, match="not the output of"):
+        rules_before_local(text, IPV4)
+
+
+def test_routes_that_are_not_local() -> None:
+    text = '[{"type":"blackhole","dst":"10.96.0.2","flags":[]},{"type":"local","dst":"10.96.0.2","dev":"lo"}]'
+    assert routes_that_are_not_local(text) == ("blackhole",)
+    assert routes_that_are_not_local("") == ()

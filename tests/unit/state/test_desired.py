@@ -1,0 +1,74 @@
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+
+from sidecar.state.desired import desired, has_our_shape, port_of, things, without
+from sidecar.state.model import Address
+from support.namespace import IPV4, IPV6
+
+SPECIFIED = """\
+-t raw -A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK
+-t raw -A OUTPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK
+-t raw -A OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j NOTRACK
+-t filter -A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT
+-t filter -A OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j ACCEPT
+""".splitlines()
+
+
+def test_the_five_rules_are_those_of_the_contract() -> None:
+    goal = desired([ip_address("10.96.0.2")], interface="lo", port=443, setup_iptables=True)
+    assert [str(rule) for rule in goal.rules] == SPECIFIED
+
+
+def test_an_ipv6_address_gets_the_same_rules_with_128() -> None:
+    goal = desired([ip_address("fd00:10:96::2")], interface="lo", port=443, setup_iptables=True)
+    assert [str(rule) for rule in goal.rules] == [
+        line.replace("10.96.0.2/32", "fd00:10:96::2/128") for line in SPECIFIED
+    ]
+    assert {rule.family for rule in goal.rules} == {6}
+    assert [address.cidr for address in goal.addresses] == ["fd00:10:96::2/128"]
+
+
+def test_without_setup_iptables_there_are_no_rules() -> None:
+    assert desired([ip_address("10.96.0.2")], interface="lo", port=443).rules == ()
+
+
+def test_an_address_given_twice_counts_once() -> None:
+    ips = [ip_address(text) for text in ("10.96.0.3", "10.96.0.2", "10.96.0.3")]
+    goal = desired(ips, interface="lo", port=443, setup_iptables=True)
+    assert [address.cidr for address in goal.addresses] == ["10.96.0.3/32", "10.96.0.2/32"]
+    assert len(goal.rules) == 10
+
+
+@pytest.mark.parametrize(
+    ("line", "is_ours"),
+    [
+        ("-A INPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j ACCEPT", True),
+        ("-A OUTPUT -s fd00::1/128 -p tcp -m tcp --sport 8443 -j NOTRACK", True),
+        ("-A INPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DROP", False),
+        ("-A INPUT -i lo -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j ACCEPT", False),
+        ("-A INPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 80:90 -j ACCEPT", False),
+    ],
+)
+def test_rules_of_any_sidecar_have_a_shape(line: str, is_ours: bool) -> None:  # noqa: FBT001 - a parameter
+    assert has_our_shape(line) is is_ours
+
+
+def test_what_another_instance_wants_is_left_out() -> None:
+    goal = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
+    assert things(goal, 443) == (
+        "10.96.0.2@lo", "fd00:10:96::2@lo", "10.96.0.2:443", "fd00:10:96::2:443", "link lo"
+    )  # fmt: skip
+    assert without(goal, 443, frozenset(things(goal, 443))) == replace(goal, addresses=(), rules=(), link_kind="")
+    assert without(goal, 443, frozenset()) == goal
+    assert without(goal, 443, {"10.96.0.2@lo"}) == replace(goal, addresses=goal.addresses[1:])
+    assert without(goal, 443, {"fd00:10:96::2:443", "10.96.0.2:80"}) == replace(goal, rules=goal.rules[:5])
+    assert things(replace(goal, rules=()), 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo", "link lo")
+
+
+def test_the_port_of_a_rule_for_an_address() -> None:
+    address = Address(IPv4Address("10.96.0.2"), 32, "lo")
+    assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) == 9443
+    assert port_of("-A INPUT -d 10.96.0.3/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) is None
+    assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j DROP", address) is None
