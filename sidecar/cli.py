@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from sidecar import PROGRAM, __version__
 from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError
-from sidecar.settings import flags, in_child
+from sidecar.settings import in_child, invocation, usage
+from sidecar.settings.invocation import Invocation
 
 if TYPE_CHECKING:
     from sidecar.settings.options import Loaded
@@ -22,9 +23,9 @@ MOST_FAULTS: Final = 10
 
 def main(argv: Sequence[str]) -> int:
     """Run the program with these arguments (without its own name) and return its exit code."""
-    line = flags.parse(argv)
+    line = invocation.parse(argv)
     if line.command == "help":
-        _print(flags.usage(), sys.stdout)
+        _print(usage.usage(), sys.stdout)
         return 0
     if line.command != "version":
         return _run(line)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(line: flags.Invocation) -> int:
+def _run(line: Invocation) -> int:
     loading = in_child.begin(lambda: _load(line))
     if line.command == "run":
         from sidecar.commands import run  # noqa: PLC0415 - this takes a tenth of a second
@@ -55,7 +56,7 @@ def _run(line: flags.Invocation) -> int:
     return _answer(line.command, loaded)
 
 
-def _load(line: flags.Invocation) -> "Loaded | list[str]":
+def _load(line: Invocation) -> "Loaded | list[str]":
     """Return the settings, or what is wrong with them; it happens in a process of its own."""
     from sidecar.commands import inherited  # noqa: PLC0415 - as above, and only there
 

@@ -15,29 +15,29 @@ from sidecar.node.command import Commands
 from sidecar.node.instances import running
 from sidecar.node.iproute import IpRoute
 from sidecar.node.reconcile import Reconciler
-from sidecar.settings.options import Options, goal
+from sidecar.settings.options import Options, desired_state
 from sidecar.state.actions import Action, RemoveAddress, RemoveRule
 from sidecar.state.desired import LINK, things, without
 from sidecar.state.model import Desired
 from sidecar.state.plan import teardown
 
 
-def cleanup(given: Options, warnings: Sequence[str]) -> Cleaned:
+def cleanup(options: Options, warnings: Sequence[str]) -> Cleaned:
     """Take it away, but for what a running instance on this node wants. Raises OSError if nothing can be run."""
-    logged = collect_warnings(given)
-    deadline = time.monotonic() + given.cleanup_timeout
-    commands = Commands(given.command_timeout)
+    logged = collect_warnings(options)
+    deadline = time.monotonic() + options.cleanup_timeout
+    commands = Commands(options.command_timeout)
     wakeup = Wakeup(on_stop=commands.interrupt, on_interrupt=commands.interrupt)
-    wanted = goal(given)
+    wanted = desired_state(options)
     mine = claims.Claims()
-    mine.take(things(wanted, given.port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)
-    kept = mine.wanted_by_others() | _wanted_by_processes(wanted, given.port)
-    wanted = without(wanted, given.port, kept)
+    mine.take(things(wanted, options.port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)
+    kept = mine.wanted_by_others() | _wanted_by_processes(wanted, options.port)
+    wanted = without(wanted, options.port, kept)
     done: list[Action] = []
     commands.finish_by(deadline)
     shown = _in_words(kept)
     try:
-        report = _reconciler(given, wanted, commands, done).cleanup(deadline)
+        report = _reconciler(options, wanted, commands, done).cleanup(deadline)
     except Interrupted:
         failures, left, absent, code = ["a signal ended it: see with --dry-run what is left"], [], [], 1
     else:
@@ -55,21 +55,21 @@ def cleanup(given: Options, warnings: Sequence[str]) -> Cleaned:
     )
 
 
-def dry_run(given: Options, warnings: Sequence[str]) -> Plan:
+def dry_run(options: Options, warnings: Sequence[str]) -> Plan:
     """Return what a cleanup would do now; claim nothing. Raises OSError if nothing can be run."""
-    logged = collect_warnings(given)
-    commands = Commands(given.command_timeout)
-    wanted = goal(given)
+    logged = collect_warnings(options)
+    commands = Commands(options.command_timeout)
+    wanted = desired_state(options)
     blind: list[str] = []
-    kept = _wanted_by_processes(wanted, given.port)
+    kept = _wanted_by_processes(wanted, options.port)
     try:
-        kept |= claims.held(things(wanted, given.port))
+        kept |= claims.held(things(wanted, options.port))
     except FileNotFoundError:  # no instance has run here
         pass
     except OSError as error:
         blind.append(f"whether a running instance wants it cannot be seen ({error.strerror}): run as root")
-    wanted = without(wanted, given.port, kept)
-    reconciler = _reconciler(given, wanted, commands, [])
+    wanted = without(wanted, options.port, kept)
+    reconciler = _reconciler(options, wanted, commands, [])
     observed, unseen = reconciler.observe()
     todo, failed = steps(reconciler, teardown(wanted, observed))
     failures = (*unseen, *failed)
@@ -91,8 +91,8 @@ def _wanted_by_processes(wanted: Desired, port: int) -> frozenset[str]:
     return frozenset(theirs.intersection(things(wanted, port)))
 
 
-def _reconciler(given: Options, wanted: Desired, commands: Commands, done: list[Action]) -> Reconciler:
-    tools = backends(given, wanted, commands, math.inf)
+def _reconciler(options: Options, wanted: Desired, commands: Commands, done: list[Action]) -> Reconciler:
+    tools = backends(options, wanted, commands, math.inf)
     for each in tools.values():
         each.include_leftovers()
         each.create_nothing()

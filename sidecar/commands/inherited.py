@@ -11,12 +11,13 @@ from typing import Final
 
 from sidecar.errors import ConfigError
 from sidecar.node.instances import Instance, running
-from sidecar.settings import command_line, sources
-from sidecar.settings.flags import FLAGS, GROUPS, Invocation
-from sidecar.settings.options import Loaded
+from sidecar.settings import sources
+from sidecar.settings.invocation import Invocation
+from sidecar.settings.options import FLAGS, Loaded
+from sidecar.settings.values import BOOLEANS
 
 #: What is taken over: what the node should be like; not how the other one runs, and where it logs to.
-_TAKEN: Final = {flag.name for group in ("Address", "iptables rules") for flag in GROUPS[group]}
+_TAKEN: Final = {flag.name for flag in FLAGS.values() if flag.group in ("Address", "iptables rules")}
 
 #: Who takes them over. Not cleanup: to take away what a running sidecar holds is no use, it puts it back.
 _LOOKING: Final = ("status", "plan", "doctor")
@@ -37,7 +38,7 @@ def load(line: Invocation) -> Loaded:
     for name in _TAKEN - theirs.keys():
         variable = FLAGS[name].variable
         os.environ[variable] = os.environ.get(variable) or instance.variables.get(variable) or file.get(variable, "")
-    has_rules = command_line.BOOLEANS.get(instance.value("setup-iptables"), True)
+    has_rules = BOOLEANS.get(instance.value("setup-iptables"), True)
     if has_rules and not (instance.is_python or "port" in theirs or _is_ours(line, "port")):
         raise ConfigError([f"--port is required: {instance} was not told one, and its default depends on its release"])
     line = replace(line, values={**theirs, **line.values})

@@ -15,7 +15,7 @@ from sidecar.node.events import Events
 from sidecar.node.iproute import IpRoute
 from sidecar.node.netlink import Watch
 from sidecar.node.reconcile import Reconciler
-from sidecar.settings.options import Options, goal
+from sidecar.settings.options import Options, desired_state
 from sidecar.state import inventory
 from sidecar.state.actions import Action, Failure
 from sidecar.state.model import Desired, Family
@@ -29,18 +29,18 @@ class Inspection:
     """Looks at a node for what the options want."""
 
     def __init__(
-        self, given: Options, warnings: Sequence[str] = (), origin: str = "", longest_wait: float = math.inf
+        self, options: Options, warnings: Sequence[str] = (), origin: str = "", longest_wait: float = math.inf
     ) -> None:
         """`origin` says whose settings these are, if they are not one's own. Raises OSError if nothing can be run."""
-        self._logged = collect_warnings(given)
-        self._given = given
+        self._logged = collect_warnings(options)
+        self._options = options
         self._warnings = tuple(warnings)
         self._origin = origin
-        self._wanted = goal(given)
-        self._commands = Commands(given.command_timeout)
+        self._wanted = desired_state(options)
+        self._commands = Commands(options.command_timeout)
         # Nothing is changed here: a signal ends what runs, and with it the look.
         self._wakeup = Wakeup(on_stop=self._commands.interrupt, on_interrupt=self._commands.interrupt)
-        self._backends = backends(given, self._wanted, self._commands, longest_wait)
+        self._backends = backends(options, self._wanted, self._commands, longest_wait)
         for each in self._backends.values():
             each.create_nothing()
         self._reconciler = Reconciler(
@@ -58,7 +58,7 @@ class Inspection:
             in_sync=in_sync,
             exit_code=exit_code(failures, in_sync=in_sync),
             backends=tuple(_in_use(family, each) for family, each in self._backends.items() if each.reason),
-            settings=tuple(self._given.changed()),
+            settings=tuple(self._options.changed()),
             origin=self._origin,
             warnings=(*self._warnings, *self._logged, *told),
             failures=tuple(map(str, failures)),
@@ -92,11 +92,11 @@ class Inspection:
                 self._wakeup.wait(WATCH_INTERVAL, events)
 
 
-def backends(given: Options, wanted: Desired, commands: Commands, longest_wait: float) -> dict[Family, Backend]:
+def backends(options: Options, wanted: Desired, commands: Commands, longest_wait: float) -> dict[Family, Backend]:
     """Return what observes and changes the rules of each family; for the lock it waits `longest_wait` s at most."""
     families: list[Family] = sorted({rule.family for rule in wanted.rules})
-    wait = min(given.iptables_wait, longest_wait)
-    return {family: Backend(commands.run, family, given.iptables_backend, wait) for family in families}
+    wait = min(options.iptables_wait, longest_wait)
+    return {family: Backend(commands.run, family, options.iptables_backend, wait) for family in families}
 
 
 def steps(reconciler: Reconciler, actions: Sequence[Action]) -> tuple[tuple[Step, ...], list[Failure]]:

@@ -20,7 +20,7 @@ from sidecar.node.events import Events
 from sidecar.node.iproute import IpRoute
 from sidecar.node.netlink import Watch
 from sidecar.node.reconcile import Reconciler
-from sidecar.settings.options import Options, goal
+from sidecar.settings.options import Options, desired_state
 from sidecar.state.actions import Report
 from sidecar.state.desired import things, without
 from sidecar.state.model import Desired, Family
@@ -29,18 +29,18 @@ from sidecar.state.model import Desired, Family
 SHOWN: Final = 4
 
 
-def run(given: Options, warnings: Sequence[str]) -> int:
+def run(options: Options, warnings: Sequence[str]) -> int:
     """Do what the settings ask for, warn of what is wrong with them, and return the exit code."""
-    start_logging(given)
+    start_logging(options)
     try:
-        commands = Commands(given.command_timeout)
+        commands = Commands(options.command_timeout)
         wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
     except OSError as error:
         logger.error(f"cannot start: {error.strerror}: see `ulimit -n`")
         return NodeError.exit_code
-    _log_settings(given, warnings)
+    _log_settings(options, warnings)
     try:
-        return _run(given, commands, wakeup)
+        return _run(options, commands, wakeup)
     except NodeError as error:
         logger.bind(**error.facts).error(error)
         return error.exit_code
@@ -49,58 +49,58 @@ def run(given: Options, warnings: Sequence[str]) -> int:
         return 1
 
 
-def _run(given: Options, commands: Commands, wakeup: Wakeup) -> int:
-    wanted = goal(given)
-    iptables = backends(given, wanted, commands.run)
+def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
+    wanted = desired_state(options)
+    iptables = backends(options, wanted, commands.run)
     programs = [iproute.COMMAND, *(name for each in iptables.values() for name in each.programs)]
-    journal = daemon.Journal(lambda: _in_words(wanted, given.port, iptables))
+    journal = daemon.Journal(lambda: _in_words(wanted, options.port, iptables))
     reconciler = Reconciler(wanted, IpRoute(commands.run), iptables, begin=commands.begin, on_change=journal.changed)
     commands.require(programs)
-    vitals = _answer_probes(given, wanted, commands, iptables) if given.health_address and given.daemon else None
+    vitals = _answer_probes(options, wanted, commands, iptables) if options.health_address and options.daemon else None
     claimed = claims.Claims()
-    claimed.take(things(wanted, given.port), is_over=lambda: wakeup.stopping)
-    if given.daemon:
+    claimed.take(things(wanted, options.port), is_over=lambda: wakeup.stopping)
+    if options.daemon:
         events = Events(Watch.of(wanted), lambda: [family for family, each in iptables.items() if each.is_legacy])
-        report = daemon.run(reconciler, wakeup, given.sync_interval, journal, events, vitals=vitals)
+        report = daemon.run(reconciler, wakeup, options.sync_interval, journal, events, vitals=vitals)
         if vitals:
-            vitals.stops(given.cleanup_timeout)
+            vitals.stops(options.cleanup_timeout)
     else:
         report = _make_one_pass(reconciler, journal)
     # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
-    code = report.exit_code if report else int(not given.daemon)
-    if given.cleanup:
+    code = report.exit_code if report else int(not options.daemon)
+    if options.cleanup:
         for each in iptables.values():
             each.include_leftovers()
         kept = claimed.wanted_by_others()
         reconciler = Reconciler(
-            without(wanted, given.port, kept), IpRoute(commands.run), iptables, begin=commands.begin
+            without(wanted, options.port, kept), IpRoute(commands.run), iptables, begin=commands.begin
         )
-        code = max(code, _clean_up(given.cleanup_timeout, reconciler, commands, kept))
+        code = max(code, _clean_up(options.cleanup_timeout, reconciler, commands, kept))
     return code
 
 
-def _answer_probes(given: Options, wanted: Desired, commands: Commands, iptables: Mapping[Family, Backend]) -> Vitals:
+def _answer_probes(options: Options, wanted: Desired, commands: Commands, iptables: Mapping[Family, Backend]) -> Vitals:
     """Answer probes from now on, and return the record that the answers come from. Raises CannotListen."""
     from sidecar.daemon import health  # noqa: PLC0415 - only who asks for it loads it
 
-    listener = health.listen(given.health_address)
-    vitals = Vitals(wanted, given.command_timeout, lambda: _in_use(iptables))
+    listener = health.listen(options.health_address)
+    vitals = Vitals(wanted, options.command_timeout, lambda: _in_use(iptables))
     vitals.starts(claims.PATIENCE)
     commands.on_end = vitals.command_ended
     health.serve(listener, vitals)
     return vitals
 
 
-def backends(given: Options, wanted: Desired, run: Run) -> dict[Family, Backend]:
+def backends(options: Options, wanted: Desired, run: Run) -> dict[Family, Backend]:
     """Return what observes and changes the rules, for each family that has any."""
     families: list[Family] = sorted({rule.family for rule in wanted.rules})
-    return {family: Backend(run, family, given.iptables_backend, given.iptables_wait) for family in families}
+    return {family: Backend(run, family, options.iptables_backend, options.iptables_wait) for family in families}
 
 
-def _log_settings(given: Options, warnings: Sequence[str]) -> None:
+def _log_settings(options: Options, warnings: Sequence[str]) -> None:
     """Log the version, and the settings that differ from the default: the same line wherever they came from."""
-    facts = logger.bind(version=__version__, settings=given.in_words())
-    facts.info(f"{PROGRAM} {__version__}: {shlex.join(given.changed())}")
+    facts = logger.bind(version=__version__, settings=options.texts())
+    facts.info(f"{PROGRAM} {__version__}: {shlex.join(options.changed())}")
     for warning in warnings:
         logger.warning(warning)
 

@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 _SEVERITIES: Final = {"WARNING": Severity.WARNING, "ERROR": Severity.ERROR, "CRITICAL": Severity.FATAL}
 
 
-def start_logging(given: "Options") -> None:
+def start_logging(options: "Options") -> None:
     """Send every line from now on to where the settings say."""
-    output = _Output(given)
-    highest = max(0, given.v, *(level for _, level in given.vmodule.levels))
+    output = _Output(options)
+    highest = max(0, options.v, *(level for _, level in options.vmodule.levels))
 
     def is_wanted(record: "Record") -> bool:
         """Whether -v or --vmodule ask for it (`VDepth`)."""
         verbosity = INFO - record["level"].no
-        return verbosity <= 0 or verbosity <= max(given.v, given.vmodule.level(record["file"].name))
+        return verbosity <= 0 or verbosity <= max(options.v, options.vmodule.level(record["file"].name))
 
     logger.remove()
     logger.add(output.write, level=max(0, INFO - highest), filter=is_wanted, format="", backtrace=False, diagnose=False)
 
 
-def collect_warnings(given: "Options") -> list[str]:
+def collect_warnings(options: "Options") -> list[str]:
     """Log only what -v asks for, for a command that answers on standard output; collect the warnings for its answer."""
     collected: list[str] = []
     logger.remove()
-    if given.v or given.vmodule.levels:
-        start_logging(given)
+    if options.v or options.vmodule.levels:
+        start_logging(options)
     logger.add(
         lambda message: collected.append(message.record["message"]),
         level="WARNING",
@@ -62,43 +62,43 @@ def collect_warnings(given: "Options") -> list[str]:
 class _Output:
     """Takes each line to standard error, to files, or both."""
 
-    def __init__(self, given: "Options") -> None:
-        self._given = given
-        has_header = not given.skip_log_headers and given.logging_format == "text"
+    def __init__(self, options: "Options") -> None:
+        self._options = options
+        has_header = not options.skip_log_headers and options.logging_format == "text"
         self._files: dict[Severity, LogFile] = {}
         self._one_file: LogFile | None = None
-        if given.log_file:
-            self._one_file = files.one_file(given.log_file, given.log_file_max_size, has_header=has_header)
+        if options.log_file:
+            self._one_file = files.one_file(options.log_file, options.log_file_max_size, has_header=has_header)
         else:
             for severity in Severity:
-                self._files[severity] = files.severity_file(PROGRAM, given.log_dir, severity, has_header=has_header)
+                self._files[severity] = files.severity_file(PROGRAM, options.log_dir, severity, has_header=has_header)
         self._failing: set[LogFile] = set()
 
     def write(self, message: "Message") -> None:
         entry = _entry(message.record)
-        place = self._given.log_backtrace_at
+        place = self._options.log_backtrace_at
         if (Path(entry.path).name, entry.line) == (place.file, place.line):
             entry = replace(entry, stack=_stack(entry))
         line = self._line(entry)
         is_said = self._is_for_stderr(entry.severity)
         if is_said:
             _say(line)
-        if not self._given.logtostderr:
+        if not self._options.logtostderr:
             failed = [file for file in self._files_for(entry.severity) if not self._append(file, line, entry)]
             if failed and not is_said:
                 _say(line)
 
     def _is_for_stderr(self, severity: Severity) -> bool:
-        if self._given.logtostderr:
-            return self._given.legacy_stderr_threshold_behavior or severity >= self._given.stderrthreshold
-        if self._given.alsologtostderr:
-            return severity >= self._given.alsologtostderrthreshold
-        return severity >= self._given.stderrthreshold
+        if self._options.logtostderr:
+            return self._options.legacy_stderr_threshold_behavior or severity >= self._options.stderrthreshold
+        if self._options.alsologtostderr:
+            return severity >= self._options.alsologtostderrthreshold
+        return severity >= self._options.stderrthreshold
 
     def _files_for(self, severity: Severity) -> list[LogFile]:
         if self._one_file:
             return [self._one_file]
-        if self._given.one_output:
+        if self._options.one_output:
             return [self._files[severity]]
         return [self._files[each] for each in reversed(Severity) if each <= severity]
 
@@ -122,9 +122,9 @@ class _Output:
             _say(self._line(replace(entry, severity=Severity.WARNING, verbosity=0, message=text, facts={}, stack="")))
 
     def _line(self, entry: Entry) -> str:
-        if self._given.logging_format == "json":
+        if self._options.logging_format == "json":
             return klog.as_json(entry)
-        return klog.as_text(entry, skip_headers=self._given.skip_headers, add_dir_header=self._given.add_dir_header)
+        return klog.as_text(entry, skip_headers=self._options.skip_headers, add_dir_header=self._options.add_dir_header)
 
 
 def _entry(record: "Record") -> Entry:

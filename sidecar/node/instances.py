@@ -17,8 +17,9 @@ from typing import Final
 from sidecar import PROGRAM
 from sidecar.node import capabilities, proc
 from sidecar.node.proc import Process
-from sidecar.settings import flags
-from sidecar.settings.flags import FLAGS, Invocation
+from sidecar.settings import invocation
+from sidecar.settings.invocation import Invocation
+from sidecar.settings.options import FLAGS
 from sidecar.state.model import IPAddress
 from sidecar.text import visible
 
@@ -95,7 +96,7 @@ def _instance(process: Process) -> Instance | None:
     program, *words = process.argv
     name = program.rpartition("/")[2]
     if name == PROGRAM:
-        line = flags.parse(words)
+        line = invocation.parse(words)
         return Instance(process, is_python=False, line=Invocation("run", line.values, line.faults), variables={})
     if not name.startswith("python"):
         return None
@@ -112,4 +113,4 @@ def _instance(process: Process) -> Instance | None:
     except OSError:  # another user's, or it has ended
         environment = {}
     known = {flag.variable: environment[flag.variable] for flag in FLAGS.values() if environment.get(flag.variable)}
-    return Instance(process, is_python=True, line=flags.parse(words), variables=known)
+    return Instance(process, is_python=True, line=invocation.parse(words), variables=known)

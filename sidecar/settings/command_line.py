@@ -5,18 +5,11 @@ for a flag of one letter; `--` ends the flags. Flags and words may be mixed. `-`
 programs of Kubernetes (component-base, WordSepNormalizeFunc). What the values mean is not known here.
 """
 
-import difflib
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-from sidecar.text import quoted
-
-#: The words of Go's strconv.ParseBool.
-BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
-    ("0", "f", "F", "FALSE", "false", "False"), False
-)
+from sidecar.text import nearest, quoted
 
 
 @dataclass(slots=True)
@@ -45,17 +38,6 @@ def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[s
     return line
 
 
-def spelled(name: str) -> str:
-    """Return the name as it is typed: -v, --port."""
-    return f"-{name}" if len(name) == 1 else f"--{name}"
-
-
-def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
-    """Return `; did you mean --x?` for the known name that looks most like this one, or nothing."""
-    match = difflib.get_close_matches(name[:100], known, n=1)
-    return f"; did you mean {prefix}{match[0]}?" if match else ""
-
-
 def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, str], booleans: Collection[str]) -> None:
     if argument.startswith("--"):
         typed, equals, value = argument[2:].partition("=")
@@ -76,7 +58,7 @@ def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, s
         given = "true"
     elif given is None:
         if not rest:
-            line.faults.append(f"{spelled(name)}: needs a value")
+            line.faults.append(f"{'-' if len(name) == 1 else '--'}{name}: needs a value")
             return
         given = rest.popleft()
     line.values.setdefault(name, []).append(given)

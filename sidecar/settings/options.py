@@ -1,82 +1,161 @@
-"""What an operator wants, as plain values: what settings.py makes of flags, environment and env file."""
+"""The table of settings: name, type, default, help, group and check of each stand in one line, and nowhere else.
 
-from dataclasses import dataclass
+Flags, `SIDECAR_*` variables, --help, and what pydantic validates (sources.py) follow from it by code; `.env.example`
+and the tables in the README are held to it by tests. To add a setting, add a line.
+"""
 
-from sidecar.settings import durations
-from sidecar.settings.flags import FLAGS
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Final, TypeVar, cast
+
+from sidecar.settings import durations, klog, values
 from sidecar.settings.klog import Place, Severity, Vmodule
-from sidecar.settings.values import Endpoint
+from sidecar.settings.values import Endpoint, boolean, duration, one_of, path
 from sidecar.state.desired import LINK_KIND, desired
 from sidecar.state.model import Desired, IPAddress
+
+T = TypeVar("T")
+
+#: What the names of the variables begin with.
+PREFIX: Final = "SIDECAR_"
+
+#: Seconds. Not 0, and not so short that nothing else would be done.
+_SHORTEST: Final = 0.01
+
+#: No command and no cleanup takes an hour; a longer time is a slip of the unit.
+_LONGEST_TIMEOUT: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One setting as an operator sees it. `default` is spelled as an operator would spell it; None: required."""
+
+    group: str
+    default: str | None
+    help: str
+    check: Callable[[str], object]
+    """Turns the text into the value, or raises ValueError with what would be right."""
+
+    is_list: bool
+    is_klog: bool
+    field: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the flag; klog spells its own with underscores."""
+        return self.field if self.is_klog else self.field.replace("_", "-")
+
+    @property
+    def spelled(self) -> str:
+        """The flag as it is typed: -v, --port."""
+        return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.field.upper()
+
+    @property
+    def is_boolean(self) -> bool:
+        return self.default in ("true", "false")
+
+
+def flag(  # noqa: PLR0913 - the columns of the table
+    group: str,
+    default: str | None,
+    help: str,  # noqa: A002 - the column is called so
+    check: Callable[[str], T],
+    *,
+    is_list: bool = False,
+    is_klog: bool = False,
+) -> T:
+    """Declare a setting. To the type checker it is a value of the type that `check` returns."""
+    return cast("T", field(metadata={"flag": Flag(group, default, help, check, is_list, is_klog)}))
+
+
+_A, _R, _D, _L, _V, _F, _S = (
+    "Address", "iptables rules", "Running", "Looking", "Log", "Log files", "Log files, rarely needed"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """One value for each flag of flags.py, checked. Durations are seconds."""
+    """One value for each setting, checked. Durations are seconds.
 
-    ip_address: tuple[IPAddress, ...]
-    interface: str
-    port: int
-    address_scope: str
-    create_interface: bool
-    remove_duplicates: bool
+    Names and defaults are those of the Go sidecar, and so of klog v2 (klog.go, `init`), where it has the flag.
+    """
 
-    setup_iptables: bool
-    iptables_backend: str
-    rule_position: str
-    iptables_wait: float
+    # fmt: off
+    ip_address: tuple[IPAddress, ...] = flag(_A, None, "where the proxy listens; repeat, or a,b", values.addresses, is_list=True)
+    interface: str = flag(_A, "lo", "interface to add the address to", values.interface)
+    port: int = flag(_A, "443", "port on which the proxy listens", values.port)
+    address_scope: str = flag(_A, "host", "host or global: scope of IPv4 addresses", one_of("host", "global"))
+    create_interface: bool = flag(_A, "true", "create the interface where it is missing", boolean)
+    remove_duplicates: bool = flag(_A, "false", "take the address off other interfaces", boolean)
 
-    daemon: bool
-    sync_interval: float
-    command_timeout: float
-    cleanup: bool
-    cleanup_timeout: float
-    health_address: Endpoint
-    env_file: str
+    setup_iptables: bool = flag(_R, "false", "let the traffic in, untracked", boolean)
+    iptables_backend: str = flag(_R, "auto", "auto, nft, legacy or system", one_of("auto", "nft", "legacy", "system"))
+    rule_position: str = flag(_R, "append", "append, or insert: before other rules", one_of("append", "insert"))
+    iptables_wait: float = flag(_R, "5s", "how long to wait for the xtables lock", duration(_SHORTEST, _LONGEST_TIMEOUT))
 
-    output: str
-    watch: bool
-    dry_run: bool
+    daemon: bool = flag(_D, "true", "keep running; false: one pass, then exit", boolean)
+    sync_interval: float = flag(_D, "1m0s", "time between two looks at the node", duration(_SHORTEST))
+    command_timeout: float = flag(_D, "10s", "no command may run longer", duration(_SHORTEST, _LONGEST_TIMEOUT))
+    cleanup: bool = flag(_D, "false", "on exit, remove what was set up", boolean)
+    cleanup_timeout: float = flag(_D, "20s", "the cleanup ends by then, done or not", duration(_SHORTEST, _LONGEST_TIMEOUT))
+    health_address: Endpoint = flag(_D, "", "host:port or :port; probes and metrics", values.endpoint)
+    env_file: str = flag(_D, "", "read variables from this file", path)
 
-    v: int
-    vmodule: Vmodule
-    logging_format: str
-    skip_headers: bool
-    add_dir_header: bool
-    log_backtrace_at: Place
+    output: str = flag(_L, "text", "of what looks or cleans up: text or json", one_of("text", "json"))
+    watch: bool = flag(_L, "false", "of status: again and again, until stopped", boolean)
+    dry_run: bool = flag(_L, "false", "of cleanup: print the commands only", boolean)
 
-    logtostderr: bool
-    alsologtostderr: bool
-    stderrthreshold: Severity
-    log_dir: str
-    log_file: str
-    log_file_max_size: int
-    skip_log_headers: bool
-    one_output: bool
-    alsologtostderrthreshold: Severity
-    legacy_stderr_threshold_behavior: bool
+    v: int = flag(_V, "0", "2 each pass, 4 each command, 6 output", klog.parse_level)
+    vmodule: Vmodule = flag(_V, "", "by source file: reconcile=2,command=6", klog.parse_vmodule)
+    logging_format: str = flag(_V, "text", "text, or json: one object a line", one_of("text", "json"))
+    skip_headers: bool = flag(_V, "false", "lines without time, place and severity", boolean, is_klog=True)
+    add_dir_header: bool = flag(_V, "false", "the place with its directory", boolean, is_klog=True)
+    log_backtrace_at: Place = flag(_V, ":0", "file.py:N: stack trace at that log line", klog.parse_place, is_klog=True)
+
+    logtostderr: bool = flag(_F, "true", "log to standard error, not to files", boolean)
+    alsologtostderr: bool = flag(_F, "false", "to standard error as well as to files", boolean)
+    stderrthreshold: Severity = flag(_F, "2", "to standard error too from here: 0-3", klog.parse_severity)
+    log_dir: str = flag(_F, "", "directory; a file for each severity", path, is_klog=True)
+    log_file: str = flag(_F, "", "one file for all; wins over --log_dir", path, is_klog=True)
+    log_file_max_size: int = flag(_F, "1800", "MB, then it starts over; 0: no limit", values.file_size, is_klog=True)
+    skip_log_headers: bool = flag(_F, "false", "files without a header at their start", boolean, is_klog=True)
+    one_output: bool = flag(_F, "false", "a line only in its severity's file", boolean, is_klog=True)
+
+    alsologtostderrthreshold: Severity = flag(_S, "0", "0-3", klog.parse_severity)
+    legacy_stderr_threshold_behavior: bool = flag(_S, "true", "false: see below", boolean, is_klog=True)
+    # fmt: on
 
     def changed(self) -> list[str]:
         """Return the flags that set what differs from the default, wherever it came from."""
-        return [
-            f"{FLAGS[name].spelled}={text}" for name, text in self.in_words().items() if text != FLAGS[name].default
-        ]
+        texts = self.texts()
+        return [f"{flag.spelled}={texts[name]}" for name, flag in FLAGS.items() if texts.get(name, "") != flag.default]
 
-    def in_words(self) -> dict[str, str]:
-        """Return every option in an operator's spelling, by its flag's name; not the file that they came from."""
+    def texts(self) -> dict[str, str]:
+        """Return every option as an operator would spell it, by its flag's name; not the file that they came from."""
         return {flag.name: _text(getattr(self, flag.field)) for flag in FLAGS.values() if flag.name != "env-file"}
+
+
+#: By name, in the order of the table, which is that of use.
+FLAGS: Final[Mapping[str, Flag]] = {
+    declared.name: declared
+    for declared in (replace(cast("Flag", each.metadata["flag"]), field=each.name) for each in fields(Options))
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The options, what is to be said of them, and whose they are if they are not one's own."""
+    """The options, warnings about them, and whose they are if they are not the caller's own."""
 
     options: Options
     warnings: list[str]
     origin: str = ""
 
 
-def goal(options: Options) -> Desired:
+def desired_state(options: Options) -> Desired:
     """Return what should be on the node."""
     return desired(
         options.ip_address,

@@ -1,8 +1,8 @@
 """Flags, environment and env file → Options: the one file that imports pydantic.
 
 Order: flags, then `SIDECAR_*` variables, then the env file, then defaults. pydantic-settings reads the environment
-and validates; what flags.py found on the command line is handed to it as initial values, which win. The defaults are
-texts like everything else. Nothing on the node is touched here, and all faults of a configuration are told at once.
+and validates each text by the check of its setting (options.py); what was found on the command line is handed to it as
+initial values, which win. Nothing on the node is touched here, and all faults of a configuration are told at once.
 """
 
 import io
@@ -12,19 +12,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from types import new_class
+from typing import Annotated, Final, cast, get_type_hints
 
 from dotenv.parser import Binding, parse_stream  # of pydantic-settings, which reads such files with it
-from pydantic import PlainValidator, ValidationError, create_model
+from pydantic import PlainValidator, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sidecar.errors import ConfigError
-from sidecar.settings import command_line, durations, klog, values
-from sidecar.settings.flags import FLAGS, PREFIX, Invocation
+from sidecar.settings import durations, values
+from sidecar.settings.invocation import Invocation
 from sidecar.settings.klog import Vmodule
-from sidecar.settings.options import Options
-from sidecar.text import quoted
+from sidecar.settings.options import FLAGS, PREFIX, Options
+from sidecar.text import nearest, quoted
 
 #: Where the source files are.
 PACKAGE: Final = Path(__file__).parents[1]
@@ -32,56 +33,10 @@ PACKAGE: Final = Path(__file__).parents[1]
 #: Characters of an env file; more is some other file.
 _LONGEST_FILE: Final = 100_000
 
-#: Seconds. Not 0, and not so short that nothing else would be done.
-_SHORTEST: Final = 0.01
-
-#: No command and no cleanup takes an hour; a longer time is a slip of the unit.
-_LONGEST_TIMEOUT: Final = 3600.0
-
 #: Variables that Kubernetes sets for each Service of the pod's namespace, by name; others are known by their value.
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT|PORT_.+)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 _BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
-
-#: Option → what turns its text (of an address: texts) into its value, or raises ValueError with what would be right.
-_CHECKS: Final[Mapping[str, Callable[[Any], object]]] = {
-    "ip_address": values.addresses,
-    "interface": values.interface,
-    "port": values.port,
-    "address_scope": values.one_of("host", "global"),
-    "create_interface": values.boolean,
-    "remove_duplicates": values.boolean,
-    "setup_iptables": values.boolean,
-    "iptables_backend": values.one_of("auto", "nft", "legacy", "system"),
-    "rule_position": values.one_of("append", "insert"),
-    "iptables_wait": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
-    "daemon": values.boolean,
-    "sync_interval": values.duration(_SHORTEST),
-    "command_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
-    "cleanup": values.boolean,
-    "cleanup_timeout": values.duration(_SHORTEST, _LONGEST_TIMEOUT),
-    "health_address": values.endpoint,
-    "env_file": values.path,
-    "output": values.one_of("text", "json"),
-    "watch": values.boolean,
-    "dry_run": values.boolean,
-    "v": klog.parse_level,
-    "vmodule": klog.parse_vmodule,
-    "logging_format": values.one_of("text", "json"),
-    "skip_headers": values.boolean,
-    "add_dir_header": values.boolean,
-    "log_backtrace_at": klog.parse_place,
-    "logtostderr": values.boolean,
-    "alsologtostderr": values.boolean,
-    "stderrthreshold": klog.parse_severity,
-    "log_dir": values.path,
-    "log_file": values.path,
-    "log_file_max_size": values.file_size,
-    "skip_log_headers": values.boolean,
-    "one_output": values.boolean,
-    "alsologtostderrthreshold": klog.parse_severity,
-    "legacy_stderr_threshold_behavior": values.boolean,
-}
 
 
 class _Sources(BaseSettings):
@@ -93,12 +48,17 @@ class _Sources(BaseSettings):
     )
 
 
-#: Reads each option's text and has it checked. That each has a check, and the right type, the types of Options tell.
-_Settings: Final = create_model(  # type: ignore[call-overload] # mypy takes the fields for its other arguments
-    "_Settings",
-    __base__=_Sources,
-    **{name: (Annotated[Any, NoDecode, PlainValidator(check)], ...) for name, check in _CHECKS.items()},
-)
+def _model() -> Callable[..., _Sources]:
+    """Return the model that has one field for each setting, with its type and its check."""
+    types = get_type_hints(Options)
+    annotations = {
+        flag.field: Annotated[types[flag.field], NoDecode, PlainValidator(flag.check)] for flag in FLAGS.values()
+    }
+    made = new_class("_Settings", (_Sources,), exec_body=lambda body: body.update(__annotations__=annotations))
+    return cast("Callable[..., _Sources]", made)
+
+
+_Settings: Final = _model()
 
 
 def load(line: Invocation) -> tuple[Options, list[str]]:
@@ -107,8 +67,9 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
     Raises ConfigError with all faults at once; the warnings come with them, as they may tell the reason.
     """
     # A list keeps all its values, of anything else the last one counts.
-    flags: dict[str, Any] = {
-        FLAGS[name].variable: texts if name == "ip-address" else texts[-1] for name, texts in line.values.items()
+    flags = {
+        FLAGS[name].variable: ",".join(texts) if FLAGS[name].is_list else texts[-1]
+        for name, texts in line.values.items()
     }
     variable = FLAGS["env-file"].variable
     path = flags[variable] if variable in flags else os.environ.get(variable, "")
@@ -118,13 +79,13 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
     warnings = list(_unknown({**file, **os.environ}))
     faults = [*line.faults, *file_faults]
     # What the environment does not set, the file may, or else the default holds: they go where the flags go, below.
-    given: dict[str, Any] = {
-        flag.variable: file.get(flag.variable) or flag.default
+    rest = {
+        flag.variable: text
         for flag in FLAGS.values()
-        if not os.environ.get(flag.variable) and (file.get(flag.variable) or flag.default is not None)
+        if not os.environ.get(flag.variable) and (text := file.get(flag.variable) or flag.default) is not None
     }
     try:
-        settings = _Settings(**{**given, **flags})
+        settings = _Settings(**{**rest, **flags})
     except ValidationError as error:
         wrong = [
             fault
@@ -132,7 +93,7 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
             if fault["type"] != "missing" or line.command != "unknown"
         ]
         raise ConfigError([*faults, *(_fault(fault, origins) for fault in wrong), *warnings]) from None
-    options = Options(**{name: getattr(settings, name) for name in _CHECKS})
+    options = Options(**dict(settings))
     faults += [*_contradictions(options, origins), *_misplaced(options, origins, line.command)]
     if faults:
         raise ConfigError([*faults, *warnings])
@@ -143,7 +104,7 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
 class Origins:
     """Tells where each setting's value came from, in the operator's words."""
 
-    flags: Mapping[str, Any]
+    flags: Mapping[str, str]
     file: Mapping[str, str]
     path: str
 
@@ -192,7 +153,7 @@ def _unknown(variables: Mapping[str, str]) -> Iterator[str]:
         if not name.upper().startswith(PREFIX) or name in _BY_VARIABLE:
             continue
         if not _OF_A_SERVICE.fullmatch(name) and not values.is_of_a_service(value):
-            hint = command_line.nearest(name.upper().removeprefix(PREFIX), known, PREFIX)
+            hint = nearest(name.upper().removeprefix(PREFIX), known, PREFIX)
             yield f"variable {quoted(name)} is not known and ignored{hint}"
 
 
@@ -228,15 +189,12 @@ def _advice(options: Options, origins: Origins) -> Iterator[str]:
     sources = [path.stem for path in PACKAGE.rglob("*.py")] if options.vmodule.levels else []
     for pattern, level in options.vmodule.levels:
         if not any(Vmodule(((pattern, level),)).level(source) for source in sources):
-            nearest = command_line.nearest(pattern, sources)
-            yield f"{origins('vmodule')}: no source file goes by {quoted(pattern)}{nearest}"
+            yield f"{origins('vmodule')}: no source file goes by {quoted(pattern)}{nearest(pattern, sources)}"
 
 
 def _fault(fault: ErrorDetails, origins: Origins) -> str:
     flag = _BY_VARIABLE[str(fault["loc"][0])]
     if fault["type"] == "missing":
-        return f"{flag.spelled} or {flag.variable} is required: {flag.meaning}"
-    value = fault["input"]
-    shown = ",".join(value) if isinstance(value, list) else str(value)
+        return f"{flag.spelled} or {flag.variable} is required: {flag.help}"
     reason = fault.get("ctx", {}).get("error", fault["msg"])
-    return f"{origins(flag.name)}={quoted(shown)}: {reason}"
+    return f"{origins(flag.name)}={quoted(str(fault['input']))}: {reason}"

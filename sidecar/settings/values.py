@@ -1,14 +1,19 @@
 """The text of one setting → its value. Each function raises ValueError with what would be right instead."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-from sidecar.settings import command_line, durations
+from sidecar.settings import durations
 from sidecar.state.model import IPAddress
-from sidecar.text import quoted
+from sidecar.text import nearest, quoted
+
+#: The words of Go's strconv.ParseBool.
+BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "FALSE", "false", "False"), False
+)
 
 _HIGHEST_PORT: Final = 65535
 
@@ -44,9 +49,9 @@ class Endpoint:
 
 def boolean(text: str) -> bool:
     """Read one of ParseBool's words."""
-    if text not in command_line.BOOLEANS:
+    if text not in BOOLEANS:
         raise ValueError("not a boolean: write true or false")
-    return command_line.BOOLEANS[text]
+    return BOOLEANS[text]
 
 
 def port(text: str) -> int:
@@ -93,10 +98,9 @@ def interface(text: str) -> str:
     return text
 
 
-def addresses(texts: str | Sequence[str]) -> tuple[IPAddress, ...]:
-    """Read one text, or one for each time that the flag was given; each can hold several addresses."""
-    given = [texts] if isinstance(texts, str) else texts
-    return tuple(_address(text.strip()) for item in given for text in item.split(","))
+def addresses(text: str) -> tuple[IPAddress, ...]:
+    """Read addresses that are separated by commas."""
+    return tuple(_address(part.strip()) for part in text.split(","))
 
 
 def _address(text: str) -> IPAddress:
@@ -142,7 +146,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in words:
-            raise ValueError(f"unknown: write one of {', '.join(words)}{command_line.nearest(text, words)}")
+            raise ValueError(f"unknown: write one of {', '.join(words)}{nearest(text, words)}")
         return text
 
     return parse

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import __version__
-from sidecar.settings import flags
+from sidecar.settings import usage
 from support.namespace import CIDR, Namespace
 from support.program import PROGRAM, Fake, Sidecar, Start
 from support.sweep import sweep
@@ -553,7 +553,7 @@ def test_a_held_lock_is_tried_again_soon_and_said_once(namespace: Namespace, sta
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("help",), ("run", "--help"), ("--nonsense", "-h")])
 def test_help(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout == flags.usage() + "\n"
+    assert done.stdout == usage.usage() + "\n"
     assert done.stderr == ""
 
 
@@ -569,7 +569,7 @@ def test_help_and_version_load_nothing_that_they_do_not_need(argument: str) -> N
         [sys.executable, "-X", "importtime", PROGRAM, argument], capture_output=True, text=True, check=True
     )
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "sidecar.settings.flags" in loaded
+    assert "sidecar.settings.options" in loaded
     assert not loaded & {"pydantic", "sh", "loguru", "asyncio"}
 
 

@@ -17,7 +17,7 @@ from pytest_mock import MockerFixture
 
 from sidecar import PROGRAM, __version__
 from sidecar.node import claims, xtables_lock
-from sidecar.settings import flags, sources
+from sidecar.settings import invocation, sources
 from sidecar.settings.options import Options
 from support.manifests import DEPLOY, Manifest, of_kind, pod, rendered
 
@@ -108,7 +108,7 @@ def loaded(documents: list[Manifest], container: Manifest, mocker: MockerFixture
     for source in container["envFrom"]:
         env = {**maps[source["configMapRef"]["name"]], **env}
     mocker.patch.dict(os.environ, env, clear=True)
-    options, warnings = sources.load(flags.parse([]))
+    options, warnings = sources.load(invocation.parse([]))
     assert warnings == []
     return options
 

@@ -13,8 +13,8 @@ from sidecar.commands.inherited import load
 from sidecar.errors import ConfigError
 from sidecar.node.instances import Instance
 from sidecar.node.proc import Process
-from sidecar.settings import flags
-from sidecar.settings.options import Loaded
+from sidecar.settings import invocation
+from sidecar.settings.options import FLAGS, PREFIX, Loaded
 
 #: One that exists, so that its files can be looked for.
 PID = os.getpid()
@@ -28,12 +28,12 @@ Running = Callable[..., None]
 def instance(
     *words: str, pid: int = PID, is_python: bool = True, variables: Mapping[str, str] | None = None
 ) -> Instance:
-    return Instance(Process(pid, "sidecar"), is_python, flags.parse(words), variables or {})
+    return Instance(Process(pid, "sidecar"), is_python, invocation.parse(words), variables or {})
 
 
 def ask(*words: str) -> Loaded:
     with patch.dict(os.environ):  # as in a child process: what is changed there does not stay
-        return load(flags.parse(words))
+        return load(invocation.parse(words))
 
 
 def changed(*words: str) -> list[str]:
@@ -48,7 +48,7 @@ def faults(*words: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(flags.PREFIX)]:
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)
 
 
@@ -116,7 +116,7 @@ def test_all_that_says_what_the_node_should_be_like_is_taken(running: Running) -
     running(instance(*words))
     assert changed("status") == words
     pairs = [word.removeprefix("--").split("=") for word in words]
-    running(instance(variables={flags.FLAGS[name].variable: text for name, text in pairs}))
+    running(instance(variables={FLAGS[name].variable: text for name, text in pairs}))
     assert changed("status") == words
 
 

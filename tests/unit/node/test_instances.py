@@ -11,7 +11,7 @@ from pytest_mock import MockerFixture
 
 from sidecar.node.instances import Instance, running
 from sidecar.node.proc import Process
-from sidecar.settings import flags
+from sidecar.settings import invocation
 from sidecar.state.desired import desired, things
 from support.namespace import IPV4, IPV6
 
@@ -85,7 +85,7 @@ def the_one() -> Instance:
 
 
 def instance(*words: str, is_python: bool = True, **variables: str) -> Instance:
-    return Instance(Process(7, "x"), is_python, flags.parse(words), variables)
+    return Instance(Process(7, "x"), is_python, invocation.parse(words), variables)
 
 
 # Which they are

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import ConfigError
-from sidecar.settings import flags, sources
+from sidecar.settings import invocation, sources
 from sidecar.settings.klog import Place, Vmodule
-from sidecar.settings.options import Options
+from sidecar.settings.options import FLAGS, PREFIX, Options
 from sidecar.settings.values import Endpoint
 from support.namespace import IPV4, IPV6
 
@@ -18,21 +18,21 @@ REQUIRED = "--ip-address=10.96.0.2"
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(flags.PREFIX)]:
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)
 
 
 def load(*argv: str) -> Options:
-    return sources.load(flags.parse(argv))[0]
+    return sources.load(invocation.parse(argv))[0]
 
 
 def warnings(*argv: str) -> list[str]:
-    return sources.load(flags.parse(argv))[1]
+    return sources.load(invocation.parse(argv))[1]
 
 
 def faults(*argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        sources.load(flags.parse(argv))
+        sources.load(invocation.parse(argv))
     return list(caught.value.faults)
 
 
@@ -86,19 +86,13 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 
 def test_every_flag_has_a_setting() -> None:
-    assert (
-        {flag.field for flag in flags.FLAGS.values()}
-        == {each.name for each in fields(Options)}
-        == {*SETTINGS, "env_file"}
-    )
+    assert {flag.field for flag in FLAGS.values()} == {each.name for each in fields(Options)} == {*SETTINGS, "env_file"}
 
 
 def test_the_defaults_are_spelled_as_they_are_shown() -> None:
-    shown = load(REQUIRED).in_words()
+    shown = load(REQUIRED).texts()
     assert shown == {
-        name: flag.default or shown[name] * (flag.default is None)
-        for name, flag in flags.FLAGS.items()
-        if name != "env-file"
+        name: flag.default or shown[name] * (flag.default is None) for name, flag in FLAGS.items() if name != "env-file"
     }
 
 
@@ -354,13 +348,13 @@ def test_the_example_env_file_has_every_variable_with_its_default() -> None:
     example = (Path(__file__).parents[3] / ".env.example").read_text()
     given = load(f"--env-file={Path(__file__).parents[3] / '.env.example'}")
     assert without_file(given) == without_file(load(REQUIRED))
-    for flag in flags.FLAGS.values():
+    for flag in FLAGS.values():
         assert f"\n{flag.variable}={flag.default or ''}" in example
 
 
 def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
     given = load("status", *(f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()))
-    again = load("status", *(f"--{name}={text}" for name, text in given.in_words().items()))
+    again = load("status", *(f"--{name}={text}" for name, text in given.texts().items()))
     assert again == given
 
 
@@ -391,3 +385,11 @@ def test_a_flag_that_does_nothing_or_more_than_one_might_think_is_a_warning(argv
 )
 def test_what_belongs_to_another_command_is_not_passed_over(argv: list[str], fault: str) -> None:
     assert faults(REQUIRED, *argv) == [fault]
+
+
+def test_the_readme_has_every_flag_with_its_variable_and_its_default() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    for flag in FLAGS.values():
+        spelled = "`-v`, `--v`" if flag.name == "v" else f"`{flag.spelled}`"
+        default = "required" if flag.default is None else f"`{flag.default}`" if flag.default else "none"
+        assert f"\n| {spelled} | `{flag.variable}` | {default} | " in readme

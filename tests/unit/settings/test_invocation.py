@@ -1,15 +1,16 @@
 import pytest
 
-from sidecar.settings import flags
+from sidecar.settings import invocation, usage
+from sidecar.settings.options import FLAGS
 
 
 def test_the_help_has_every_flag_in_one_line_with_its_variable_and_its_default() -> None:
-    lines = flags.usage().splitlines()
-    for flag in flags.FLAGS.values():
+    lines = usage.usage().splitlines()
+    for flag in FLAGS.values():
         (line,) = [line for line in lines if line.startswith((f"  {flag.spelled} ", f"  {flag.spelled}, "))]
         assert f" {flag.variable} " in line
         assert f" {flag.default or '-' * (flag.default is not None) or 'required'} " in line
-        assert line.endswith(f" {flag.meaning}")
+        assert line.endswith(f" {flag.help}")
     assert max(map(len, lines)) < 100
 
 
@@ -42,7 +43,7 @@ def test_the_help_has_every_flag_in_one_line_with_its_variable_and_its_default()
     ],
 )
 def test_the_command(argv: list[str], command: str) -> None:
-    assert flags.parse(argv).command == command
+    assert invocation.parse(argv).command == command
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_the_command(argv: list[str], command: str) -> None:
     [
         (
             ["verison"],
-            [f"unknown command verison: it is one of {', '.join(flags.COMMANDS)}; did you mean version?"],
+            [f"unknown command verison: it is one of {', '.join(invocation.COMMANDS)}; did you mean version?"],
         ),
         (
             ["10.96.0.2"],
@@ -74,9 +75,9 @@ def test_the_command(argv: list[str], command: str) -> None:
     ],
 )
 def test_what_is_wrong_with_a_command_line(argv: list[str], faults: list[str]) -> None:
-    assert flags.parse(argv).faults == faults
+    assert invocation.parse(argv).faults == faults
 
 
 def test_values_are_kept_in_order() -> None:
-    line = flags.parse(["--port=1", "run", "--port", "2", "-v4", "--log-dir=/x"])
+    line = invocation.parse(["--port=1", "run", "--port", "2", "-v4", "--log-dir=/x"])
     assert line.values == {"port": ["1", "2"], "v": ["4"], "log_dir": ["/x"]}

@@ -1,0 +1,50 @@
+"""The text of --help, from the table of settings."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Final
+
+from sidecar.settings.options import FLAGS, Flag
+
+#: How wide the column of names is.
+_NAME: Final = 19
+
+
+def usage() -> str:
+    """Return every flag with its variable, its default and its help, a line each."""
+    lines = [
+        "Usage: apiserver-proxy-sidecar [run] --ip-address=ADDRESS[,ADDRESS...] [flags]",
+        "       apiserver-proxy-sidecar status | plan | cleanup | doctor [flags]",
+        "       apiserver-proxy-sidecar version | help",
+        "",
+        "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
+        "status shows what of it is there, plan the commands that run would execute now, and neither changes",
+        "anything; cleanup takes it away; doctor finds out why it does not work on this node. Without",
+        "--ip-address they use the settings of the sidecar that runs on this node.",
+    ]
+    for title, group in groupby(FLAGS.values(), lambda flag: flag.group):
+        lines += ["", f"{title}:", *_rows(list(group))]
+    return "\n".join(
+        (
+            *lines,
+            "",
+            "Second column: the variable that sets the same. Flags win over variables, variables over the",
+            "--env-file, that over the default in the third column. A boolean is --cleanup or --cleanup=false;",
+            "a duration is Go's: 90s, 1m30s, 500ms; a severity is 0 to 3 or INFO, WARNING, ERROR, FATAL.",
+            "With --alsologtostderr, --alsologtostderrthreshold is the severity from which it holds. With",
+            "--legacy_stderr_threshold_behavior=false, --logtostderr drops what is below --stderrthreshold.",
+            "",
+            "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node lacks",
+            "something: a command, a capability, kernel support. Of doctor: 0 nothing wrong found, 1 a fault.",
+        )
+    )
+
+
+def _rows(group: Sequence[Flag]) -> Iterator[str]:
+    """Yield a line for each flag; a group with longer names has columns of its own."""
+    is_wide = any(len(flag.spelled) > _NAME for flag in group)
+    names, variables, defaults = (34, 40, 4) if is_wide else (_NAME, 26, 8)
+    for flag in group:
+        spelled = "-v, --v" if flag.name == "v" else flag.spelled
+        default = "required" if flag.default is None else flag.default or "-"
+        yield f"  {spelled:<{names}} {flag.variable:<{variables}} {default:<{defaults}} {flag.help}"
