@@ -1,7 +1,8 @@
 """Every example in docs/troubleshooting.md is what the program prints on a node that is broken like that.
 
 A comment above a block says how: `<!-- node: COMMANDS -->`, run on a node in sync with a proxy behind the address.
-`$PROXY` is its process id, `$LISTEN` starts another one (support/proxy.py), `$EXPIRED` is a certificate for that.
+`$PROXY` is its process id, `$LISTEN` starts another one (support/proxy.py), `$EXPIRED` is a certificate for that,
+`await 'COMMAND'` waits until the command succeeds, and what the program prints meanwhile is in /run/output.
 `node for root` is left out for an ordinary user.
 
 In the block a line `$ COMMAND` is run, and what follows it is compared with its output, standard error included. A line
@@ -69,6 +70,7 @@ def script(example: Example, certificate: Path) -> str:
     shown = [f"cat <<'END'\n$ {command}\nEND\n{command}" for command in commands]
     return "\n".join(
         (
+            'await() { until eval "$1"; do sleep 0.05; done; }',
             f"PATH={PROGRAM.parent}:$PATH; export SIDECAR_IP_ADDRESS=10.96.0.2 SIDECAR_SETUP_IPTABLES=true",
             "exec 3>&1 > /run/output 2>&1; apiserver-proxy-sidecar --daemon=false",
             f"LISTEN='{sys.executable} {proxy.__file__}' EXPIRED={certificate.with_suffix('.expired')}",
