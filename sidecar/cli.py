@@ -15,6 +15,9 @@ from sidecar.settings import in_child, invocation, usage
 from sidecar.settings.invocation import Invocation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sidecar.commands.output import Answer, Terminal
     from sidecar.settings.options import Loaded
 
 #: How many faults are told before the rest is counted.
@@ -40,7 +43,7 @@ def _run(line: Invocation) -> int:
     if line.command == "run":
         from sidecar.commands import run  # noqa: PLC0415 - this takes a tenth of a second
     else:
-        from sidecar.commands import answers  # noqa: F401, PLC0415 - as above; loaded while the child loads
+        _commands()  # loaded while the child loads
     # What is loaded by now stays: the garbage collector, off until here, need never look at it again.
     gc.freeze()
     gc.enable()
@@ -68,15 +71,14 @@ def _load(line: Invocation) -> "Loaded | list[str]":
 
 def _answer(command: str, loaded: "Loaded") -> int:
     """Print what a command answers, and return its exit code."""
-    from sidecar.commands.answers import Terminal, answers  # noqa: PLC0415 - as above
+    from sidecar.commands.output import Terminal  # noqa: PLC0415 - as above
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # it is no other kind of stream
-    is_terminal = sys.stdout.isatty()
-    is_coloured = is_terminal and "NO_COLOR" not in os.environ
-    terminal = Terminal(is_terminal, is_coloured, sys.stdout.encoding or "ascii", _is_read)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # it is a TextIOWrapper here
+    is_tty = sys.stdout.isatty()
+    terminal = Terminal(is_tty, is_tty and "NO_COLOR" not in os.environ, sys.stdout.encoding or "ascii", _is_read)
     code = 0
     try:
-        for text, code in answers(command, loaded, terminal):  # noqa: B007 - the last one counts
+        for text, code in _commands()[command](loaded, terminal):  # noqa: B007 - the last one counts
             print(text, flush=True)
     except BrokenPipeError:  # nobody reads it any more
         return code
@@ -87,6 +89,13 @@ def _answer(command: str, loaded: "Loaded") -> int:
         _print(f"{PROGRAM}: cannot go on: {error.strerror}{remedy}", sys.stderr)
         return NodeError.exit_code
     return 0 if loaded.options.watch else code  # that ends by a signal, in an orderly way
+
+
+def _commands() -> "dict[str, Callable[[Loaded, Terminal], Iterator[Answer]]]":
+    """Load the commands; return by word what yields the answers of each."""
+    from sidecar.commands import cleanup, doctor, plan, status  # noqa: PLC0415 - this takes a tenth of a second
+
+    return {"status": status.answers, "plan": plan.answers, "cleanup": cleanup.answers, "doctor": doctor.answers}
 
 
 def _is_read() -> bool:

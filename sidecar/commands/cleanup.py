@@ -1,113 +1,144 @@
-"""The command `cleanup`: take away what the options want, and tell what was there."""
+"""The cleanup, for the command of that name and for `run --cleanup`: what it removes and what it prints."""
 
-import math
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from sidecar.commands.inspection import backends, exit_code, steps
-from sidecar.commands.render import CLEANUP_PLAN, Cleaned, Plan
+from sidecar.commands.output import Answer, Terminal, as_json, notes, wrapped
+from sidecar.commands.plan import Plan, render, steps
+from sidecar.commands.status import STATE_COLUMNS
 from sidecar.daemon.wakeup import Wakeup
 from sidecar.errors import Interrupted
 from sidecar.log.setup import collect_warnings
-from sidecar.node import claims
+from sidecar.node import claims, instances
+from sidecar.node.access import Access, access
+from sidecar.node.claims import Claims
 from sidecar.node.command import Commands
-from sidecar.node.instances import running
-from sidecar.node.iproute import IpRoute
-from sidecar.node.reconcile import Reconciler
-from sidecar.settings.options import Options, desired_state
-from sidecar.state.actions import Action, RemoveAddress, RemoveRule
-from sidecar.state.desired import LINK, things, without
-from sidecar.state.model import Desired
+from sidecar.settings.options import Loaded
+from sidecar.state import desired
+from sidecar.state.actions import Action, RemoveAddress, RemoveRule, Report, exit_code
+from sidecar.state.model import Claim, Desired, Interface
 from sidecar.state.plan import teardown
 
+#: Versions of the JSON: they change when a field is taken away or gets another meaning.
+SCHEMA: Final = "cleanup/v1"
+DRY_RUN_SCHEMA: Final = "cleanup-plan/v1"
 
-def cleanup(options: Options, warnings: Sequence[str]) -> Cleaned:
-    """Take it away, but for what a running instance on this node wants. Raises OSError if nothing can be run."""
-    logged = collect_warnings(options)
-    deadline = time.monotonic() + options.cleanup_timeout
-    commands = Commands(options.command_timeout)
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What a cleanup did."""
+
+    removed: tuple[str, ...]
+    absent: tuple[str, ...]
+    kept: tuple[str, ...]
+    """What stays because another instance needs it."""
+
+    left: tuple[str, ...]
+    failures: tuple[str, ...]
+    warnings: tuple[str, ...]
+    exit_code: int
+
+
+def clean_up(
+    node: Access, port: int, mine: Claims, deadline: float, on_change: Callable[[Action], None] | None = None
+) -> tuple[Report, frozenset[Claim]]:
+    """Remove what is desired, but for what another instance on this node needs; return the report, and what stays.
+
+    `mine` are the claims of this process, which it gives up; `deadline` is of the monotonic clock. Raises Interrupted.
+    """
+    kept = mine.claimed_by_others() | _claimed_by_processes(node.desired, port)
+    node.commands.finish_by(deadline)
+    going = node.for_cleanup(desired.without(node.desired, port, kept))
+    return going.reconciler(on_change).cleanup(deadline), kept
+
+
+def _claimed_by_processes(wanted: Desired, port: int) -> frozenset[Claim]:
+    return instances.claimed().intersection(desired.claims(wanted, port))
+
+
+def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
+    """Clean up, or with --dry-run say what that would do. Raises OSError if no command can be run at all."""
+    if loaded.options.dry_run:
+        yield render(_dry_run(loaded), loaded.options.output)
+        return
+    cleaned = _clean_up(loaded)
+    yield (cleaned_json if loaded.options.output == "json" else cleaned_text)(cleaned), cleaned.exit_code
+
+
+def _clean_up(loaded: Loaded) -> Cleaned:
+    logged = collect_warnings(loaded.options)
+    deadline = time.monotonic() + loaded.options.cleanup_timeout
+    commands = Commands(loaded.options.command_timeout)
     wakeup = Wakeup(on_stop=commands.interrupt, on_interrupt=commands.interrupt)
-    wanted = desired_state(options)
-    mine = claims.Claims()
-    mine.take(things(wanted, options.port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)
-    kept = mine.wanted_by_others() | _wanted_by_processes(wanted, options.port)
-    wanted = without(wanted, options.port, kept)
+    node, port = access(loaded.options, commands), loaded.options.port
+    mine = Claims()
+    mine.take(desired.claims(node.desired, port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)
     done: list[Action] = []
-    commands.finish_by(deadline)
-    shown = _in_words(kept)
+    kept: frozenset[Claim] = frozenset()
     try:
-        report = _reconciler(options, wanted, commands, done).cleanup(deadline)
+        report, kept = clean_up(node, port, mine, deadline, done.append)
     except Interrupted:
         failures, left, absent, code = ["a signal ended it: see with --dry-run what is left"], [], [], 1
     else:
         failures, left = list(map(str, report.failures)), [action.todo for action in report.remaining]
-        absent = list(_absent(wanted, done)) if report.in_sync else []
-        code = max(report.exit_code, int(bool(shown)))
+        going = desired.without(node.desired, port, kept)
+        absent = list(_absent(going, done)) if report.in_sync else []
+        code = max(report.exit_code, int(bool(names(kept))))
     return Cleaned(
-        removed=tuple(_thing(action) for action in done),
+        removed=tuple(map(_removed, done)),
         absent=tuple(absent),
-        kept=shown,
+        kept=names(kept),
         left=tuple(left),
         failures=tuple(failures),
-        warnings=(*warnings, *logged),
+        warnings=(*loaded.warnings, *logged),
         exit_code=code,
     )
 
 
-def dry_run(options: Options, warnings: Sequence[str]) -> Plan:
-    """Return what a cleanup would do now; claim nothing. Raises OSError if nothing can be run."""
-    logged = collect_warnings(options)
-    commands = Commands(options.command_timeout)
-    wanted = desired_state(options)
+def _dry_run(loaded: Loaded) -> Plan:
+    """Return what a cleanup would do now; claim nothing."""
+    logged = collect_warnings(loaded.options)
+    node, port = access(loaded.options, Commands(loaded.options.command_timeout)), loaded.options.port
     blind: list[str] = []
-    kept = _wanted_by_processes(wanted, options.port)
+    kept = _claimed_by_processes(node.desired, port)
     try:
-        kept |= claims.held(things(wanted, options.port))
+        kept |= claims.held(desired.claims(node.desired, port))
     except FileNotFoundError:  # no instance has run here
         pass
     except OSError as error:
-        blind.append(f"whether a running instance wants it cannot be seen ({error.strerror}): run as root")
-    wanted = without(wanted, options.port, kept)
-    reconciler = _reconciler(options, wanted, commands, [])
+        blind.append(f"cannot see whether a running instance needs it ({error.strerror}): run as root")
+    going = node.for_cleanup(desired.without(node.desired, port, kept))
+    reconciler = going.reconciler()
     observed, unseen = reconciler.observe()
-    todo, failed = steps(reconciler, teardown(wanted, observed))
+    found, failed = steps(reconciler, teardown(going.desired, observed))
     failures = (*unseen, *failed)
-    shown = _in_words(kept)
     return Plan(
-        steps=todo,
+        steps=found,
         failures=(*map(str, failures), *blind),
-        exit_code=max(exit_code(failures, in_sync=not todo and not shown), int(bool(blind))),
-        schema=CLEANUP_PLAN,
+        exit_code=max(exit_code(failures, in_sync=not found and not names(kept)), int(bool(blind))),
+        schema=DRY_RUN_SCHEMA,
         nothing="nothing of it is on this node: nothing to do",
-        warnings=(*warnings, *logged),
-        kept=shown,
+        warnings=(*loaded.warnings, *logged),
+        kept=names(kept),
     )
 
 
-def _wanted_by_processes(wanted: Desired, port: int) -> frozenset[str]:
-    """Return what a running sidecar wants, also one that cannot claim it: the Go one, or one with a /run of its own."""
-    theirs = {name for instance in running()[0] for name in instance.wants()}
-    return frozenset(theirs.intersection(things(wanted, port)))
+def names(kept: frozenset[Claim]) -> tuple[str, ...]:
+    """Return what stays, in words; not the interface, which is not what is to be cleaned up."""
+    return tuple(sorted(str(claim) for claim in kept if not isinstance(claim, Interface)))
 
 
-def _reconciler(options: Options, wanted: Desired, commands: Commands, done: list[Action]) -> Reconciler:
-    tools = backends(options, wanted, commands, math.inf)
-    for each in tools.values():
-        each.include_leftovers()
-        each.create_nothing()
-    return Reconciler(wanted, IpRoute(commands.run), tools, begin=commands.begin, on_change=done.append)
-
-
-def _absent(wanted: Desired, done: list[Action]) -> Iterator[str]:
-    """Yield what there was nothing of."""
+def _absent(going: Desired, done: Sequence[Action]) -> Iterator[str]:
+    """Yield what was not there."""
     addresses = {action.address for action in done if isinstance(action, RemoveAddress)}
     rules = {action.rule for action in done if isinstance(action, RemoveRule)}
-    yield from (str(rule) for rule in wanted.rules if rule not in rules)
-    yield from (str(address) for address in wanted.addresses if address not in addresses)
+    yield from (str(rule) for rule in going.rules if rule not in rules)
+    yield from (str(address) for address in going.addresses if address not in addresses)
 
 
-def _thing(action: Action) -> str:
+def _removed(action: Action) -> str:
     """Return what an action has removed."""
     match action:
         case RemoveRule(rule, copies):
@@ -118,12 +149,35 @@ def _thing(action: Action) -> str:
             return str(action.facts.get("interface", action.done))
 
 
-def _in_words(names: frozenset[str]) -> tuple[str, ...]:
-    """Return what desired.things calls by these names, but for the interface: it is not what is to be cleaned up."""
-    found = []
-    for name in sorted(names):
-        if match := re.fullmatch(r"(.+)@(.+)", name):
-            found.append(f"{match[1]} on {match[2]}")
-        elif not name.startswith(LINK):
-            found.append(f"the rules for {name}")
-    return tuple(found)
+def cleaned_text(cleaned: Cleaned) -> str:
+    """Return the most important line first, then one for each object."""
+    lines = ["clean: nothing of it is left on this node"]
+    if cleaned.kept and not (cleaned.left or cleaned.failures):
+        lines = wrapped("not clean: an instance that runs on this node needs it; stop it first")
+    elif cleaned.exit_code:
+        lines = ["not clean: not all could be removed"]
+    for state, objects in (
+        ("left", cleaned.left),
+        ("in use", cleaned.kept),
+        ("removed", cleaned.removed),
+        ("not there", cleaned.absent),
+    ):
+        for each in objects:
+            lines += wrapped(f"{state:<{STATE_COLUMNS}}{each}", STATE_COLUMNS)
+    return "\n".join((*lines, *notes(cleaned.warnings, cleaned.failures)))
+
+
+def cleaned_json(cleaned: Cleaned) -> str:
+    """Return the same as one object in one line."""
+    return as_json(
+        {
+            "schema": SCHEMA,
+            "exit": cleaned.exit_code,
+            "removed": list(cleaned.removed),
+            "absent": list(cleaned.absent),
+            "kept": list(cleaned.kept),
+            "left": list(cleaned.left),
+            "warnings": list(cleaned.warnings),
+            "failures": list(cleaned.failures),
+        }
+    )

@@ -1,23 +1,29 @@
 """The command `doctor`: from settings to findings."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from loguru import logger
 
+from sidecar.commands import findings_text
+from sidecar.commands.output import Answer, Terminal
+from sidecar.commands.status import LONGEST_WAIT
 from sidecar.doctor.checks import diagnose
-from sidecar.doctor.findings import Finding, Level
-from sidecar.doctor.view import Looks
+from sidecar.doctor.findings import Finding, exit_code
+from sidecar.doctor.view import View
 from sidecar.log.setup import start_logging
-from sidecar.node.backends import Backend
+from sidecar.node.access import access
 from sidecar.node.command import Commands
-from sidecar.settings.options import Options, desired_state
+from sidecar.settings.options import Loaded, Options
 
-if TYPE_CHECKING:
-    from sidecar.state.model import Family
 
-#: Seconds to wait for the xtables lock, at most: who holds it is told, and an answer is wanted soon.
-LONGEST_WAIT = 1.0
+def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
+    """Yield the findings. Raises OSError if no command can be run at all."""
+    found = doctor(loaded.options, loaded.warnings)
+    if loaded.options.output == "json":
+        text = findings_text.findings_json(found)
+    else:
+        text = findings_text.findings_text(found, is_coloured=terminal.is_coloured, encoding=terminal.encoding)
+    yield text, exit_code(found)
 
 
 def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
@@ -30,10 +36,7 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
     else:
         logger.remove()  # the findings say it all
     commands = Commands(options.command_timeout)
-    wanted = desired_state(options)
-    families: list[Family] = sorted({address.ip.version for address in wanted.addresses})
-    wait = min(options.iptables_wait, LONGEST_WAIT)
-    backends = {family: Backend(commands.run, family, options.iptables_backend, wait) for family in families}
-    looks = Looks(wanted, options.port, commands.run, backends, options.iptables_backend)
-    settings = [Finding(Level.WARNING, "settings", warning) for warning in warnings]
-    return [*settings, *diagnose(looks)]
+    node = access(options, commands, creates=False, has_rules=True, longest_wait=LONGEST_WAIT)
+    return diagnose(
+        View(node.desired, options.port, commands.run, node.backends, options.iptables_backend, warnings=warnings)
+    )

@@ -17,6 +17,7 @@ from sidecar.node.events import Events
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings import durations
 from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveSurplus, Report
+from sidecar.state.model import Desired, Observed
 
 #: Seconds until the first retry, and until the first look after a change.
 SOON: Final = 1.0
@@ -28,6 +29,9 @@ PASSES_PER_SECOND: Final = 2.5
 #: Of changes of one kind, how many within so many seconds are logged one by one; more are counted.
 SEPARATELY: Final = 3
 COUNTED_FOR: Final = 60.0
+
+#: How many addresses a line names before it counts the rest.
+SHOWN: Final = 4
 
 #: Seconds until the next try while somebody holds the xtables lock.
 LOCK_RETRY: Final = 2.0
@@ -62,7 +66,8 @@ def run(  # noqa: PLR0913 - what it does, when, and who is told
             if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
                 return report
             first = False
-            _heed(events, report)
+            if events:
+                _forget_own_changes(events, report)
             seconds = schedule.next(report)
             if vitals:
                 vitals.sleeps(seconds)
@@ -72,9 +77,11 @@ def run(  # noqa: PLR0913 - what it does, when, and who is told
     return None
 
 
-def _heed(events: Events | None, report: Report) -> None:
+def _forget_own_changes(events: Events, report: Report) -> None:
     """Forget what a pass caused itself; what others did meanwhile is seen by the look that comes 1 s after a change."""
-    if events and any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress) for action in report.changed):
+    if report.observed:
+        events.legacy_families = {each.family for each in report.observed.backends if each.is_legacy}
+    if any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress) for action in report.changed):
         events.forget()
 
 
@@ -151,7 +158,7 @@ class Changes:
     since: float
     number: int = 0
 
-    def tell(self, action: Action, now: float) -> None:
+    def log(self, action: Action, now: float) -> None:
         """Log what was counted, if anything was."""
         if self.number > SEPARATELY:
             seconds = durations.render(round(now - self.since))
@@ -162,11 +169,11 @@ class Changes:
 class Journal:
     """Writes the log of passes: a failure when it is new, success when it is news, and nothing otherwise."""
 
-    def __init__(self, goal: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
-        """`goal` tells what "in sync" means, in words."""
+    def __init__(self, desired: Desired, port: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._desired = desired
+        self._port = port
         self._clock = clock
-        self._changes: dict[str, Changes] = {}
-        self._goal = goal
+        self._changes: dict[Action, Changes] = {}
         self._known: set[str] = set()
         self._noticed: set[str] = set()
         self._failed_passes = 0
@@ -175,11 +182,11 @@ class Journal:
     def changed(self, action: Action) -> None:
         """Log a change; of the same one again and again only how often."""
         now = self._clock()
-        changes = self._changes.get(action.done)
+        changes = self._changes.get(action)
         if changes is None or now - changes.since > COUNTED_FOR:
             if changes:
-                changes.tell(action, now)
-            changes = self._changes[action.done] = Changes(now)
+                changes.log(action, now)
+            changes = self._changes[action] = Changes(now)
         changes.number += 1
         if changes.number <= SEPARATELY:
             logger.bind(**action.facts).info(action.done)
@@ -199,10 +206,21 @@ class Journal:
             return
         if not self._was_in_sync:
             after = f" after {self._failed_passes} failed passes" if self._failed_passes else ""
-            logger.bind(failed_passes=self._failed_passes).info(f"in sync{after}: {self._goal()}")
+            logger.bind(failed_passes=self._failed_passes).info(f"in sync{after}: {self._in_words(report.observed)}")
         self._known.clear()
         self._failed_passes = 0
         self._was_in_sync = True
+
+    def _in_words(self, observed: Observed | None) -> str:
+        """Return what is in place."""
+        shown = [address.cidr for address in self._desired.addresses[:SHOWN]]
+        if len(self._desired.addresses) > SHOWN:
+            shown.append(f"{len(self._desired.addresses) - SHOWN} more")
+        text = f"{', '.join(shown)} on {self._desired.interface}"
+        if not self._desired.rules:
+            return text
+        commands = " and ".join(each.command for each in observed.backends) if observed else ""
+        return f"{text}, {len(self._desired.rules)} rules for port {self._port} by {commands}"
 
     def _log_new(self, report: Report) -> None:
         # Seconds and process ids in an error make no other failure of it, but an address in what was tried does.

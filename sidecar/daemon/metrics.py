@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.daemon.vitals import BUCKETS, Histogram, Vitals
+from sidecar.state.model import Address, Interface, Object, Rule
 
 #: What generate_latest writes: no name in it needs a later version of the format.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -66,14 +67,14 @@ class _Record(Collector):
         yield _gauge(
             "in_sync",
             "Whether an address or rule was in place at the last look; nothing of what could not be looked at.",
-            counts.in_sync.items(),
+            _by_object(counts.in_sync),
             "kind",
             "object",
         )
         yield _counter(
             "repairs",
             "What was put back, after everything had been in place.",
-            counts.repairs.items(),
+            _by_object(counts.repairs),
             "kind",
             "object",
         )
@@ -86,6 +87,21 @@ class _Record(Collector):
         lock_waits = sum(number for (_, reason), number in counts.command_failures.items() if reason == "lock")
         yield _counter("lock_waits", "Commands that waited for the xtables lock in vain.", [((), lock_waits)])
         yield _counter("lock_wait_seconds", "Time they waited.", [((), counts.lock_wait_seconds)])
+
+
+def _by_object(values: Mapping[Object, int]) -> Samples:
+    """Label each number by the kind of its object and its name."""
+    return [(_labels(each), number) for each, number in values.items()]
+
+
+def _labels(each: Object) -> tuple[str, str]:
+    match each:
+        case Interface(name):
+            return "interface", name
+        case Address():
+            return "address", str(each)
+        case Rule():
+            return "rule", str(each)
 
 
 def _one(values: Mapping[str, int]) -> Samples:

@@ -30,7 +30,7 @@ from sidecar.state.actions import (
     SetLinkUp,
 )
 from sidecar.state.inventory import State, survey
-from sidecar.state.model import Desired, Observed
+from sidecar.state.model import Desired, Interface, Object, Observed
 from sidecar.text import visible
 
 #: Seconds that a busy node may take on top of what is expected.
@@ -49,9 +49,6 @@ _LOCK: Final = 4
 
 #: How many lines tell what is missing before the rest is counted.
 _MOST_LINES: Final = 20
-
-#: A kind of thing (address, rule, interface), and its name.
-Thing = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -82,9 +79,9 @@ class Counts:
     failures: dict[str, int] = field(default_factory=dict)
     """By the kind of error, in the words of errors.py."""
 
-    repairs: dict[Thing, int] = field(default_factory=dict)
+    repairs: dict[Object, int] = field(default_factory=dict)
     copies_removed: dict[str, int] = field(default_factory=lambda: {"address": 0, "rule": 0})
-    in_sync: dict[Thing, bool] = field(default_factory=dict)
+    in_sync: dict[Object, bool] = field(default_factory=dict)
     """Without those that could not be looked at."""
 
     commands: dict[str, Histogram] = field(default_factory=dict)
@@ -116,19 +113,16 @@ class Vitals:
         self,
         desired: Desired,
         command_timeout: float,
-        backend: Callable[[], str] = lambda: "",
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`backend` tells which iptables is used, as far as it is known; it is called in the thread of the loop."""
         self._desired = desired
         self._command_timeout = command_timeout
-        self._backend = backend
         self._clock = clock
         self._now = now
         self._lock = threading.Lock()
-        self._counts = Counts(repairs=dict.fromkeys(_things(desired), 0))
+        self._counts = Counts(repairs=dict.fromkeys(_objects(desired), 0))
         self._doing = "starting"
         self._due = float("inf")
         self._began = 0.0
@@ -167,14 +161,14 @@ class Vitals:
             self._expect("in a pass", self._command_timeout)
 
     def pass_ended(self, report: Report) -> None:
-        now, seconds, backend = self._now(), self._clock() - self._began, self._backend()
+        now, seconds = self._now(), self._clock() - self._began
         result = ("changed" if report.changed else "in_sync") if report.in_sync else "failed"
         in_sync = _in_sync(self._desired, report.observed) if report.observed else {}
         with self._lock:
             counts = self._counts
             if not self._hung_in_pass:
                 self._hung = ""
-            counts.backend = backend
+            counts.backend = _backends(report.observed) or counts.backend
             counts.passes[result] += 1
             counts.pass_seconds.add(seconds)
             for failure in report.failures:
@@ -242,29 +236,35 @@ class Vitals:
             case RemoveAddress():
                 self._counts.copies_removed["address"] += 1
             case AddAddress(address):
-                self._count_repair(("address", str(address)))
+                self._count_repair(address)
             case AddRule(rule) | MoveToFront(rule):
-                self._count_repair(("rule", str(rule)))
+                self._count_repair(rule)
             case CreateLink(interface) | SetLinkUp(interface):
-                self._count_repair(("interface", interface))
+                self._count_repair(Interface(interface))
 
-    def _count_repair(self, thing: Thing) -> None:
+    def _count_repair(self, repaired: Object) -> None:
         if self._counts.last_success:
-            self._counts.repairs[thing] = self._counts.repairs.get(thing, 0) + 1
+            self._counts.repairs[repaired] = self._counts.repairs.get(repaired, 0) + 1
 
 
-def _things(desired: Desired) -> list[Thing]:
-    return [(item.kind, item.name) for item in survey(desired, Observed(None, {}))]
+def _objects(desired: Desired) -> list[Object]:
+    return [Interface(desired.interface), *desired.addresses, *desired.rules]
 
 
-def _in_sync(desired: Desired, observed: Observed) -> dict[Thing, bool]:
+def _in_sync(desired: Desired, observed: Observed) -> dict[Object, bool]:
     """Return for each address and rule that could be looked at whether it is as it should be."""
     right = {State.PRESENT} if desired.insert else {State.PRESENT, State.NO_EFFECT}
+    found = zip(_objects(desired), survey(desired, observed), strict=True)
     return {
-        (item.kind, item.name): item.state in right
-        for item in survey(desired, observed)
-        if item.kind != "interface" and item.state is not State.UNKNOWN
+        each: item.state in right
+        for each, item in found
+        if not isinstance(each, Interface) and item.state is not State.UNKNOWN
     }
+
+
+def _backends(observed: Observed | None) -> str:
+    """Return the backends in use, as --iptables-backend spells them; empty as long as they are not known."""
+    return ",".join(sorted({each.name for each in observed.backends})) if observed else ""
 
 
 def _missing(report: Report) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""What a certificate says of itself: its names and when it is valid. Its DER, read as far as that needs (RFC 5280).
+"""What a certificate says about itself: its names and when it is valid. Its DER is read as far as needed (RFC 5280).
 
-The standard library tells these only of a certificate whose trust it has verified, which is not the question here.
+The standard library returns these only for a certificate whose trust it has verified, which is not the question here.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Certificate:
 
 
 def read(der: bytes) -> Certificate:
-    """Read a certificate; raise ValueError if it is none."""
+    """Read a certificate; raise ValueError if it is not one."""
     try:
         _, outer, _ = _element(der, 0)
         fields = list(_elements(next(_elements(outer))[1]))
@@ -66,7 +66,7 @@ def _time(tag: int, value: bytes) -> datetime:
     if tag == _UTC_TIME:  # two digits: 1950 to 2049
         text = ("19" if text[:2] >= "50" else "20") + text
     elif tag != _GENERALIZED_TIME:
-        raise ValueError("not a certificate: its validity is no time")
+        raise ValueError("not a certificate: its validity is not a time")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
@@ -81,7 +81,7 @@ def _element(data: bytes, at: int) -> tuple[int, bytes, int]:
     """Return tag, value, and where the next one begins."""
     tag, length = data[at], data[at + 1]
     at += 2
-    if length & 0x80:  # so many bytes have the length
+    if length & 0x80:  # the length is in as many bytes as this says
         size = length & 0x7F
         length = int.from_bytes(data[at : at + size])
         at += size

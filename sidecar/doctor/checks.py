@@ -1,44 +1,55 @@
-"""doctor: every check, from the ground up. What cannot be looked at is told as unknown, and the rest goes on."""
+"""All checks, from the ground up. Checks that cannot run are reported as unknown, with the reason; the rest goes on."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final, TypeAlias
 
-from sidecar.doctor import check_network, check_node, check_others, check_use
-from sidecar.doctor.findings import Finding, Level
-from sidecar.doctor.view import Looks
-from sidecar.errors import NodeError, SidecarError
+from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, rules, traffic
+from sidecar.doctor.findings import Finding, Level, finding, unknown
+from sidecar.doctor.view import View
+from sidecar.errors import SidecarError
 
-Check: TypeAlias = Callable[[Looks], Iterator[Finding]]
+Check: TypeAlias = Callable[[View], Iterator[Finding]]
 
-#: Topic → check, in this order: what a check says is easier to understand after those before it.
+
+def settings(view: View) -> Iterator[Finding]:
+    """Yield what is odd about the settings."""
+    for warning in view.warnings:
+        yield finding(Level.WARNING, warning)
+
+
+#: Topic → check, in this order: a finding is easier to understand after those before it.
 CHECKS: Final[dict[str, Check]] = {
-    "program": check_node.program,
-    "privileges": check_node.may,
-    "commands": check_node.commands,
-    "backend": check_node.backend,
-    "lock": check_node.lock,
-    "kernel": check_node.supported,
-    "interface": check_network.interface,
-    "address": check_network.address,
-    "route": check_network.route,
-    "rules": check_network.rules,
-    "taken": check_others.taken,
-    "policies": check_others.policies,
-    "listener": check_use.listener,
-    "conntrack": check_use.tracked,
-    "instances": check_use.instances,
+    "settings": settings,
+    "program": node.program,
+    "privileges": node.privileges,
+    "commands": node.commands,
+    "backend": backend.backend,
+    "lock": node.lock,
+    "kernel": node.kernel_support,
+    "interface": addresses.interface,
+    "address": addresses.address,
+    "route": addresses.route,
+    "rules": rules.rules,
+    "taken": traffic.taken,
+    "policies": traffic.policies,
+    "listener": listener.listener,
+    "connect": listener.connect,
+    "tls": listener.tls,
+    "conntrack": conntrack.conntrack,
+    "instances": instances.instances,
 }
 
 
-def diagnose(looks: Looks) -> list[Finding]:
-    """Return what all checks found, in their order. Raises Interrupted or Stopped, nothing else."""
-    return [finding for topic, check in CHECKS.items() for finding in _guarded(topic, check, looks)]
+def diagnose(view: View) -> list[Finding]:
+    """Return the findings of all checks, in their order. Raises Interrupted or Stopped, nothing else."""
+    return [replace(each, topic=topic) for topic, check in CHECKS.items() for each in _guarded(check, view)]
 
 
-def _guarded(topic: str, check: Check, looks: Looks) -> Iterator[Finding]:
+def _guarded(check: Check, view: View) -> Iterator[Finding]:
     try:
-        yield from check(looks)
+        yield from check(view)
     except SidecarError as error:
-        yield Finding(Level.UNKNOWN, topic, str(error), facts=error.facts, node_lacks=isinstance(error, NodeError))
+        yield unknown(error)
     except (OSError, ValueError) as error:
-        yield Finding(Level.UNKNOWN, topic, f"could not be looked at: {error}")
+        yield finding(Level.UNKNOWN, f"could not be checked: {error}")

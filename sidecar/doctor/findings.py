@@ -1,13 +1,14 @@
-"""What a look at the node found, one fact each, and what they add up to."""
+"""What the checks found, one fact each, and what they add up to."""
 
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from sidecar.errors import NodeError, SidecarError
 from sidecar.state.model import Facts
 
-#: The topics that decide whether the address can be used at all: not to know one of them is no success.
+#: The topics that decide whether the address can be used at all: if one of them is unknown, that is not a success.
 DECISIVE: Final = frozenset(("interface", "address", "rules", "listener"))
 
 
@@ -17,7 +18,7 @@ class Level(enum.Enum):
     FAULT = "fault"
     WARNING = "warning"
     UNKNOWN = "unknown"
-    """It could not be looked at; the finding says why."""
+    """The check could not run; the finding says why."""
     NOTE = "note"
     """Worth knowing, no alarm."""
     OK = "ok"
@@ -25,7 +26,7 @@ class Level(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fact: what was looked at (`topic`), what was found there, and what to do about it.
+    """One fact: what was checked (`topic`), what was found there, and what to do about it.
 
     `commands` do it, one after the other in a shell; `remedy` is what a person has to do, besides or instead.
     """
@@ -40,8 +41,32 @@ class Finding:
     """Whether the node cannot do it as it is: a command, a privilege or kernel support is missing."""
 
 
+def finding(  # noqa: PLR0913 - as Finding has them
+    level: Level,
+    found: str,
+    remedy: str = "",
+    commands: tuple[str, ...] = (),
+    facts: Facts | None = None,
+    *,
+    node_lacks: bool = False,
+) -> Finding:
+    """Return what a check found; whoever runs the check adds the topic."""
+    return Finding(level, "", found, remedy, commands, facts or {}, node_lacks)
+
+
+def unknown(error: SidecarError, subject: str = "") -> Finding:
+    """Return that something could not be found out, and why."""
+    text = f"{subject}: {error}" if subject else str(error)
+    return finding(Level.UNKNOWN, text, facts=error.facts, node_lacks=isinstance(error, NodeError))
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number of something, in words that fit: `1 rule`, `2 rules`."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def exit_code(findings: Sequence[Finding]) -> int:
-    """Return 3 if the node cannot do it, 1 if something is wrong or not known that decides, else 0."""
+    """Return 3 if the node cannot do it, 1 if something decisive is wrong or not known, else 0."""
     if any(each.node_lacks for each in findings):
         return 3
     faulty = (

@@ -1,4 +1,4 @@
-"""What the kernel supports, by what is there to be read: nothing is loaded, created or tried."""
+"""What the kernel supports, as far as that can be read: nothing is loaded, created or tried."""
 
 import gzip
 import os
@@ -10,7 +10,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Something a kernel may have: the module it is in, and the option it is built by (Kconfig)."""
+    """A part of the kernel: its module, and the option (Kconfig) by which it is built."""
 
     module: str
     option: str
@@ -29,7 +29,7 @@ DUMMY: Final = Feature("dummy", "CONFIG_DUMMY")
 
 
 def has(feature: Feature) -> bool | None:
-    """Whether the running kernel has a feature, built in or as a module, loaded or not; None: it does not tell."""
+    """Whether the running kernel has a feature, built in or as a module, loaded or not; None: that cannot be read."""
     if feature.module in _loaded():
         return True
     options = _options()
@@ -51,20 +51,22 @@ def _loaded() -> frozenset[str]:
 
 @cache
 def _options() -> dict[str, str] | None:
-    """Return the kernel's configuration, if it is to be had."""
+    """Return the kernel's configuration, if it can be read; one without a single option is not believed."""
     for path in (Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")):
         try:
             data = path.read_bytes()
             text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
         except (OSError, EOFError, UnicodeError):
             continue
-        return dict(line.split("=", 1) for line in text.splitlines() if line.startswith("CONFIG_") and "=" in line)
+        lines = (line for line in text.splitlines() if line.startswith("CONFIG_") and "=" in line)
+        if options := dict(line.split("=", 1) for line in lines):
+            return options
     return None
 
 
 @cache
 def _modules() -> frozenset[str] | None:
-    """Return the names of the modules that are installed or built in, if that is to be had."""
+    """Return the names of the modules that are installed or built in, if they can be read."""
     directory = Path("/lib/modules") / os.uname().release
     found: set[str] = set()
     for name in ("modules.builtin", "modules.dep"):

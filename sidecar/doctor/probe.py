@@ -1,4 +1,4 @@
-"""Is it there? A TCP connection to the address, and what answers on it."""
+"""A TCP connection to an address, and what answers there."""
 
 import contextlib
 import socket
@@ -20,11 +20,11 @@ _SERVER_NAME: Final = "kubernetes.default.svc"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a connection."""
+    """What a connection has brought."""
 
     seconds: float
     failure: str = ""
-    """Why there is no connection; empty: there is one."""
+    """Why there is no connection; empty if there is one."""
 
     certificate: Certificate | None = None
     tls_failure: str = ""
@@ -32,7 +32,7 @@ class Answer:
 
 
 def connect(ip: IPAddress, port: int) -> Answer:
-    """Connect, and look at the certificate if TLS is spoken there. Nobody's trust is verified."""
+    """Connect, and read the certificate if TLS is spoken there. Its trust is not verified."""
     started = time.monotonic()
     try:
         connection = socket.create_connection((str(ip), port), TIMEOUT)
@@ -52,7 +52,7 @@ def connect(ip: IPAddress, port: int) -> Answer:
 def _certificate(connection: socket.socket) -> Certificate:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the certificate is what is looked at, not relied on
+    context.verify_mode = ssl.CERT_NONE  # the certificate is examined, not relied on
     with context.wrap_socket(connection, server_hostname=_SERVER_NAME) as secured:
         der = secured.getpeercert(binary_form=True)
     return certificate.read(der or b"")

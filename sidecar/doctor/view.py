@@ -1,90 +1,96 @@
-"""What several of doctor's checks look at, each looked at once; nothing is changed."""
+"""The node as doctor's checks see it: each part is observed once, and nothing is changed."""
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Final, TypeVar
 
-from sidecar.errors import SidecarError
-from sidecar.firewall.walk import Traffic, jumps
+from sidecar.doctor.findings import counted
+from sidecar.doctor.probe import Answer
+from sidecar.errors import CommandError, NotSupported, SidecarError, pasteable
+from sidecar.firewall.conditions import Traffic
+from sidecar.firewall.walk import jumps
+from sidecar.node import iproute
 from sidecar.node.backends import Backend
-from sidecar.node.command import Run
+from sidecar.node.command import Command, Run
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables import Seen
-from sidecar.state.model import Address, Desired, Family, Link, LinkAddress, Observed
-from sidecar.state.plan import obstacles, plan
+from sidecar.state.actions import Action, RuleAction
+from sidecar.state.model import IPV6, Address, Desired, Family, IPAddress, Link, LinkAddress, Observed
 
-#: How many chains of others are read for one address; a node can have tens of thousands.
+#: How many chains of other programs are read for one address; a node can have tens of thousands.
 MOST_CHAINS: Final = 200
 
-#: Seconds after which no more chains of others are read, for whichever address.
+#: Seconds after which no more chains of other programs are read, for whichever address.
 PATIENCE: Final = 0.8
 
+#: Why something was left out.
+NO_TIME: Final = "for lack of time"
 
-class Looks:
-    """The node, as far as it was looked at so far. A look that failed fails again, without another try."""
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 
-    def __init__(self, desired: Desired, port: int, run: Run, backends: Mapping[Family, Backend], wish: str) -> None:
-        """`backends` holds one for each family of the addresses, whether rules are wanted or not."""
+#: The rules of each chain; None: iptables cannot print them.
+_Listings = dict[str, tuple[str, ...] | None]
+
+
+class View:
+    """The node, as far as it has been observed. What could not be observed fails again, without another try."""
+
+    def __init__(  # noqa: PLR0913 - one for each thing that checks ask for
+        self,
+        desired: Desired,
+        port: int,
+        run: Run,
+        backends: Mapping[Family, Backend],
+        requested_backend: str,
+        *,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """`backends` holds one for each family of the addresses, whether rules are desired or not.
+
+        `requested_backend` is the value of --iptables-backend; `warnings` are those of the settings.
+        """
         self.desired = desired
         self.port = port
         self.run = run
         self.backends = backends
-        self.wish = wish
-        self._links: tuple[Link, ...] | SidecarError | None = None
+        self.requested_backend = requested_backend
+        self.warnings = warnings
+        self.listening: list[Address] = []
+        """The addresses on which something listens; the check of that fills it in."""
+        self.answers = dict[Address, Answer]()
+        """What a connection to an address has brought; the check of that fills it in."""
+        self._links: dict[str, tuple[Link, ...] | SidecarError] = {}
         self._seen: dict[Family, Seen | SidecarError] = {}
-        self._listings: dict[tuple[Family, str], dict[str, tuple[str, ...]]] = {}
+        self._listings: dict[tuple[Family, str], _Listings] = {}
         self._walk_until: float | None = None
 
     def links(self) -> tuple[Link, ...]:
-        """Return all interfaces; raise a SidecarError if they could not be looked at."""
-        if self._links is None:
-            try:
-                self._links = IpRoute(self.run).observe()
-            except SidecarError as error:
-                self._links = error
-        if isinstance(self._links, SidecarError):
-            raise self._links
-        return self._links
+        """Return all interfaces; raise a SidecarError if they could not be listed."""
+        return _once(self._links, "", IpRoute(self.run).observe)
 
     def seen(self, family: Family) -> Seen:
-        """Return what is known of our rules of a family; raise a SidecarError if they could not be looked at."""
-        if family not in self._seen:
-            try:
-                wanted = tuple(rule for rule in self.desired.rules if rule.family == family)
-                self._seen[family] = self.backends[family].look(wanted)
-            except SidecarError as error:
-                self._seen[family] = error
-        found = self._seen[family]
-        if isinstance(found, SidecarError):
-            raise found
-        return found
+        """Return what is known of our rules of a family; raise a SidecarError if they could not be listed."""
+        rules = tuple(rule for rule in self.desired.rules if rule.family == family)
+        return _once(self._seen, family, lambda: self.backends[family].look(rules))
 
-    def could_look(self, family: Family) -> bool:
-        """Whether rules of a family can be looked at."""
+    def has_seen(self, family: Family) -> bool:
+        """Whether the rules of a family could be listed."""
         with contextlib.suppress(SidecarError):
             self.seen(family)
             return True
         return False
 
     def observed(self) -> Observed:
-        """Return all of it; what could not be looked at is left out."""
+        """Return all of it; what could not be observed is left out."""
         links = None
-        seen = []
         with contextlib.suppress(SidecarError):
             links = self.links()
-        for family in self.backends:
-            with contextlib.suppress(SidecarError):
-                seen.append(self.seen(family))
+        seen = [self.seen(family) for family in self.backends if self.has_seen(family)]
         copies = {rule: number for each in seen for rule, number in each.copies.items()}
         hindrances = {rule: found for each in seen for rule, found in each.hindrances.items()}
         return Observed(links, copies, hindrances)
-
-    def is_complete(self) -> bool:
-        """Whether all was seen, and is there."""
-        observed = self.observed()
-        is_seen = observed.links is not None and len(observed.copies) == len(self.desired.rules)
-        return is_seen and not plan(self.desired, observed) and not any(obstacles(self.desired, observed))
 
     def places(self, address: Address) -> list[tuple[Link, LinkAddress]]:
         """Return where an address is, on whatever interface."""
@@ -92,60 +98,95 @@ class Looks:
 
     def where(self, address: Address) -> str:
         """Return an address with the port, as one would type it."""
-        return f"[{address.ip}]:{self.port}" if address.ip.version == 6 else f"{address.ip}:{self.port}"  # noqa: PLR2004 - the protocol's name
+        return socket_name(address.ip, self.port)
 
     def is_legacy(self) -> bool:
         """Whether legacy is asked for, or known to be in use."""
-        return self.wish == "legacy" or any(backend.is_legacy for backend in self.backends.values())
+        return self.requested_backend == "legacy" or any(backend.is_legacy for backend in self.backends.values())
 
     def is_untracked(self, address: Address) -> bool:
-        """Whether the rules are there that keep the address out of connection tracking, and not known to be idle."""
+        """Whether the rules that exempt an address from connection tracking are there, and have their effect."""
         observed = self.observed()
         rules = [rule for rule in self.desired.rules if rule.table == "raw" and address.cidr in rule.match]
         idle = {rule for rule, hindrance in observed.hindrances.items() if hindrance.certain}
         return bool(rules) and all(observed.copies.get(rule) and rule not in idle for rule in rules)
+
+    def commands(self, *actions: Action) -> tuple[str, ...]:
+        """Return what carries out these actions, ready to be pasted; nothing if that cannot be found out."""
+        try:
+            return tuple(pasteable(*each) for action in actions for each in self._commands(action))
+        except SidecarError:
+            return ()
+
+    def _commands(self, action: Action) -> Sequence[Command]:
+        if isinstance(action, RuleAction):
+            return self.backends[action.rule.family].commands(action)
+        return [iproute.command(action)]
 
     def chains(
         self, table: str, starts: Mapping[str, Traffic], family: Family, *, certain: bool
     ) -> tuple[dict[str, tuple[str, ...]], str]:
         """Return the chains that the traffic comes to from the chains `starts`; and what was left out, and why.
 
-        Or may come to, if not `certain`. One process for each level of jumps.
+        If not `certain`, those too that it may come to. One process for each level of jumps.
         """
-        self.seen(family)  # or there is no backend to be asked
+        self.seen(family)  # without that, nothing else of the backend can be asked
         is_there = self.backends[family].sees(table)
         if is_there is None and table not in {rule.table for rule in self.desired.rules}:
-            return {}, f"whether there is a table {table} in legacy cannot be read"
+            return {}, f"it cannot be read whether iptables-legacy has a table {table}"
         if is_there is False:
             return {}, ""
         self._walk_until = self._walk_until or time.monotonic() + PATIENCE
         found: dict[str, tuple[str, ...]] = {}
-        unread: set[str] = set()
+        unreadable: set[str] = set()
         coming = dict(starts)
         while coming:
             known = self._listings.get((family, table), {})
             if len(found) + len(coming) > MOST_CHAINS or (self.is_late() and not coming.keys() <= known.keys()):
-                return found, f"{len(coming)} or more chains of the table {table} were left out, to be done in time"
+                left = counted(len(coming), f"chain of table {table} was", f"chains of table {table} were")
+                return found, f"at least {left} not read {NO_TIME}"
             level = self.listed(family, table, list(coming))
-            unread |= coming.keys() - level.keys()
+            unreadable |= coming.keys() - level.keys()
             found |= level
             coming = {
                 target: coming[chain]
                 for chain, lines in level.items()
                 for target in jumps(lines, coming[chain], certain=certain)
-                if target not in found and target not in unread
+                if target not in found and target not in unreadable
             }
-        names = ", ".join(sorted(unread)[:3])
-        return found, f"{names} of the table {table} cannot be listed by iptables" if found and unread else ""
+        names = ", ".join(sorted(unreadable)[:3])
+        return found, f"iptables cannot list {names} of table {table}" if unreadable else ""
 
     def is_late(self) -> bool:
-        """Whether there is no time to look at more chains of others."""
+        """Whether there is no time to read more chains of other programs."""
         return self._walk_until is not None and time.monotonic() > self._walk_until
 
     def listed(self, family: Family, table: str, chains: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Return those of the chains that iptables can print; each is read once."""
+        """Return the rules of those of the chains that iptables can print; each is read once."""
         known = self._listings.setdefault((family, table), {})
         if new := [chain for chain in chains if chain not in known]:
-            listed = self.backends[family].listed([(table, chain) for chain in new])
-            known |= {chain: lines for (_, chain), lines in listed.items() if lines != ("?",)}
-        return {chain: known[chain] for chain in chains if chain in known}
+            try:
+                listed = self.backends[family].listed([(table, chain) for chain in new])
+            except (CommandError, NotSupported) as error:  # it can print none of them
+                if error.transient:
+                    raise
+                listed = {}
+            known |= {chain: listed.get((table, chain)) for chain in new}
+        return {chain: lines for chain in chains if (lines := known[chain]) is not None}
+
+
+def socket_name(ip: IPAddress, port: int) -> str:
+    """Return an address with a port, as one would type it."""
+    return f"[{ip}]:{port}" if ip.version == IPV6 else f"{ip}:{port}"
+
+
+def _once(results: dict[_Key, _Value | SidecarError], key: _Key, observe: Callable[[], _Value]) -> _Value:
+    if key not in results:
+        try:
+            results[key] = observe()
+        except SidecarError as error:
+            results[key] = error
+    result = results[key]
+    if isinstance(result, SidecarError):
+        raise result
+    return result

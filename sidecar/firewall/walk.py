@@ -1,55 +1,38 @@
 """The way of some traffic through the chains of one table: which rules decide what becomes of it.
 
-Pure: listings as `iptables -S` prints them in; each rule that ends the way, or may end it, out. How conditions are
-judged, shadow.py says; a rule is met for certain only if nothing before it may have ended the way.
+Listings as `iptables -S` prints them go in; each rule that ends the way, or may end it, comes out. `way` answers for
+all chains, `hindrance` for the lines before one of our rules, `jumps` for what has to be listed next. A rule is met
+for certain only if nothing before it may have ended the way.
 """
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sidecar.firewall.conditions import NOT_LO, PASSING, Matches, Quick, judge
+from sidecar.firewall.conditions import Matches, Quick, Traffic, judge
+from sidecar.state.model import Hindrance, Rule
 
-#: Targets that are no chains, and let no packet go on in its chain (man iptables-extensions).
-ENDING: Final = frozenset(
-    {"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "DNAT", "REDIRECT", "NETMAP", "TPROXY", "SYNPROXY"}
-    | {"SNAT", "MASQUERADE", "TARPIT"}
+ACCEPT: Final = "ACCEPT"
+BLOCKING: Final = frozenset(("DROP", "REJECT"))
+
+#: Targets that let a packet go on to the next rule (man iptables-extensions).
+PASSING: Final = frozenset(
+    {"LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CONNSECMARK", "SECMARK", "AUDIT", "CT", "NOTRACK", "SET"}
+    | {"CLASSIFY", "CHECKSUM", "DSCP", "TOS", "TTL", "HL", "TCPMSS", "TCPOPTSTRIP", "TEE", "RATEEST", "IDLETIMER"}
 )
 
-#: Stands for the port of a client: the first of net.ipv4.ip_local_port_range, as the kernel sets it.
-_SOME_PORT: Final = "32768"
+#: Targets that are not chains, and let no packet go on in its chain.
+ENDING: Final = BLOCKING | frozenset(
+    {ACCEPT, "RETURN", "QUEUE", "NFQUEUE", "DNAT", "REDIRECT", "NETMAP", "TPROXY", "SYNPROXY", "SNAT", "MASQUERADE"}
+    | {"TARPIT"}
+)
 
-#: How deep chains may call each other. The kernel allows fewer than the number of chains; nobody has as many as this.
+#: How deep chains may call each other. Beyond that, nothing is known.
 _DEEPEST: Final = 64
 
 #: Rules that are judged on one way; what comes after is not known.
 MOST_RULES: Final = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """TCP packets to an address and port, or from them."""
-
-    address: str
-    """As /32 or /128."""
-
-    port: int
-    inward: bool
-    untracked: bool
-    """Whether connection tracking was told to leave it alone."""
-
-    of_this_node: bool = False
-    """From this node to itself, over lo: from and to the address; otherwise over any other interface."""
-
-    @property
-    def options(self) -> dict[str, str]:
-        """The conditions that it fulfils, as options of iptables."""
-        address, port, interface = ("-d", "--dport", "-i") if self.inward else ("-s", "--sport", "-o")
-        if not self.of_this_node:
-            return {address: self.address, port: str(self.port), interface: NOT_LO}
-        other_port = "--sport" if self.inward else "--dport"
-        return {"-s": self.address, "-d": self.address, port: str(self.port), other_port: _SOME_PORT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +43,10 @@ class Met:
     line: str
     target: str
     certain: bool
+    """Whether all of the traffic comes to its target."""
 
-
-def jumps(lines: Sequence[str], traffic: Traffic, *, certain: bool) -> Iterator[str]:
-    """Yield the chains (or targets not known here) that the traffic comes to from these rules.
-
-    If not `certain`, those too that it may come to.
-    """
-    wanted = (Matches.ALL,) if certain else (Matches.ALL, Matches.PERHAPS)
-    quick = Quick(traffic.options)
-    for line in lines:
-        if not quick.never(line):
-            matches, target = judge(line, traffic.options, untracked=traffic.untracked)
-            if target and matches in wanted and target[0] not in PASSING | ENDING:
-                yield target[0]
+    matches_all: bool = True
+    """Whether it matches all that comes to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +69,42 @@ class Way:
 
 
 def way(listings: Mapping[str, Sequence[str]], start: str, traffic: Traffic) -> Way:
-    """Return what becomes of the traffic that comes to the chain `start`.
+    """Return what becomes of the traffic that comes to the chain `start`; nothing is known of it if that is not listed.
 
     A jump to a chain that is not in `listings`, or to a target that is not known, may end it.
     """
     walk = _Walk(listings, traffic)
-    outcome = walk.through(start, 0, certain=True)
-    return Way(tuple(walk.met), outcome is _Outcome.ENDS)
+    return Way(tuple(walk.follow(start)), walk.ends)
+
+
+def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
+    """Return the first of the lines before a rule that keeps its traffic from reaching it; a certain one if there is.
+
+    For ACCEPT that is a line that drops. NOTRACK is hindered by any that ends the way through the chain, and by CT:
+    of a packet's connection tracking, the first target decides.
+    """
+    is_accept = rule.match[-1] == ACCEPT
+    hindering = BLOCKING if is_accept else BLOCKING | {ACCEPT, "CT"}
+    passing = PASSING if is_accept else PASSING - {"CT"}
+    walk = _Walk({rule.chain: before}, Traffic.of(rule), passing, most=len(before))
+    uncertain: Hindrance | None = None
+    for met in walk.follow(rule.chain):
+        if met.matches_all and met.target in hindering:
+            return Hindrance(met.line, certain=True)
+        if met.target != ACCEPT or not is_accept:
+            uncertain = uncertain or Hindrance(met.line, certain=False)
+            walk.skips_uncertain = True  # the first is enough
+    return uncertain
+
+
+def jumps(lines: Sequence[str], traffic: Traffic, *, certain: bool) -> Iterator[str]:
+    """Yield the chains (or targets not known here) that the traffic comes to from these rules.
+
+    If not `certain`, those too that it may come to.
+    """
+    for met in _Walk({"": lines}, traffic).follow(""):
+        if met.target not in ENDING and (met.matches_all or not certain):
+            yield met.target
 
 
 class _Outcome(enum.Enum):
@@ -114,39 +116,54 @@ class _Outcome(enum.Enum):
 
 
 class _Walk:
-    def __init__(self, listings: Mapping[str, Sequence[str]], traffic: Traffic) -> None:
+    def __init__(
+        self,
+        listings: Mapping[str, Sequence[str]],
+        traffic: Traffic,
+        passing: frozenset[str] = PASSING,
+        most: int = MOST_RULES,
+    ) -> None:
         self._listings = listings
-        self._traffic = traffic
-        self._quick = Quick(traffic.options)
-        self._left = MOST_RULES
-        self.met: list[Met] = []
+        self._options = traffic.options
+        self._untracked = traffic.untracked
+        self._quick = Quick(self._options)
+        self._passing = passing
+        self._left = most
+        self.skips_uncertain = False
+        """Whether to pass over rules that cannot match all of the traffic."""
+        self.ends = False
+        """Whether the way ends for all of the traffic; known once it has been followed."""
 
-    def through(self, chain: str, depth: int, *, certain: bool) -> _Outcome:
+    def follow(self, start: str) -> Iterator[Met]:
+        """Yield the rules that end the way, or may, in order."""
+        self.ends = (yield from self._through(start, 0, certain=True)) is _Outcome.ENDS
+
+    def _through(self, chain: str, depth: int, *, certain: bool) -> Generator[Met, None, _Outcome]:
         """Go through a chain, which all of the traffic comes to if `certain`."""
         outcome = _Outcome.PASSES
         stays = True  # whether all that entered is still in the chain, if it has not ended
-        for line in self._listings[chain]:
-            if self._quick.never(line):
+        for line in self._listings.get(chain, ()):
+            if self._quick.never(line) or (self.skips_uncertain and self._quick.never_all(line)):
                 continue
             self._left -= 1
             if self._left < 0 or depth > _DEEPEST:
                 return _Outcome.PERHAPS
-            matches, target = judge(line, self._traffic.options, untracked=self._traffic.untracked)
-            if not target or matches is Matches.NOTHING or target[0] in PASSING:
+            matches, target = judge(line, self._options, untracked=self._untracked)
+            if not target or matches is Matches.NOTHING or target in self._passing:
                 continue
             for_all = matches is Matches.ALL
             all_come = certain and stays and outcome is _Outcome.PASSES and for_all
-            ended = _Outcome.PASSES if target[0] == "RETURN" else self._meet(chain, line, target[0], depth, all_come)
+            ended = _Outcome.PASSES
+            if target in self._listings:
+                ended = yield from self._through(target, depth + 1, certain=all_come)
+            elif target != "RETURN":
+                ended = _Outcome.ENDS if target in ENDING else _Outcome.PERHAPS
+            if target not in self._listings and (target != "RETURN" or not depth):  # of the first chain it is an end
+                yield Met(chain, line, target, all_come, for_all)
             if ended is not _Outcome.PASSES:
                 outcome = _Outcome.ENDS if ended is _Outcome.ENDS and for_all and stays else _Outcome.PERHAPS
-            leaves = target[0] == "RETURN" or f" -g {target[0]}" in line
+            leaves = target == "RETURN" or f" -g {target}" in line
             if for_all and (leaves or ended is _Outcome.ENDS):
                 break
             stays = stays and not leaves
         return outcome
-
-    def _meet(self, chain: str, line: str, target: str, depth: int, certain: bool) -> _Outcome:  # noqa: FBT001 - as in `through`
-        if target in self._listings:
-            return self.through(target, depth + 1, certain=certain)
-        self.met.append(Met(chain, line, target, certain))
-        return _Outcome.ENDS if target in ENDING else _Outcome.PERHAPS

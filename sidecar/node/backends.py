@@ -8,6 +8,7 @@ Looking must not create anything: legacy makes a table when it is asked for it, 
 /proc/net/ip_tables_names lists. And a look that fails tells nothing: it is an error, and tried again.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from sidecar.node.iptables import Iptables, Seen
 from sidecar.node.releases import Release
 from sidecar.state.actions import RemoveRule, RuleAction
 from sidecar.state.desired import has_our_shape
-from sidecar.state.model import Chain, Family, Rule
+from sidecar.state.model import IPV4, BackendInUse, Chain, Family, Rule
 
 AUTO: Final = "auto"
 SYSTEM: Final = "system"
@@ -47,26 +48,35 @@ class Backend:
         self,
         run: Run,
         family: Family,
-        wish: str,
+        requested: str,
         wait: float,
         *,
+        creates: bool = True,
         is_installed: Callable[[str], bool] = is_installed,
-        legacy_tables: Callable[[Family], Sequence[str]] | None = None,
+        legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,
     ) -> None:
-        """`wish` is auto, nft, legacy or system; `wait` the seconds to wait for the xtables lock."""
+        """Use the backend that is `requested` (auto, nft, legacy, system); `wait` s at most for the xtables lock.
+
+        Unless it `creates`, it asks for no table that is not there, as asking legacy for one creates it.
+        """
         self._run = run
         self._family: Family = family
-        self._wish = wish
+        self._requested = requested
         self._wait = wait
         self._is_installed = is_installed
-        self._legacy_tables = legacy_tables or registered_tables
+        self._legacy_tables = legacy_tables or readable_tables
         self._settled: Iptables | None = None
-        self._reason = ""
-        self._release_in_use: Release | None = None
+        self._in_use: BackendInUse | None = None
+        self._release: Release | None = None
         self._in_both = False
-        self._creates = True
+        self._creates = creates
         self._leftovers: Mapping[Rule, int] = {}
         self._other: Iptables | None = None
+
+    @property
+    def in_use(self) -> BackendInUse | None:
+        """The backend, and why it is this one; None as long as that is not known."""
+        return self._in_use
 
     @property
     def command(self) -> str:
@@ -79,32 +89,21 @@ class Backend:
         return self._settled is not None and self._settled.is_legacy()
 
     @property
-    def reason(self) -> str:
-        """Why it is this program; empty as long as it is not known which."""
-        return self._reason
-
-    @property
     def release(self) -> Release | None:
         """The release of the program, once it is known which."""
-        return self._release_in_use
+        return self._release
 
     @property
     def programs(self) -> tuple[str, str]:
         """The programs that have to be installed."""
-        wish = self._wish if self._wish != AUTO else next(iter(self._candidates()), SYSTEM)
-        return self._tool(wish).programs
+        name = self._requested if self._requested != AUTO else next(iter(self._candidates()), SYSTEM)
+        return self._tool(name).programs
 
-    def include_leftovers(self) -> None:
-        """From now on, count and remove our rules in both backends: for a cleanup."""
-        self._in_both = True
-
-    def create_nothing(self) -> None:
-        """From now on, ask for no table that is not there, as to ask legacy for one creates it: for who only looks."""
-        self._creates = False
-
-    def first_command(self, rules: Sequence[Rule]) -> Command | None:
-        """Return the command with which `observe` begins; None if that is not known yet."""
-        return self._settled.first_command(rules) if self._settled and self._creates else None
+    def for_cleanup(self) -> "Backend":
+        """Return what counts and removes our rules in both backends, and creates no table."""
+        made = copy.copy(self)
+        made._in_both, made._creates = True, False  # noqa: SLF001 - of the same class
+        return made
 
     def observe(self, rules: Sequence[Rule]) -> Seen:
         """Look at the rules; the first time, find out where. Raises as Iptables.observe does."""
@@ -159,7 +158,7 @@ class Backend:
         self._settle([])
         if not self.is_legacy:
             return True
-        tables = _readable_tables(self._family)
+        tables = self._legacy_tables(self._family)
         return None if tables is None else table in tables
 
     def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
@@ -176,10 +175,13 @@ class Backend:
 
     def _settle(self, rules: Sequence[Rule]) -> Iptables:
         if self._settled is None:
-            name, reason = self._choose() if self._wish == AUTO else (self._wish, "as --iptables-backend says")
+            name, reason = (
+                self._choose() if self._requested == AUTO else (self._requested, "as --iptables-backend says")
+            )
             tool = self._tool(name)
-            release = self._release(tool)
-            self._settled, self._reason, self._release_in_use = tool, reason, release
+            release = self._read_release(tool)
+            self._settled, self._release = tool, release
+            self._in_use = BackendInUse(self._family, tool.command, str(release), tool.is_legacy(), reason)
             facts = logger.bind(family=self._family, backend=name, version=str(release))
             facts.info(f"IPv{self._family} rules by {tool.command} {release}: {reason}")
             for fault in releases.faults(release, self._family):
@@ -230,8 +232,10 @@ class Backend:
         """Return how many rules there are in the chains that packets come to by themselves, but for sidecars'."""
         tables = self._tables(name)
         chains = [(table, chain) for table in tables for chain in _BUILT_IN.get(table, ())]
-        lines = self._tool(name).listed(chains)
-        return sum(not (line.startswith("-P") or has_our_shape(line)) for rules in lines.values() for line in rules)
+        listings = self._tool(name).listed(chains)
+        unreadable = len(chains) - len(listings)  # there is something in each of these that iptables cannot print
+        lines = (line for rules in listings.values() for line in rules)
+        return unreadable + sum(not (line.startswith("-P") or has_our_shape(line)) for line in lines)
 
     def _hint(self, name: str) -> str | None:
         if "mangle" not in self._tables(name):
@@ -241,9 +245,11 @@ class Backend:
 
     def _tables(self, name: str) -> Sequence[str]:
         """Return the tables that can be looked at without creating them."""
-        return self._legacy_tables(self._family) if name == "legacy" else tuple(_BUILT_IN)
+        if name != "legacy":
+            return tuple(_BUILT_IN)
+        return known_tables(self._family, self._legacy_tables(self._family))
 
-    def _release(self, tool: Iptables) -> Release:
+    def _read_release(self, tool: Iptables) -> Release:
         argv = (tool.command, "--version")
         try:
             return releases.parse(self._run(*argv).stdout)
@@ -263,13 +269,17 @@ def registered_tables(family: Family) -> Sequence[str]:
     In a user namespace of one's own the file cannot be read; but then it is no node's network, and there are none.
     Elsewhere that is an error, as not to see is not to know.
     """
-    tables = _readable_tables(family)
+    return known_tables(family, readable_tables(family))
+
+
+def known_tables(family: Family, tables: Sequence[str] | None) -> Sequence[str]:
+    """Return the tables that could be read; raise BackendUnknown if they could not, and may be there."""
     if tables is None and capabilities.in_initial_user_namespace():
         raise BackendUnknown(_names_of_tables(family))
     return tables or ()
 
 
-def _readable_tables(family: Family) -> Sequence[str] | None:
+def readable_tables(family: Family) -> Sequence[str] | None:
     """Return the same, or None where the file cannot be read."""
     try:
         return Path(_names_of_tables(family)).read_text().split()
@@ -280,4 +290,4 @@ def _readable_tables(family: Family) -> Sequence[str] | None:
 
 
 def _names_of_tables(family: Family) -> str:
-    return "/proc/net/ip_tables_names" if family == 4 else "/proc/net/ip6_tables_names"  # noqa: PLR2004 - the protocol's name
+    return "/proc/net/ip_tables_names" if family == IPV4 else "/proc/net/ip6_tables_names"

@@ -30,7 +30,6 @@ from sidecar.errors import (
     CommandTimeout,
     DeadlineReached,
     Interrupted,
-    SidecarError,
     Stopped,
     pasteable,
 )
@@ -71,12 +70,6 @@ class Result:
 Command: TypeAlias = tuple[tuple[str, ...], str]
 
 
-class Begin(Protocol):
-    """Starts a command whose answer will be asked for."""
-
-    def __call__(self, *argv: str, stdin: str = "") -> None: ...
-
-
 #: Is told of a command that ended: what was run, its exit status (negative for the signal that ended it, None if it was
 #: killed when its time was up), and how many seconds it took.
 OnEnd: TypeAlias = Callable[[tuple[str, ...], int | None, float], None]
@@ -86,19 +79,6 @@ class Run(Protocol):
     """Runs a command and returns what it answered; raises a SidecarError when there is no answer."""
 
     def __call__(self, *argv: str, stdin: str = "") -> Result: ...
-
-
-@dataclass(slots=True, eq=False)
-class _Started:
-    """A command that runs, or has just ended. Times are those of the monotonic clock."""
-
-    argv: tuple[str, ...]
-    stdin: str
-    running: sh.RunningCommand
-    stdout: BinaryIO
-    stderr: BinaryIO
-    started: float
-    timeout: float
 
 
 class Commands:
@@ -116,7 +96,6 @@ class Commands:
         self._deadline: float | None = None
         self._stopping_since: float | None = None
         self._interrupted = False
-        self._begun: list[_Started] = []
         self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # What Python opens closes itself in a child (PEP 446); what was open when we were started may not.
         for descriptor in _open_files() - {0, 1, 2}:
@@ -146,53 +125,48 @@ class Commands:
         self._stopping_since = None
         self._deadline = deadline
 
-    def begin(self, *argv: str, stdin: str = "") -> None:
-        """Start a command that `run` will be asked for in a moment, so that several run side by side.
-
-        It is only ever an advance: where it cannot be started, `run` tries that again and says why.
-        """
-        with contextlib.suppress(SidecarError, Stopped, Interrupted):
-            self._begun.append(self._start(argv, stdin))
-
     def run(self, *argv: str, stdin: str = "") -> Result:
-        """Run the command to its end, or wait for its end if it was begun before; return what it answered.
+        """Run the command to its end and return what it answered.
 
         Raises CommandMissing, CommandTimeout, DeadlineReached, Stopped, Interrupted, or CommandError where it
         could not be started or was killed by somebody else.
         """
-        begun = next((each for each in self._begun if (each.argv, each.stdin) == (argv, stdin)), None)
-        if begun:
-            self._begun.remove(begun)
-        try:
-            return self._finish(begun or self._start(argv, stdin))
-        except (Stopped, Interrupted):
-            # Nobody will ask for the others any more.
-            for each in self._begun:
-                with each.stdout, each.stderr:
-                    self._end(each.running, time.monotonic())
-            self._begun.clear()
-            raise
-
-    def _start(self, argv: tuple[str, ...], stdin: str) -> _Started:
         self._raise_if_told_to_end()
         started = time.monotonic()
-        timeout = self._timeout
-        if self._deadline is not None:
-            left = self._deadline - started
-            if left <= 0:
-                raise DeadlineReached(argv, stdin)
-            # Half of what is left: a command that hangs must not take the time that the others need.
-            timeout = min(timeout, max(left / 2, min(left, SHORTEST)))
+        timeout = self._time_for(argv, stdin)
         try:
-            with contextlib.ExitStack() as output, _memory_file(stdin) as standard_input:
-                stdout, stderr = output.enter_context(_memory_file()), output.enter_context(_memory_file())
+            files = contextlib.ExitStack()
+            with files, _memory_file(stdin) as standard_input:
+                stdout, stderr = files.enter_context(_memory_file()), files.enter_context(_memory_file())
                 running = _start(self._program(argv[0]), argv[1:], (standard_input, stdout, stderr))
-                output.pop_all()
+                files = files.pop_all()
         except (OSError, sh.CommandNotFound, _StartError) as error:
             self._programs.clear()  # it may have been moved
             self._find(argv[0])
             raise CommandError(argv, stdin, "could not be started", str(error)) from error
-        return _Started(argv, stdin, running, stdout, stderr, started, timeout)
+        with files:
+            exit_status = self._end(running, started + timeout)
+            out, err = _text(stdout), _text(stderr)
+        seconds = time.monotonic() - started
+        outcome = _outcome(exit_status, timeout)
+        _log(pasteable(argv, stdin), outcome, exit_status, seconds, {"stdout": out, "stderr": err})
+        if exit_status is None or exit_status < 0:
+            self._raise_if_told_to_end()
+        if self.on_end:
+            self.on_end(argv, exit_status, seconds)
+        if exit_status is not None and exit_status >= 0:
+            return Result(exit_status, out, err)
+        raise (CommandTimeout if exit_status is None else CommandError)(argv, stdin, outcome, err)
+
+    def _time_for(self, argv: tuple[str, ...], stdin: str) -> float:
+        """Return the seconds that a command may take now."""
+        if self._deadline is None:
+            return self._timeout
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineReached(argv, stdin)
+        # Half of what is left: a command that hangs must not take the time that the others need.
+        return min(self._timeout, max(left / 2, min(left, SHORTEST)))
 
     def _program(self, name: str) -> sh.Command:
         """Return the program, with all options that are the same for each call.
@@ -216,29 +190,6 @@ class Commands:
         if path is None:
             raise missing_command(name)
         return path
-
-    def _finish(self, begun: _Started) -> Result:
-        """Wait for the command's end and return what it answered."""
-        # When it ended is not known of one that was begun, and is done by now.
-        in_time = "in" if begun.running.is_alive() else "within"
-        exit_status = self._end(begun.running, begun.started + begun.timeout)
-        with begun.stdout, begun.stderr:
-            out, err = _text(begun.stdout), _text(begun.stderr)
-        seconds = time.monotonic() - begun.started
-        if exit_status is None:
-            outcome = f"was killed after {begun.timeout:.3g}s"
-        elif exit_status < 0:
-            outcome = f"was ended by {_signal_name(-exit_status)}"
-        else:
-            outcome = f"exited with {exit_status}"
-        _log(begun, f"{outcome} {in_time}", exit_status, seconds, {"stdout": out, "stderr": err})
-        if exit_status is None or exit_status < 0:
-            self._raise_if_told_to_end()
-        if self.on_end:
-            self.on_end(begun.argv, exit_status, seconds)
-        if exit_status is not None and exit_status >= 0:
-            return Result(exit_status, out, err)
-        raise (CommandTimeout if exit_status is None else CommandError)(begun.argv, begun.stdin, outcome, err)
 
     def _raise_if_told_to_end(self) -> None:
         if self._interrupted:
@@ -341,10 +292,15 @@ def _children() -> set[int]:
         return set()
 
 
-def _log(begun: _Started, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
-    command = pasteable(begun.argv, begun.stdin)
+def _outcome(exit_status: int | None, timeout: float) -> str:
+    if exit_status is None:
+        return f"was killed after {timeout:.3g}s"
+    return f"was ended by {_signal_name(-exit_status)}" if exit_status < 0 else f"exited with {exit_status}"
+
+
+def _log(command: str, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
     facts = logger.bind(command=command, exit=exit_status, seconds=round(seconds, 6))
-    facts.log(levels.COMMAND, f"`{command}` {outcome} {seconds * 1000:.1f} ms")
+    facts.log(levels.COMMAND, f"`{command}` {outcome} in {seconds * 1000:.1f} ms")
     for name, text in output.items():
         if text:
             facts.bind(**{name: text}).log(levels.OUTPUT, f"`{command}` to {name}: {text}")

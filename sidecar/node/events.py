@@ -6,13 +6,12 @@ legacy's rules it tells nothing; but how many there are in a table, and how long
 
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from loguru import logger
 
 from sidecar.node.netlink import Watch
-from sidecar.state.model import Family
 
 # linux/netlink.h, linux/rtnetlink.h, linux/netfilter/nfnetlink.h
 _ROUTE: Final = 0
@@ -35,10 +34,10 @@ PROBE_INTERVAL: Final = 1.0
 class Events:
     """Watches the node for what may take something of ours away."""
 
-    def __init__(self, watch: Watch, legacy_families: Callable[[], Sequence[Family]] = lambda: ()) -> None:
-        """`legacy_families` tells in which families the rules are legacy's, as far as it is known by then."""
+    def __init__(self, watch: Watch) -> None:
+        #: The families whose rules are legacy's, as far as that is known by now.
+        self.legacy_families: Collection[int] = ()
         self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool]]] = {}
-        self._legacy_families = legacy_families
         self._tables = sorted({(family, table) for family, table, _ in watch.chains})
         self._sizes: dict[tuple[int, str], bytes] = {}
         self._probe: Callable[[int, str], bytes] | None = None
@@ -54,7 +53,7 @@ class Events:
     @property
     def probe_interval(self) -> float | None:
         """Seconds after which `sizes_changed` is to be asked again; None: there is nothing to ask."""
-        return PROBE_INTERVAL if self._legacy_families() else None
+        return PROBE_INTERVAL if self.legacy_families else None
 
     def arrived(self, descriptor: int) -> bool:
         """Read all that was told; return whether it concerns us."""
@@ -85,14 +84,13 @@ class Events:
         return self._ask() != self._sizes
 
     def _ask(self) -> dict[tuple[int, str], bytes]:
-        families = self._legacy_families()
-        if not families:
+        if not self.legacy_families:
             return {}
         if self._probe is None:
             from sidecar.node.legacy_probe import table_size  # noqa: PLC0415 - ctypes is for nodes with legacy only
 
             self._probe = table_size
-        return {key: self._probe(*key) for key in self._tables if key[0] in families}
+        return {key: self._probe(*key) for key in self._tables if key[0] in self.legacy_families}
 
     def _open(self, protocol: int, groups: Sequence[int], concerns: Callable[[bytes], bool], what: str) -> None:
         try:

@@ -4,8 +4,8 @@ A process is known by its command line, its settings by that and by the environm
 nothing from the other side, and works across containers, for whoever may see the process (root, in the node's pid
 namespace, or in the same container).
 
-Anybody can start a process with such a name, and root may act on what is read here. So only one is believed that could
-do a sidecar's work: it has CAP_NET_ADMIN over the same network, in the same user namespace.
+Anybody can start a process with such a name, and root may act on what is read here. So only a process that could do a
+sidecar's work is believed: it has CAP_NET_ADMIN over the same network, in the same user namespace.
 """
 
 import os
@@ -20,7 +20,8 @@ from sidecar.node.proc import Process
 from sidecar.settings import invocation
 from sidecar.settings.invocation import Invocation
 from sidecar.settings.options import FLAGS
-from sidecar.state.model import IPAddress
+from sidecar.settings.values import BOOLEANS
+from sidecar.state.model import Address, Claim, IPAddress, RuleSet
 from sidecar.text import visible
 
 #: What begins the command line of this program run by its module.
@@ -59,10 +60,14 @@ class Instance:
         """The addresses that it was told to hold, as far as that can be seen."""
         return tuple(_addresses(self.value("ip-address")))
 
-    def wants(self) -> frozenset[str]:
-        """Return what it wants, by the names of desired.things."""
-        interface, port = self.value("interface"), self.value("port")
-        return frozenset(name for ip in self.addresses for name in (f"{ip}@{interface}", f"{ip}:{port}"))
+    def claims(self) -> frozenset[Claim]:
+        """Return what it needs on the node, whether it could claim it or not: the addresses, and rules for the port."""
+        addresses = {Address(ip, ip.max_prefixlen, self.value("interface")) for ip in self.addresses}
+        port = self.value("port")
+        # An env file may ask for rules: what it says cannot be seen from here.
+        has_rules = BOOLEANS.get(self.value("setup-iptables"), True) or bool(self.value("env-file"))
+        rules = {RuleSet(ip, int(port)) for ip in self.addresses} if has_rules and port.isdecimal() else set()
+        return frozenset(addresses | rules)
 
 
 def running() -> tuple[list[Instance], list[Instance]]:
@@ -72,10 +77,15 @@ def running() -> tuple[list[Instance], list[Instance]]:
         each = _instance(process)
         if each and each.line.command == "run":  # others only look
             found[is_near].append(each)
-    return [each for each in found[True] if _may_be_one(each.process.pid)], found[None]
+    return [each for each in found[True] if _is_capable(each.process.pid)], found[None]
 
 
-def _may_be_one(pid: int) -> bool:
+def claimed() -> frozenset[Claim]:
+    """Return what the running sidecars need, also those that cannot claim it: the Go one, or one with its own /run."""
+    return frozenset(claim for instance in running()[0] for claim in instance.claims())
+
+
+def _is_capable(pid: int) -> bool:
     """Whether a process could change this network at all."""
     try:
         same = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")  # noqa: PTH115 - as in procfs

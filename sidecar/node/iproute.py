@@ -23,10 +23,6 @@ class IpRoute:
         self._run = run
         self._last: tuple[str, tuple[Link, ...]] | None = None
 
-    def first_command(self) -> Command:
-        """Return the command by which `observe` looks."""
-        return _SHOW, ""
-
     def observe(self) -> tuple[Link, ...]:
         """Return all links with their addresses; raise a SidecarError if it could not look."""
         result = self._run(*_SHOW)

@@ -32,11 +32,11 @@ from sidecar.errors import (
     PermissionMissing,
     SidecarError,
 )
-from sidecar.firewall import conditions
+from sidecar.firewall import walk
 from sidecar.node import capabilities, parse, xtables_lock
 from sidecar.node.command import Command, Result, Run
 from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplus, RuleAction
-from sidecar.state.model import Chain, Family, Hindrance, Rule
+from sidecar.state.model import IPV4, BackendInUse, Chain, Family, Hindrance, Rule
 
 #: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
 _SUFFIX: Final = {"nft": "-nft", "legacy": "-legacy", "system": ""}
@@ -85,13 +85,14 @@ class Iptables:
         self._compares_prefixes = self._legacy is True
 
     @property
+    def in_use(self) -> BackendInUse | None:
+        """None: it does not know why it was chosen, or of what release it is."""
+        return None
+
+    @property
     def programs(self) -> tuple[str, str]:
         """The programs that have to be installed."""
         return self.command, f"{self.command}-restore"
-
-    def first_command(self, rules: Sequence[Rule]) -> Command:
-        """Return the command with which `observe` begins: mostly it is all that is needed."""
-        return self._restore([(table, ("-S", chain)) for table, chain in _chains(rules)])
 
     def observe(self, rules: Sequence[Rule]) -> Seen:
         """Look at the chains of these rules; raise a SidecarError if nothing could be looked at.
@@ -99,7 +100,7 @@ class Iptables:
         One process, if all chains can be listed.
         """
         chains = _chains(rules)
-        argv, stdin = self.first_command(rules)
+        argv, stdin = self._restore([(table, ("-S", chain)) for table, chain in chains])
         result = self._run(*argv, stdin=stdin)
         if result.exit == _TRY_AGAIN:
             raise self._failure(argv, stdin, result)
@@ -112,10 +113,9 @@ class Iptables:
         return self._observe_chains(chains, rules)
 
     def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
-        """Return the rules of these chains, as far as they can be printed.
+        """Return the rules of those of the chains that iptables can print.
 
-        A chain that iptables cannot print has something in it: it stands for one rule. Raises a SidecarError if the
-        look failed otherwise.
+        Raises a SidecarError if it can print none of them, or the look failed otherwise.
         """
         if not chains:
             return {}
@@ -126,7 +126,7 @@ class Iptables:
         listings, failures = self._list_each(chains)
         if not listings:  # it is the look that does not work
             raise next(iter(failures.values()))
-        return {**listings, **dict.fromkeys(failures, ("?",))}
+        return listings
 
     def has_chain(self, chain: Chain) -> bool:
         """Whether there is such a chain; to be asked of a table that exists, as legacy would create it."""
@@ -318,7 +318,7 @@ class Iptables:
                 self._confusable.add(rule)
             else:
                 self._confusable.discard(rule)
-            if number and (found := conditions.hindrance(rule, lines[: lines.index(rule.line)])):
+            if number and (found := walk.hindrance(rule, lines[: lines.index(rule.line)])):
                 hindrances[rule] = found
         return Seen(copies, hindrances)
 
@@ -397,7 +397,7 @@ def _line(rule: Rule, verb: str) -> _Line:
 
 def _is_confusable(line: str, rule: Rule) -> bool:
     """Whether a rule of IPv6 differs from ours in a prefix length only."""
-    if rule.family == 4 or line == rule.line or rule.match[1].partition("/")[0] not in line:  # noqa: PLR2004 - the protocol's name
+    if rule.family == IPV4 or line == rule.line or rule.match[1].partition("/")[0] not in line:
         return False
     return _without_prefixes(line) == _without_prefixes(rule.line)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sidecar.state.model import IPAddress
+from sidecar.state.model import IPV6, IPAddress
 
 #: TCP_LISTEN, as /proc/net/tcp prints it (include/net/tcp_states.h).
 _LISTEN: Final = "0A"
@@ -92,7 +92,7 @@ def tracked(lines: Iterable[str], ip: IPAddress, port: int) -> int:
     the packet that began the connection (net/netfilter/nf_conntrack_standalone.c).
     """
     # The kernel prints IPv6 addresses in full.
-    needle = f"dst={ip.exploded if ip.version == 6 else ip} "  # noqa: PLR2004 - the protocol's name
+    needle = f"dst={ip.exploded if ip.version == IPV6 else ip} "
     short = f"dst={ip} "
     return sum((needle in line or short in line) and _is_to(line, ip, port) for line in lines)
 

@@ -10,11 +10,11 @@ from loguru import logger
 from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, SidecarError
 from sidecar.log import levels
 from sidecar.node import iproute
-from sidecar.node.command import Begin, Command
+from sidecar.node.command import Command
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables import Seen
 from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction
-from sidecar.state.model import Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
+from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
 from sidecar.state.plan import notices, obstacles, plan, teardown
 
 #: How often one pass acts before it gives up. More than once is for what others did at the same moment.
@@ -27,7 +27,8 @@ PAUSE: Final = 0.2
 class Rules(Protocol):
     """Observes and changes the rules of one address family."""
 
-    def first_command(self, rules: Sequence[Rule]) -> Command | None: ...
+    @property
+    def in_use(self) -> BackendInUse | None: ...
 
     def observe(self, rules: Sequence[Rule]) -> Seen: ...
 
@@ -45,15 +46,11 @@ class Reconciler:
         iproute: IpRoute,
         iptables: Mapping[Family, Rules],
         *,
-        begin: Begin | None = None,
         on_change: Callable[[Action], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`iptables` holds one entry for each family that has desired rules; `on_change` logs what was changed.
-
-        `begin` starts a look before it is asked for.
-        """
+        """`iptables` holds one entry for each family that has desired rules; `on_change` logs what was changed."""
         self._desired = desired
         families = {rule.family for rule in desired.rules}
         self._rules = {
@@ -61,7 +58,6 @@ class Reconciler:
         }
         self._iproute = iproute
         self._iptables = iptables
-        self._begin = begin
         self._on_change = on_change or _log_change
         self._clock = clock
         self._sleep = sleep
@@ -133,17 +129,7 @@ class Reconciler:
         return teardown(self._desired, Observed(links, copies))
 
     def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
-        """Return what is there, and for what could not be seen, why.
-
-        All looks begin before the first is awaited: they run side by side, and take as long as the longest.
-        """
-        commands = [
-            self._iproute.first_command(),
-            *(self._iptables[family].first_command(rules) for family, rules in self._rules.items()),
-        ]
-        if self._begin:
-            for argv, stdin in filter(None, commands):
-                self._begin(*argv, stdin=stdin)
+        """Return what is there, and for what could not be seen, why."""
         unseen: list[Failure] = []
         links: tuple[Link, ...] | None = None
         try:
@@ -162,7 +148,8 @@ class Reconciler:
                 copies |= seen.copies
                 hindrances |= seen.hindrances
                 unseen += [Failure(attempt, error) for error in seen.errors]
-        return Observed(links, copies, hindrances), tuple(unseen)
+        backends = tuple(filter(None, (self._iptables[family].in_use for family in self._rules)))
+        return Observed(links, copies, hindrances, backends), tuple(unseen)
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
         """Return what carries these actions out, in order; raise a SidecarError if that takes a look that failed."""

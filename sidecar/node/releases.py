@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from sidecar.state.model import IPV6, Family
+
 _VERSION: Final = re.compile(r"ip6?tables v(\d+)\.(\d+)\.(\d+)(?: \((nf_tables|legacy)\))?")
 
 
@@ -27,7 +29,7 @@ def parse(text: str) -> Release:
     return Release((int(major), int(minor), int(patch)), is_legacy=backend != "nf_tables")
 
 
-def faults(release: Release, family: int) -> list[str]:
+def faults(release: Release, family: Family) -> list[str]:
     """Return what is wrong with a release, as far as it matters to rules like ours."""
     found = []
     if release.number == (1, 8, 10):
@@ -36,6 +38,6 @@ def faults(release: Release, family: int) -> list[str]:
         found.append("its -C fails at times, and programs that rely on it add copies (kubernetes/dns#568)")
     if release.number == (1, 8, 4):
         found.append("it cannot delete NOTRACK rules that the other backend's programs added (cilium#20714)")
-    if release.number == (1, 8, 9) and release.is_legacy and family == 6:  # noqa: PLR2004 - the protocol's name
+    if release.number == (1, 8, 9) and release.is_legacy and family == IPV6:
         found.append("its -C finds rules that have another port")
     return found

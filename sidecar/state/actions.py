@@ -3,6 +3,7 @@
 `todo` and `done` are the words for an action in the log, `facts` the same as values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -11,10 +12,36 @@ from sidecar.state.model import Address, Facts, Observed, Rule
 
 
 @dataclass(frozen=True, slots=True)
-class CreateLink:
+class _OnInterface:
+    interface: str
+
+    @property
+    def facts(self) -> Facts:
+        return {"interface": self.interface}
+
+
+@dataclass(frozen=True, slots=True)
+class _OnAddress:
+    address: Address
+
+    @property
+    def facts(self) -> Facts:
+        return self.address.facts
+
+
+@dataclass(frozen=True, slots=True)
+class _OnRule:
+    rule: Rule
+
+    @property
+    def facts(self) -> Facts:
+        return self.rule.facts
+
+
+@dataclass(frozen=True, slots=True)
+class CreateLink(_OnInterface):
     """Create an interface, marked as ours, and set it up."""
 
-    interface: str
     kind: str
 
     @property
@@ -25,15 +52,9 @@ class CreateLink:
     def done(self) -> str:
         return f"interface {self.interface} missing, created ({self.kind})"
 
-    @property
-    def facts(self) -> Facts:
-        return {"interface": self.interface}
-
 
 @dataclass(frozen=True, slots=True)
-class SetLinkUp:
-    interface: str
-
+class SetLinkUp(_OnInterface):
     @property
     def todo(self) -> str:
         return f"set interface {self.interface} up"
@@ -42,16 +63,10 @@ class SetLinkUp:
     def done(self) -> str:
         return f"interface {self.interface} was down, set up"
 
-    @property
-    def facts(self) -> Facts:
-        return {"interface": self.interface}
-
 
 @dataclass(frozen=True, slots=True)
-class DeleteLink:
+class DeleteLink(_OnInterface):
     """Delete an interface that this program created."""
-
-    interface: str
 
     @property
     def todo(self) -> str:
@@ -61,14 +76,9 @@ class DeleteLink:
     def done(self) -> str:
         return f"deleted interface {self.interface}"
 
-    @property
-    def facts(self) -> Facts:
-        return {"interface": self.interface}
-
 
 @dataclass(frozen=True, slots=True)
-class AddAddress:
-    address: Address
+class AddAddress(_OnAddress):
     scope: str
 
     @property
@@ -79,15 +89,9 @@ class AddAddress:
     def done(self) -> str:
         return f"added {self.address.cidr} to {self.address.interface}"
 
-    @property
-    def facts(self) -> Facts:
-        return self.address.facts
-
 
 @dataclass(frozen=True, slots=True)
-class RemoveAddress:
-    address: Address
-
+class RemoveAddress(_OnAddress):
     @property
     def todo(self) -> str:
         return f"remove {self.address.cidr} from {self.address.interface}"
@@ -96,14 +100,9 @@ class RemoveAddress:
     def done(self) -> str:
         return f"removed {self.address.cidr} from {self.address.interface}"
 
-    @property
-    def facts(self) -> Facts:
-        return self.address.facts
-
 
 @dataclass(frozen=True, slots=True)
-class AddRule:
-    rule: Rule
+class AddRule(_OnRule):
     insert: bool
 
     @property
@@ -115,16 +114,11 @@ class AddRule:
         where = ", in front" if self.insert else ""
         return f"rule missing, added{where}: {self.rule}"
 
-    @property
-    def facts(self) -> Facts:
-        return self.rule.facts
-
 
 @dataclass(frozen=True, slots=True)
-class MoveToFront:
+class MoveToFront(_OnRule):
     """Put a rule in front of all others, without a moment in which it is missing."""
 
-    rule: Rule
     behind: str
 
     @property
@@ -141,10 +135,9 @@ class MoveToFront:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveSurplus:
+class RemoveSurplus(_OnRule):
     """Remove copies of a rule, but one."""
 
-    rule: Rule
     surplus: int
 
     @property
@@ -161,10 +154,9 @@ class RemoveSurplus:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveRule:
+class RemoveRule(_OnRule):
     """Remove every copy of a rule."""
 
-    rule: Rule
     copies: int
 
     @property
@@ -242,6 +234,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        if self.in_sync:
-            return 0
-        return max((failure.error.exit_code for failure in self.failures), default=1)
+        return exit_code(self.failures, in_sync=self.in_sync)
+
+
+def exit_code(failures: Sequence[Failure], *, in_sync: bool) -> int:
+    """Return what the worst of the failures means; without any, whether everything is in sync."""
+    return max((failure.error.exit_code for failure in failures), default=0 if in_sync else 1)

@@ -5,13 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
-from sidecar.state.model import Address, Desired, IPAddress, Rule
+from sidecar.state.model import Address, Claim, Desired, Interface, IPAddress, Rule, RuleSet
 
 #: The kind of link that is created where the interface is missing (man 8 ip-link): it only holds addresses.
 LINK_KIND: Final = "dummy"
-
-#: What the name of an interface begins with, among the things that are wanted.
-LINK: Final = "link "
 
 #: They let traffic to the address in, and keep it out of connection tracking: the address is local to the machine.
 #: The spelling is that of `iptables -S`, so that a listing can be compared with it, letter by letter.
@@ -34,7 +31,7 @@ _SHAPE: Final = re.compile(
 )
 
 
-def desired(  # noqa: PLR0913 - one for each thing an operator can wish for, all by keyword
+def desired(  # noqa: PLR0913 - one for each thing that an operator can ask for, all by keyword
     ips: Sequence[IPAddress],
     *,
     interface: str,
@@ -61,26 +58,22 @@ def port_of(line: str, address: Address) -> int | None:
     return int(line.split()[-3]) if has_our_shape(line) and address.cidr in line.split() else None
 
 
-def name_of(address: Address) -> str:
-    """Return the name of an address on its link, among the things that are wanted."""
-    return f"{address.ip}@{address.interface}"
+def claims(desired: Desired, port: int) -> tuple[Claim, ...]:
+    """Return what an instance that wants this needs: the addresses, their rules, the interface."""
+    rules = tuple(RuleSet(address.ip, port) for address in desired.addresses) if desired.rules else ()
+    return (*desired.addresses, *rules, Interface(desired.interface))
 
 
-def things(desired: Desired, port: int) -> tuple[str, ...]:
-    """Return a name for each thing that is wanted: addresses on their link, rules by address and port, the link."""
-    addresses = tuple(map(name_of, desired.addresses))
-    rules = tuple(f"{address.ip}:{port}" for address in desired.addresses) if desired.rules else ()
-    return (*addresses, *rules, f"{LINK}{desired.interface}")
-
-
-def without(desired: Desired, port: int, wanted: Collection[str]) -> Desired:
-    """Return what is desired but for the things of these names."""
-    kept = {rule for each in desired.addresses if f"{each.ip}:{port}" not in wanted for rule in rules_for(each, port)}
+def without(desired: Desired, port: int, claimed: Collection[Claim]) -> Desired:
+    """Return what is desired but for what is claimed."""
+    kept = {
+        rule for each in desired.addresses if RuleSet(each.ip, port) not in claimed for rule in rules_for(each, port)
+    }
     return replace(
         desired,
-        addresses=tuple(each for each in desired.addresses if name_of(each) not in wanted),
+        addresses=tuple(each for each in desired.addresses if each not in claimed),
         rules=tuple(rule for rule in desired.rules if rule in kept),
-        link_kind="" if f"{LINK}{desired.interface}" in wanted else desired.link_kind,
+        link_kind="" if Interface(desired.interface) in claimed else desired.link_kind,
     )
 
 

@@ -1,34 +1,34 @@
-"""What of the desired state is there: one item for each thing, for a person and for a program. Pure."""
+"""What is there of the desired state: one item for each interface, address and rule, for a person and a program."""
 
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sidecar.state.model import Address, AddressState, Desired, Facts, LinkAddress, Observed, Rule
+from sidecar.state.model import IPV6, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed, Rule
 from sidecar.state.plan import is_ours, obstacles, on, plan
 
 
 class State(enum.Enum):
-    """What was found of a thing."""
+    """What was found of an interface, an address or a rule."""
 
     PRESENT = "present"
     MISSING = "missing"
     COPIES = "copies"
     """A rule is there more than once."""
     ELSEWHERE = "elsewhere"
-    """An address is not on its interface, but on another one."""
+    """An address is on another interface instead of its own."""
     UNUSABLE = "unusable"
-    """An address is there, but the kernel does not let it be used."""
+    """An address is there, but the kernel does not let anybody use it."""
     DOWN = "down"
     NO_EFFECT = "no effect"
-    """A rule stands behind another one that drops its traffic."""
+    """A rule is behind another one that drops its traffic."""
     UNKNOWN = "unknown"
-    """It could not be looked at."""
+    """It could not be observed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that is desired: an interface, an address, a rule."""
+    """An interface, an address or a rule that is desired."""
 
     kind: str
     name: str
@@ -40,19 +40,20 @@ class Item:
 def survey(desired: Desired, observed: Observed) -> tuple[Item, ...]:
     """Return an item for the interface, each address, and each rule, in this order."""
     return (
-        _interface(desired, observed),
-        *(_address(desired, observed, address) for address in desired.addresses),
-        *(_rule(observed, rule) for rule in desired.rules),
+        of_interface(desired, observed),
+        *(of_address(desired, observed, address) for address in desired.addresses),
+        *(of_rule(observed, rule) for rule in desired.rules),
     )
 
 
 def is_in_sync(desired: Desired, observed: Observed) -> bool:
-    """Whether all could be looked at, and nothing is to be done: the same as `run` means by it."""
+    """Whether everything was observed, and nothing is left to do: the same as `run` means by it."""
     is_known = observed.links is not None and all(rule in observed.copies for rule in desired.rules)
     return is_known and not plan(desired, observed) and not any(obstacles(desired, observed))
 
 
-def _interface(desired: Desired, observed: Observed) -> Item:
+def of_interface(desired: Desired, observed: Observed) -> Item:
+    """Return the item of the interface."""
     facts: Facts = {"interface": desired.interface}
     link = observed.link(desired.interface)
     if observed.links is None:
@@ -66,18 +67,14 @@ def _interface(desired: Desired, observed: Observed) -> Item:
     return Item("interface", desired.interface, state, ", ".join(words), facts)
 
 
-def _address(desired: Desired, observed: Observed, address: Address) -> Item:
+def of_address(desired: Desired, observed: Observed, address: Address) -> Item:
+    """Return the item of an address."""
     name, facts = str(address), address.facts
     if observed.links is None:
         return Item("address", name, State.UNKNOWN, facts=facts)
-    link = observed.link(desired.interface)
-    found = on(link, address) if link else None
-    others = ", ".join(
-        other.name
-        for other in observed.links
-        if other is not link and any(each.ip == address.ip for each in other.addresses)
-    )
-    if link is None or found is None:
+    found = held(observed, address)
+    others = ", ".join(dict.fromkeys(other.name for other, _ in elsewhere(observed, address)))
+    if found is None:
         state = State.ELSEWHERE if others else State.MISSING
         return Item("address", name, state, others and f"it is on {others}", facts)
     if found.state is not AddressState.USABLE:
@@ -86,16 +83,8 @@ def _address(desired: Desired, observed: Observed, address: Address) -> Item:
     return Item("address", name, State.PRESENT, ", ".join(words), facts)
 
 
-def _differences(desired: Desired, address: Address, found: LinkAddress) -> Iterator[str]:
-    if found.prefix_length != address.prefix_length:
-        yield f"as {found.cidr}"
-    if found.is_peer:
-        yield "with a peer"
-    if found.ip.version == 4 and found.scope != desired.scope:  # noqa: PLR2004 - the protocol's name
-        yield f"scope {found.scope}"
-
-
-def _rule(observed: Observed, rule: Rule) -> Item:
+def of_rule(observed: Observed, rule: Rule) -> Item:
+    """Return the item of a rule."""
     name, facts = str(rule), rule.facts
     match observed.copies.get(rule):
         case None:
@@ -109,3 +98,34 @@ def _rule(observed: Observed, rule: Rule) -> Item:
             return Item("rule", name, State.PRESENT, facts=facts)
         case copies:
             return Item("rule", name, State.COPIES, f"{copies} copies", {**facts, "copies": copies})
+
+
+def held(observed: Observed, address: Address) -> LinkAddress | None:
+    """Return the address as its interface has it, or None if that does not have it."""
+    link = observed.link(address.interface)
+    return on(link, address) if link else None
+
+
+def elsewhere(observed: Observed, address: Address) -> list[tuple[Link, LinkAddress]]:
+    """Return the other interfaces that have the address, and how they have it."""
+    others = [link for link in observed.links or () if not link.goes_by(address.interface)]
+    return [(link, found) for link in others for found in link.addresses if found.ip == address.ip]
+
+
+def is_exact(address: Address, found: LinkAddress) -> bool:
+    """Whether an address was found with its own prefix length, and without a peer."""
+    return found.prefix_length == address.prefix_length and not found.is_peer
+
+
+def has_scope(desired: Desired, found: LinkAddress) -> bool:
+    """Whether an address has the desired scope; the kernel gives an IPv6 address the one that its prefix implies."""
+    return found.ip.version == IPV6 or found.scope == desired.scope
+
+
+def _differences(desired: Desired, address: Address, found: LinkAddress) -> Iterator[str]:
+    if found.prefix_length != address.prefix_length:
+        yield f"as {found.cidr}"
+    if found.is_peer:
+        yield "with a peer"
+    if not has_scope(desired, found):
+        yield f"scope {found.scope}"

@@ -4,10 +4,13 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 Family: TypeAlias = Literal[4, 6]
+
+IPV4: Final = 4
+IPV6: Final = 6
 
 #: A table and one of its chains.
 Chain: TypeAlias = tuple[str, str]
@@ -60,6 +63,35 @@ class Rule:
 
     def __str__(self) -> str:
         return f"-t {self.table} {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """The five rules of an IP address and a port."""
+
+    ip: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.ip}]" if self.ip.version == IPV6 else str(self.ip)
+        return f"the rules for {host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface by its name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"interface {self.name}"
+
+
+#: What an instance needs on the node, so that no other one removes it.
+Claim: TypeAlias = Address | RuleSet | Interface
+
+#: What can be repaired, and counted by itself.
+Object: TypeAlias = Interface | Address | Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +170,22 @@ class Hindrance:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendInUse:
+    """The iptables by which the rules of a family are observed and changed, and why it is this one."""
+
+    family: Family
+    command: str
+    version: str
+    is_legacy: bool
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """Return it as --iptables-backend spells it."""
+        return self.command.partition("-")[2] or "system"
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What is on the node, as far as it could be seen. What could not be seen is unknown, never absent."""
 
@@ -149,6 +197,9 @@ class Observed:
 
     hindrances: Mapping[Rule, Hindrance] = field(default_factory=dict)
     """What stands before a rule that is there."""
+
+    backends: tuple[BackendInUse, ...] = ()
+    """By family, as far as it is known which are in use."""
 
     def link(self, name: str) -> Link | None:
         """Return the link that goes by this name, if it was seen."""

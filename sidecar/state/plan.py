@@ -25,7 +25,7 @@ from sidecar.state.actions import (
     RemoveSurplus,
     SetLinkUp,
 )
-from sidecar.state.model import Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+from sidecar.state.model import IPV4, IPV6, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
 
 #: The alias (man 8 ip-link) of a link that this program created. Without it none is taken for ours.
 MARK: Final = PROGRAM
@@ -101,7 +101,7 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
         found = on(link, address) if link else None
         if found and (found.is_peer or found.prefix_length != address.prefix_length):
             yield Notice(f"{found.cidr} on {desired.interface} is taken as it is, and cleanup leaves it", address.facts)
-        elif found and found.ip.version == 4 and found.scope != desired.scope:  # noqa: PLR2004 - the protocol's name
+        elif found and found.ip.version == IPV4 and found.scope != desired.scope:
             text = f"{address} keeps its scope {found.scope}; for scope {desired.scope} remove it, it is added again"
             yield Notice(text, address.facts)
         yield from _notice_duplicates(desired, observed, address)
@@ -156,7 +156,7 @@ def _foresee(observed: Observed, action: Action) -> Observed:
             hindrances.pop(rule, None)
         case RemoveRule(rule):
             copies[rule] = 0
-    return Observed(links if observed.links is not None else None, copies, hindrances)
+    return replace(observed, links=links if observed.links is not None else None, copies=copies, hindrances=hindrances)
 
 
 def is_ours(link: Link) -> bool:
@@ -213,7 +213,7 @@ def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | 
     """
     for found in link.addresses:
         is_exact = found.prefix_length == address.prefix_length and not found.is_peer
-        if found.ip == address.ip and (is_exact or (found.ip.version == 6 and not exactly)):  # noqa: PLR2004
+        if found.ip == address.ip and (is_exact or (found.ip.version == IPV6 and not exactly)):
             return found
     return None
 

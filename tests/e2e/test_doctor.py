@@ -223,7 +223,7 @@ NODES_THAT_ARE_BROKEN: Final = (
     Broken("address twice", "ip address add 10.96.0.2/32 dev link0", "warning", "address", "is on link0 as well", 0,
            before=LINKS),
     Broken("scope", "ip address delete 10.96.0.2/32 dev lo; ip address add 10.96.0.2/32 dev lo scope global",
-           "warning", "address", "has the scope global, and not host", 0),
+           "warning", "address", "has scope global instead of host", 0),
     Broken("route", CATCH, "fault", "route", "does not stay on this node: unicast dev link0 table 77", before=LINKS),
     Broken("unreachable", "ip rule add priority 100 lookup local; ip rule delete priority 0; "
            "ip rule add priority 50 lookup 77; ip route add unreachable 10.96.0.0/16 table 77",
@@ -263,40 +263,41 @@ NODES_THAT_ARE_BROKEN: Final = (
            "$ipt -t mangle -A SPOOF -p tcp --dport 0:1023 -j DROP",
            "fault", "policies", "^`-A SPOOF -p tcp -m tcp --dport 0:1023 -j DROP` in mangle drops traffic to"),
     Broken("refused, perhaps by a rule", "$ipt -I INPUT -i lo -p tcp --dport 443 -j REJECT --reject-with tcp-reset",
-           "fault", "connect", "Connection refused; perhaps by `-A INPUT -i lo .* -j REJECT"),
+           "fault", "connect", "Connection refused; perhaps because of `-A INPUT -i lo .* -j REJECT"),
     Broken("dropped by what only nft shows", "nft add table inet guard; nft add chain inet guard input "
            "'{ type filter hook input priority 0; policy drop; }'",
-           "fault", "connect", "no answer within 1s; perhaps by nft's table inet guard, which iptables does not show",
+           "fault", "connect",
+           "no answer within 1s; perhaps because of nft's table inet guard, which iptables does not show",
            by_hand="nft delete table inet guard"),
     Broken("rules in nft as well", f"$other {OURS['INPUT'].format('-A')}", "warning", "backend",
-           "rules of ours are in the other backend", 0, both=True, root=SEES_LEGACY),
+           "our rules are in the other backend, too", 0, both=True, root=SEES_LEGACY),
     Broken("copies in both backends", f"for i in 1 2; do $other {OURS['INPUT'].format('-A')}; done; "
            f"$ipt {OURS['INPUT'].format('-A')}", "warning", "backend|rules",
-           r"rules of ours are in the other backend \(.*\): 2|^2 copies: -t filter -A INPUT", 0, root=SEES_LEGACY),
+           r"our rules are in the other backend, too \(.*\): 2|^2 copies: -t filter -A INPUT", 0, root=SEES_LEGACY),
     Broken("rules for another port", "for t in raw filter; do $ipt-save -t $t | sed s/443/9443/ | "
-           "$ipt-restore --noflush; done", "warning", "rules", "^5 rules for 10.96.0.2 and port 9443 are there", 0,
+           "$ipt-restore --noflush; done", "warning", "rules", "^5 rules are left for 10.96.0.2 and port 9443", 0,
            both=True),
-    Broken("DNAT", f"$ipt -t nat -A OUTPUT {DNAT}", "fault", "taken", "^`-A OUTPUT .* in nat takes what goes to",
+    Broken("DNAT", f"$ipt -t nat -A OUTPUT {DNAT}", "fault", "taken", "^`-A OUTPUT .* in nat takes traffic to",
            flags=WITHOUT_RULES, both=True, root=SEES_LEGACY),
     Broken("DNAT in a chain",
            f"$ipt -t nat -N SERVICES; $ipt -t nat -A PREROUTING -j SERVICES; $ipt -t nat -A SERVICES {DNAT}",
-           "fault", "taken", "^`-A SERVICES .* in nat takes what goes to", flags=WITHOUT_RULES),
+           "fault", "taken", "^`-A SERVICES .* in nat takes traffic to", flags=WITHOUT_RULES),
     Broken("a Service has the address",
            f"iptables-nft-restore --noflush < {NODES / 'kube-proxy.rules'}; $ipt -t nat -I KUBE-SERVICES -p tcp "
            "-d 10.96.0.2/32 -m comment --comment 'x/y:https cluster IP' --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y",
-           "fault", "taken", "^`-A KUBE-SEP-ZQ5AX2CXSKPRG3QW .* in nat takes what goes to 10.96.0.2:443",
+           "fault", "taken", "^`-A KUBE-SEP-ZQ5AX2CXSKPRG3QW .* in nat takes traffic to 10.96.0.2:443",
            flags=WITHOUT_RULES, then=("--setup-iptables",)),
     Broken("REDIRECT perhaps",
            "$ipt -t nat -A PREROUTING ! -i docker0 -p tcp --dport 443 -j REDIRECT --to-ports 8443",
-           "warning", "taken", "^`-A PREROUTING .* in nat may take what goes to", 0, flags=WITHOUT_RULES),
+           "warning", "taken", "^`-A PREROUTING .* in nat may take traffic to", 0, flags=WITHOUT_RULES),
     Broken("one of two addresses missing", "ip address delete 10.96.0.3/32 dev lo", "fault", "address",
            "^10.96.0.3/32 is not on lo$", flags=TWO),
     Broken("one of two without its rules", "$ipt -S INPUT | sed -n 's/-A \\(.*0.3.*\\)/-D \\1/p' | xargs $ipt",
            "fault", "rules", "^missing: -t filter -A INPUT -d 10.96.0.3/32", flags=TWO, both=True),
     Broken("another prefix length", "ip address delete 10.96.0.2/32 dev lo; ip address add 10.96.0.2/24 dev lo",
-           "fault", "address", "^10.96.0.2/32 is not on lo, but as 10.96.0.2/24$"),
+           "fault", "address", "^10.96.0.2/32 is not on lo, but 10.96.0.2/24 is$"),
     Broken("with a peer", "ip address delete 10.96.0.2/32 dev lo; ip address add 10.96.0.2 peer 192.0.2.1 dev lo",
-           "fault", "address", "^10.96.0.2/32 is not on lo, but as 10.96.0.2/32 with a peer$"),
+           "fault", "address", "^10.96.0.2/32 is not on lo, but 10.96.0.2/32 with a peer is$"),
     Broken("renamed", "ip link set link0 down; ip link set link0 name link9; ip link set link9 up", "fault",
            "interface", "^link0 does not exist$", flags=(*ON_LINK, "--create-interface=false"), before=LINKS,
            by_hand="ip link set link9 down; ip link set link9 name link0; ip link set link0 up"),
@@ -320,10 +321,10 @@ NODES_THAT_ARE_BROKEN: Final = (
     Broken("nothing listens", "true", "fault", "listener", "^nothing listens on 10.96.0.2:443$", proxy="",
            by_hand="proxy"),
     Broken("another address is listened on", "true", "fault", "listener",
-           "^nothing listens on 10.96.0.2:443, but on that port of 127.0.0.1$", proxy="127.0.0.1 443 plain",
+           "^nothing listens on 10.96.0.2:443, only on 127.0.0.1:443$", proxy="127.0.0.1 443 plain",
            by_hand="proxy"),
     Broken("another port is listened on", "true", "fault", "listener",
-           "^nothing listens on 10.96.0.2:443, but on port 8443 of 10.96.0.2$", proxy="10.96.0.2 8443 plain",
+           "^nothing listens on 10.96.0.2:443, only on 10.96.0.2:8443$", proxy="10.96.0.2 8443 plain",
            by_hand="proxy"),
     Broken("no TLS", "true", "warning", "tls", "^10.96.0.2:443 does not speak TLS, as an API server would", 0,
            proxy="plain", by_hand="proxy"),
@@ -341,7 +342,7 @@ NODES_THAT_ARE_BROKEN: Final = (
            "^/run/xtables.lock is a directory", 3, by_hand="rmdir /run/xtables.lock"),
     Broken("two that contradict each other", "($run --port=8443 --setup-iptables=false > /run/log 2>&1 &); "
            "until grep -q 'in sync' /run/log; do sleep 0.05; done",
-           "warning", "instances", "holds 10.96.0.2 with --port=8443; this look is for --interface=lo --port=443", 0,
+           "warning", "instances", "holds 10.96.0.2 with --port=8443; this check is for --interface=lo --port=443", 0,
            by_hand="kill"),
 )  # fmt: skip
 
@@ -420,8 +421,8 @@ def test_who_holds_the_lock(node_with: Callable[..., Node]) -> None:
         report = doctor(node.namespace, *WANTED, "--iptables-backend=legacy")
     (found,) = report.having("warning", "lock", r"/run/xtables.lock is held by pid \d+ \((flock|cat|sh)\)")
     assert found["remedy"].endswith(f"kill {found['facts']['pid']}")
-    assert report.having("unknown", "rules", "could not be looked at")
-    assert report.having("unknown", "taken", "as told above")
+    assert report.having("unknown", "rules", "could not be listed")
+    assert report.having("unknown", "taken", "see above")
     assert report.exit == 1
 
 
@@ -446,10 +447,10 @@ def test_connections_that_were_tracked_before_the_rules_came(
     assert client.stdout
     assert client.stdout.readline() == "ready\n"
     report = doctor(namespace, *WITHOUT_RULES)
-    assert report.having("note", "conntrack", "connections to 10.96.0.2:443 are tracked: without --setup-iptables")
+    assert report.having("note", "conntrack", "to 10.96.0.2:443 (is|are) tracked, as expected without --setup-iptables")
     assert start(*WANTED, "--daemon=false").end() == 0
     report = doctor(namespace, *WANTED)
-    (found,) = report.having("warning", "conntrack", "are tracked, though our rules should keep them out")
+    (found,) = report.having("warning", "conntrack", "(is|are) tracked, though our rules should prevent that")
     assert found["commands"] == ["conntrack -D -p tcp -d 10.96.0.2 --dport 443"]
     client.kill()
     client.communicate()
@@ -464,7 +465,7 @@ def test_an_interface_that_is_missing(node_with: Callable[..., Node]) -> None:
     report = doctor(node.namespace, *ON_LINK)
     (found,) = report.having("fault", "interface", "^link0 does not exist$")
     assert "ip -batch -" in found["commands"][0]
-    has_dummy = not report.having("fault", "kernel", "does not have links of the kind dummy")
+    has_dummy = not report.having("fault", "kernel", "does not have dummy interfaces")
     assert report.exit == (1 if has_dummy else 3)
 
 
@@ -503,7 +504,7 @@ def test_instances_that_agree_and_that_contradict(node_with: Callable[..., Node]
     assert found["facts"]["pid"] == daemon.process.pid
     assert report.alarms() == []
     report = doctor(node.namespace, *WANTED, "--port=8443")
-    assert report.having("warning", "instances", "with --port=443; this look is for --interface=lo --port=8443")
+    assert report.having("warning", "instances", "with --port=443; this check is for --interface=lo --port=8443")
     assert daemon.stop() == 0
 
 
@@ -535,7 +536,7 @@ def test_from_within_a_container(node_with: Callable[..., Node], execute: Start)
     node = node_with("", "nft", *WANTED)
     node.sh("rm -rf /run/apiserver-proxy-sidecar")
     report = doctor(node.namespace, *WANTED, prefix=in_container)
-    assert report.having("ok", "listener", "on 10.96.0.2:443 listens a process that cannot be seen from here")
+    assert report.having("ok", "listener", "^a process that cannot be seen from here .* listens on 10.96.0.2:443$")
     assert report.having("unknown", "instances", "only the processes of this container can be seen")
     assert report.alarms() == []
     daemon = execute(*WANTED)
@@ -561,7 +562,7 @@ def test_without_the_capability(node_with: Callable[..., Node]) -> None:
     report = doctor(node.namespace, *WANTED, prefix=without)
     (found,) = report.having("fault", "privileges", "CAP_NET_ADMIN is missing")
     assert "add NET_ADMIN to the container's capabilities" in found["remedy"]
-    assert report.having("unknown", "rules", "could not be looked at")
+    assert report.having("unknown", "rules", "could not be listed")
     assert report.having("ok", "address", "10.96.0.2/32 on lo")
     assert report.exit == 3
 

@@ -13,8 +13,9 @@ import jsonschema
 import pytest
 
 from sidecar.node.claims import Claims
+from sidecar.state.model import Address
 from support import program
-from support.namespace import CIDR, Namespace
+from support.namespace import CIDR, IPV4, Namespace
 from support.program import PROGRAM, Fake, Sidecar, Start
 from support.waiting import FOREVER, HANG, no_hang, until
 
@@ -372,7 +373,7 @@ def test_cleanup_leaves_what_a_running_sidecar_wants(namespace: Namespace, ask: 
     for flags in ((), ("--dry-run",)):
         answer = ask("cleanup", *FLAGS, *flags)
         assert answer.code == 1
-        assert "that runs on this node wants it" in answer.text
+        assert "that runs on this node needs it" in answer.text
     assert namespace.addresses() == [CIDR]
     assert len(namespace.rules("nft")) == 5
     bare = ask("cleanup", stderr=r"--ip-address is required: pid \d+ .* runs here with --ip-address=10\.96\.0\.2")
@@ -405,8 +406,8 @@ def test_a_cleanup_that_a_signal_ends_claims_nothing_of_what_it_did_not_see(
 def hold_a_cleanup() -> None:
     """Be somebody who cleans up the address, and does not come to an end."""
     claims = Claims()
-    claims.take(["10.96.0.2@lo"], is_over=lambda: False)
-    claims.wanted_by_others()
+    claims.take([Address(IPV4, 32, "lo")], is_over=lambda: False)
+    claims.claimed_by_others()
     print(flush=True)
     signal.pause()
 

@@ -19,7 +19,8 @@ from sidecar.node.netlink import Watch
 ips = [ip_address("10.96.0.2"), ip_address("fd00:10:96::2")]
 goal = desired(ips, interface=sys.argv[2], port=443, setup_iptables=True)
 families = [4, 6] if sys.argv[3] == "legacy" else []
-events = Events(Watch.of(goal), lambda: families)
+events = Events(Watch.of(goal))
+events.legacy_families = families
 events.take_sizes()
 for command in sys.stdin:
     subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)

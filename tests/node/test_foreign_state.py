@@ -137,7 +137,6 @@ def test_after_set_up_and_cleanup_everything_else_is_as_it_was(
         assert reconciler.reconcile().in_sync
         if again:
             assert reconciler.reconcile().changed == ()
-        for each in backends.values():
-            each.include_leftovers()
-        assert reconciler.cleanup(float("inf")).in_sync
+        for_cleanup = {family: each.for_cleanup() for family, each in backends.items()}
+        assert Reconciler(goal, IpRoute(run), for_cleanup).cleanup(float("inf")).in_sync
         assert state(namespace) == before

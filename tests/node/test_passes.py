@@ -53,7 +53,7 @@ class Node:
         goal = goal or self.goal
         families: set[Family] = {rule.family for rule in goal.rules}
         iptables = {family: Iptables(self.commands.run, family, self.backend, wait) for family in families}
-        return Reconciler(goal, IpRoute(self.commands.run), iptables, begin=self.commands.begin)
+        return Reconciler(goal, IpRoute(self.commands.run), iptables)
 
     def reconcile(self) -> Report:
         return self.reconciler().reconcile()
@@ -347,9 +347,6 @@ def test_killed_at_any_command_the_next_pass_reaches_the_goal(node: Node, effect
         pass
 
     class Dying(NamespaceCommands):
-        def begin(self, *argv: str, stdin: str = "") -> None:
-            """Begin nothing in advance: one command after the other, to die at each."""
-
         def run(self, *argv: str, stdin: str = "") -> Result:
             if len(self.calls) == number and effect == "before":
                 raise Killed

@@ -19,14 +19,14 @@ from sidecar.doctor.certificate import Certificate
 from sidecar.doctor.checks import diagnose
 from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.probe import Answer
-from sidecar.doctor.view import Looks
+from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
 from sidecar.node.backends import Backend
 from sidecar.node.command import Result, missing_command
 from sidecar.node.proc import Owners, Process
 from sidecar.node.proc_formats import Listener
 from sidecar.state.desired import desired
-from sidecar.state.model import Family, IPAddress
+from sidecar.state.model import Claim, Family, IPAddress
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6
 
@@ -79,8 +79,9 @@ class RecordedNode:
     """A node in sync by nft, with a proxy behind the address; every attribute is there to be changed."""
 
     def __init__(self, mocker: MockerFixture, folder: Path) -> None:
-        self.goal = desired([IPV4], interface="lo", port=443, setup_iptables=True)
-        self.wish = "auto"
+        self.desired = desired([IPV4], interface="lo", port=443, setup_iptables=True)
+        self.backend = "auto"
+        self.warnings: list[str] = []
         self.port = 443
         self.kernel = FakeKernel("link0")
         self.kernel.addresses["lo"] = [f"{IPV4}/32", f"{IPV6}/128"]
@@ -104,7 +105,7 @@ class RecordedNode:
         self.owners = {17: Process(4711, "proxy"), 18: Process(4711, "proxy")}
         self.answer = Answer(0.0012, certificate=CERTIFICATE)
         self.processes: list[tuple[Process, bool | None]] = [(SIDECAR, True)]
-        self.claimed: frozenset[str] | OSError = FileNotFoundError()
+        self.claimed: frozenset[Claim] | OSError = FileNotFoundError()
         self.calls: list[str] = []
         self.seconds = 0.0
         """How long a command, or a connection, takes."""
@@ -115,23 +116,23 @@ class RecordedNode:
         self.lock.touch()
         self._patch(mocker)
 
-    def look(self) -> Looks:
-        families: list[Family] = sorted({address.ip.version for address in self.goal.addresses})
-        backends = {family: Backend(self.run, family, self.wish, 1.0) for family in families}
-        return Looks(self.goal, self.port, self.run, backends, self.wish)
+    def view(self) -> View:
+        families: list[Family] = sorted({address.ip.version for address in self.desired.addresses})
+        backends = {family: Backend(self.run, family, self.backend, 1.0) for family in families}
+        return View(self.desired, self.port, self.run, backends, self.backend, warnings=self.warnings)
 
     def findings(self, *topics: str) -> list[Finding]:
         """Run all checks, and return what they find of these topics."""
-        return [each for each in diagnose(self.look()) if each.topic in topics]
+        return [each for each in diagnose(self.view()) if each.topic in topics]
 
-    def told(self, *topics: str) -> list[str]:
+    def texts(self, *topics: str) -> list[str]:
         """Return the same as `level: text`."""
         return [f"{each.level.value}: {each.found}" for each in self.findings(*topics)]
 
     def alarms(self) -> list[str]:
         """Return what all checks find to be wrong, or cannot tell."""
         quiet = (Level.OK, Level.NOTE)
-        return [f"{each.topic}: {each.found}" for each in diagnose(self.look()) if each.level not in quiet]
+        return [f"{each.topic}: {each.found}" for each in diagnose(self.view()) if each.level not in quiet]
 
     def set(self, **attributes: object) -> Self:
         """Set attributes, where a table of tests has room for an expression only."""
@@ -152,7 +153,7 @@ class RecordedNode:
 
     def use_legacy(self) -> Self:
         """Let our rules be in the other backend, with no table but those that they need."""
-        self.wish = "legacy"
+        self.backend = "legacy"
         for name in ("iptables", "ip6tables"):
             nft = self.tables[f"{name}-nft"]
             self.tables[f"{name}-legacy"] = {table: nft.pop(table) for table in ("raw", "filter")}
@@ -251,10 +252,10 @@ class RecordedNode:
     def _owners(self, inodes: Collection[int]) -> Owners:
         return Owners({inode: self.owners[inode] for inode in inodes if inode in self.owners}, complete=True)
 
-    def _claims(self, names: Iterable[str]) -> frozenset[str]:
+    def _claims(self, claims: Iterable[Claim]) -> frozenset[Claim]:
         if isinstance(self.claimed, OSError):
             raise self.claimed
-        return self.claimed.intersection(names)
+        return self.claimed.intersection(claims)
 
 
 def _programs() -> Iterator[str]:

@@ -27,6 +27,7 @@ from support.fake_kernel import FakeKernel
 from support.namespace import IPV4
 
 ADDED = AddAddress(Address(IPV4, 32, "lo"), "host")
+GOAL = desired([IPV4], interface="lo", port=443)
 QUIET = Report((), (), ())
 CHANGED = Report((ADDED,), (), ())
 FAILED = Report((), (ADDED,), (Failure("add 10.96.0.2/32", InterfaceMissing("eth9")),))
@@ -67,15 +68,13 @@ class Sizes(Events):
 
 def passes(kernel: FakeKernel, sleeps: Sleeps, events: Events | None = None) -> Report | None:
     """Run the daemon over a node in memory."""
-    goal = desired([IPV4], interface="lo", port=443)
-    reconciler = Reconciler(goal, IpRoute(kernel), {})
-    return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal(lambda: "all is well"), events)
+    reconciler = Reconciler(GOAL, IpRoute(kernel), {})
+    return daemon.run(reconciler, cast("Wakeup", sleeps), 60.0, Journal(GOAL, 443), events)
 
 
 def test_the_loop_gives_signs_of_life_and_tells_how_it_went() -> None:
     kernel, now = FakeKernel(), [1000.0]
-    goal = desired([IPV4], interface="lo", port=443)
-    vitals = Vitals(goal, 10.0, clock=lambda: now[0], now=lambda: now[0])
+    vitals = Vitals(GOAL, 10.0, clock=lambda: now[0], now=lambda: now[0])
     signs: list[str] = []
     ends: list[Literal["clock"]] = ["clock"] * 8
 
@@ -85,9 +84,9 @@ def test_the_loop_gives_signs_of_life_and_tells_how_it_went() -> None:
             signs.append(vitals.hang())
             return super().wait(seconds, events)
 
-    reconciler = Reconciler(goal, IpRoute(kernel), {})
+    reconciler = Reconciler(GOAL, IpRoute(kernel), {})
     sleeps = cast("Wakeup", Waits(*ends))
-    daemon.run(reconciler, sleeps, 60.0, Journal(lambda: "all is well"), vitals=vitals)
+    daemon.run(reconciler, sleeps, 60.0, Journal(GOAL, 443), vitals=vitals)
     assert signs == [""] * 8
     assert vitals.readiness()[0]
     assert vitals.counts().passes == {"in_sync": 7, "changed": 1, "failed": 0}
@@ -223,12 +222,12 @@ def test_no_delay_is_longer_than_the_interval() -> None:
 @pytest.fixture
 def journal(log: list[str]) -> Journal:
     log.clear()
-    return Journal(lambda: "10.96.0.2/32 on lo")
+    return Journal(GOAL, 443)
 
 
 def test_a_change_that_comes_again_and_again_is_counted(log: list[str]) -> None:
     now = 0.0
-    journal = Journal(lambda: "", lambda: now)
+    journal = Journal(GOAL, 443, lambda: now)
     log.clear()
     for _ in range(600):
         now += 0.1
@@ -245,7 +244,7 @@ def test_a_change_that_comes_again_and_again_is_counted(log: list[str]) -> None:
 
 def test_a_change_now_and_then_is_said_each_time(log: list[str]) -> None:
     now = 0.0
-    journal = Journal(lambda: "", lambda: now)
+    journal = Journal(GOAL, 443, lambda: now)
     log.clear()
     for _ in range(10):
         now += 61

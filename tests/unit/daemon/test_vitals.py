@@ -11,14 +11,15 @@ from sidecar.daemon.vitals import SLACK, Vitals
 from sidecar.errors import CommandTimeout, InterfaceMissing, LockHeld
 from sidecar.state.actions import AddAddress, AddRule, CreateLink, Failure, RemoveAddress, RemoveSurplus, Report
 from sidecar.state.desired import desired
-from sidecar.state.model import Address, Hindrance, Link, LinkAddress, Observed
+from sidecar.state.model import Address, BackendInUse, Hindrance, Link, LinkAddress, Observed
 from support.namespace import IPV4
 
 GOAL = desired([IPV4], interface="lo", port=443, setup_iptables=True)
 RULE = GOAL.rules[0]
 ADDRESS = GOAL.addresses[0]
 THERE = Link("lo", addresses=(LinkAddress(IPV4, 32, "host"),))
-ALL = Observed((THERE,), dict.fromkeys(GOAL.rules, 1))
+NFT = BackendInUse(4, "iptables-nft", "1.8.9", is_legacy=False, reason="")
+ALL = Observed((THERE,), dict.fromkeys(GOAL.rules, 1), backends=(NFT,))
 IN_SYNC = Report((), (), (), observed=ALL)
 ADDED = Report((AddAddress(ADDRESS, "host"),), (), (), observed=ALL)
 FAILED = Report(
@@ -44,7 +45,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def record(clock: Clock) -> Vitals:
-    return Vitals(GOAL, 10.0, lambda: "nft", clock=clock, now=clock)
+    return Vitals(GOAL, 10.0, clock=clock, now=clock)
 
 
 def make_pass(record: Vitals, report: Report) -> None:

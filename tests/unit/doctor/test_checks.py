@@ -15,8 +15,9 @@ KILLED = CommandTimeout(("ip",), "", "was killed after 10s")
 KILLED_IP = "`ip` was killed after 10s"
 KILLED_IPTABLES = CommandTimeout(("iptables-nft-restore",), "", "was killed after 10s")
 
+NO_VERSION = "not the output of `iptables --version`: 'sh: 1: not found'"
 NONSENSE = "cannot be understood: not the output of `ip -json`: 'nonsense'"
-RULES_UNSEEN = "what rules of others do to 10.96.0.2: rules cannot be looked at, as told above"
+RULES_UNSEEN = "what other programs' rules do to 10.96.0.2: the rules could not be listed, see above"
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def unknown(findings: list[Finding]) -> list[tuple[str, str]]:
 
 
 def test_a_healthy_node_from_the_ground_up(node: RecordedNode) -> None:
-    findings = diagnose(node.look())
+    findings = diagnose(node.view())
     assert {each.level for each in findings} == {Level.OK}
     assert [each.topic for each in findings] == [
         "program",
@@ -53,9 +54,14 @@ def test_a_healthy_node_from_the_ground_up(node: RecordedNode) -> None:
     ]
 
 
+def test_warnings_of_the_settings_come_first(node: RecordedNode) -> None:
+    node.warnings = ["variable SIDECAR_PROT is not known"]
+    assert diagnose(node.view())[0] == Finding(Level.WARNING, "settings", "variable SIDECAR_PROT is not known")
+
+
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_no_false_alarm_with_addresses_of_both_families(node: RecordedNode, backend: str) -> None:
-    node.goal = BOTH
+    node.desired = BOTH
     if backend == "legacy":
         node.use_legacy()
     assert node.alarms() == []
@@ -66,14 +72,14 @@ def test_no_false_alarm_with_addresses_of_both_families(node: RecordedNode, back
     [
         pytest.param(
             lambda node: node.answers.update({"ip": KILLED}),
-            [(topic, KILLED_IP) for topic in ("commands", "interface", "address", "route", "listener")],
+            [(topic, KILLED_IP) for topic in ("commands", "interface", "address", "route", "connect")],
             id="ip hangs",
         ),
         pytest.param(
             lambda node: node.answers.update({"iptables-nft-restore": KILLED_IPTABLES}),
             [
                 ("backend", "which is in use for IPv4: `iptables-nft-restore` was killed after 10s"),
-                ("rules", "the IPv4 rules could not be looked at: `iptables-nft-restore` was killed after 10s"),
+                ("rules", "the IPv4 rules could not be listed: `iptables-nft-restore` was killed after 10s"),
                 ("taken", RULES_UNSEEN),
                 ("policies", RULES_UNSEEN),
             ],
@@ -81,7 +87,7 @@ def test_no_false_alarm_with_addresses_of_both_families(node: RecordedNode, back
         ),
         pytest.param(
             lambda node: node.files.update({"/proc/net/ip_vs": PermissionError(13, "Permission denied", "ip_vs")}),
-            [("taken", "could not be looked at: [Errno 13] Permission denied: 'ip_vs'")],
+            [("taken", "could not be checked: [Errno 13] Permission denied: 'ip_vs'")],
             id="a file cannot be read",
         ),
         pytest.param(
@@ -91,7 +97,7 @@ def test_no_false_alarm_with_addresses_of_both_families(node: RecordedNode, back
         ),
         pytest.param(
             lambda node: node.answers.update({"iptables --version": ok("sh: 1: not found")}),
-            [("backend", "could not be looked at: not the output of `iptables --version`: 'sh: 1: not found'")],
+            [("backend", f"whether iptables on this node is nft or legacy: {NO_VERSION}")],
             id="iptables talks nonsense",
         ),
     ],
@@ -99,9 +105,9 @@ def test_no_false_alarm_with_addresses_of_both_families(node: RecordedNode, back
 def test_what_cannot_be_looked_at_is_unknown_and_the_rest_goes_on(
     node: RecordedNode, break_: Change, told: list[tuple[str, str]]
 ) -> None:
-    healthy = {each.topic for each in diagnose(node.look())}
+    healthy = {each.topic for each in diagnose(node.view())}
     break_(node)
-    findings = diagnose(node.look())
+    findings = diagnose(node.view())
     assert unknown(findings) == told
     # Whether there is an address to connect to, only `ip` tells.
     expected = healthy - {topic for topic, _ in told} - {"connect", "tls"}
@@ -116,13 +122,13 @@ def test_what_proc_does_not_tell_is_unknown(
     node: RecordedNode, mocker: MockerFixture, function: str, topic: str
 ) -> None:
     mocker.patch(f"sidecar.node.{function}", side_effect=OSError(5, "Input/output error"))
-    assert unknown(diagnose(node.look())) == [(topic, "could not be looked at: [Errno 5] Input/output error")]
+    assert unknown(diagnose(node.view())) == [(topic, "could not be checked: [Errno 5] Input/output error")]
 
 
 def test_what_was_found_before_a_look_failed_is_told(node: RecordedNode) -> None:
     node.answers["ip -json -details address show"] = KILLED
-    first, second = node.findings("listener")
-    assert (first.level, first.found) == (Level.OK, "on 10.96.0.2:443 listens pid 4711 (proxy)")
+    first, second = node.findings("listener", "connect")
+    assert (first.level, first.found) == (Level.OK, "pid 4711 (proxy) listens on 10.96.0.2:443")
     assert (second.level, second.found) == (Level.UNKNOWN, "`ip` was killed after 10s")
 
 
@@ -141,22 +147,22 @@ def test_the_failed_command_can_be_pasted_from_the_facts(node: RecordedNode) -> 
 
 
 def test_one_family_that_cannot_be_looked_at_does_not_hide_the_other(node: RecordedNode) -> None:
-    node.goal = BOTH
+    node.desired = BOTH
     node.answers["ip6tables-nft-restore"] = KILLED_IPTABLES
     rules = [(each.level, each.found) for each in node.findings("rules", "taken")]
     assert rules == [
         (Level.OK, "5 of 5 IPv4 rules are as they should be"),
-        (Level.UNKNOWN, "the IPv6 rules could not be looked at: `iptables-nft-restore` was killed after 10s"),
-        (Level.OK, "no rule of iptables in nat, and no IPVS, takes 10.96.0.2:443"),
+        (Level.UNKNOWN, "the IPv6 rules could not be listed: `iptables-nft-restore` was killed after 10s"),
+        (Level.OK, "neither nat rules nor IPVS take traffic to 10.96.0.2:443"),
         (Level.UNKNOWN, RULES_UNSEEN.replace("10.96.0.2", "fd00:10:96::2")),
     ]
 
 
 @pytest.mark.parametrize("failing", ["ip -json -details address show", "iptables-nft-restore"])
 def test_what_hangs_is_waited_for_only_once(node: RecordedNode, failing: str) -> None:
-    node.wish = "nft"
+    node.backend = "nft"
     node.answers[failing] = KILLED
-    diagnose(node.look())
+    diagnose(node.view())
     assert len([call for call in node.calls if call.startswith(failing)]) == 1
 
 
@@ -164,12 +170,12 @@ def test_without_privileges_it_is_the_node_that_lacks_something(node: RecordedNo
     refused = Result(4, "", "Could not fetch rule set generation id: Permission denied (you must be root)\n")
     node.lacking = {"CAP_NET_ADMIN"}
     node.answers["iptables-nft-restore"] = refused
-    findings = diagnose(node.look())
+    findings = diagnose(node.view())
     assert [each.topic for each in findings if each.node_lacks] == ["privileges", "rules"]
     assert exit_code(findings) == 3
     (found,) = [each for each in findings if each.topic == "rules"]
     assert found.found.startswith(
-        "the IPv4 rules could not be looked at: missing CAP_NET_ADMIN: run as root, or add it to the container's"
+        "the IPv4 rules could not be listed: missing CAP_NET_ADMIN: run as root, or add it to the container's"
     )
     assert found.found.endswith("Permission denied (you must be root)")
 
@@ -178,14 +184,14 @@ def test_without_privileges_it_is_the_node_that_lacks_something(node: RecordedNo
 def test_who_asks_to_end_is_obeyed(node: RecordedNode, mocker: MockerFixture, ending: type[Exception]) -> None:
     mocker.patch("sidecar.node.proc.listeners", side_effect=ending)
     with pytest.raises(ending):
-        diagnose(node.look())
+        diagnose(node.view())
 
 
 def test_a_missing_command_is_what_the_node_lacks(node: RecordedNode) -> None:
     node.programs.clear()
-    findings = diagnose(node.look())
+    findings = diagnose(node.view())
     lacking = {each.topic for each in findings if each.node_lacks and each.level is Level.UNKNOWN}
-    assert lacking == {"interface", "address", "route", "listener", "rules"}
+    assert lacking == {"interface", "address", "route", "connect", "rules"}
     assert exit_code(findings) == 3
     assert [found for topic, found in unknown(findings) if topic == "interface"] == [
         "ip is not installed: apt-get install iproute2 (the package's name in Debian and Ubuntu)"

@@ -128,8 +128,14 @@ def test_a_kernel_that_tells_nothing(write: Write) -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [b"no gzip", gzip.compress(CONFIG.encode())[:40], gzip.compress(b"\xff")],
-    ids=["no gzip", "cut off", "no text"],
+    [
+        b"no gzip",
+        gzip.compress(CONFIG.encode())[:40],
+        gzip.compress(b"\xff"),
+        gzip.compress(b""),
+        gzip.compress(b"#\n"),
+    ],
+    ids=["no gzip", "cut off", "no text", "empty", "no option"],
 )
 def test_the_configuration_in_boot_where_that_in_proc_is_of_no_use(write: Write, broken: bytes) -> None:
     write("proc/config.gz", broken)

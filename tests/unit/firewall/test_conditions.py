@@ -1,6 +1,7 @@
 import pytest
 
-from sidecar.firewall.conditions import Quick, hindrance
+from sidecar.firewall.conditions import Quick
+from sidecar.firewall.walk import hindrance
 from sidecar.state.desired import desired
 from sidecar.state.model import Hindrance, Rule
 from support.namespace import IPV4, IPV6
@@ -87,6 +88,11 @@ def test_what_is_accepted_before_is_not_dropped_after() -> None:
     assert hindrance(ACCEPT_IN, ["-A INPUT -i eth0 -j DROP", "-A INPUT -p tcp -j ACCEPT"]) == Hindrance(
         "-A INPUT -i eth0 -j DROP", certain=False
     )
+
+
+@pytest.mark.parametrize("line", ["-A INPUT -j RETURN", "-A INPUT -g OTHER"])
+def test_what_is_never_reached_is_not_what_hinders(line: str) -> None:
+    assert hindrance(ACCEPT_IN, [line, "-A INPUT -j DROP"]) == Hindrance(line, certain=False)
 
 
 def test_outgoing_rules_are_judged_by_their_source() -> None:

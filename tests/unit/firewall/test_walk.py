@@ -2,7 +2,8 @@
 
 import pytest
 
-from sidecar.firewall.walk import Met, Traffic, jumps, way
+from sidecar.firewall.conditions import LOOPBACK, Traffic
+from sidecar.firewall.walk import Met, jumps, way
 
 IN = Traffic("10.96.0.2/32", 443, inward=True, untracked=True)
 OUT = Traffic("10.96.0.2/32", 443, inward=False, untracked=True)
@@ -56,6 +57,11 @@ def test_only_chains_that_the_traffic_may_come_to_are_followed() -> None:
     assert list(jumps(lines, TRACKED, certain=True)) == ["KUBE-SVC-B"]
 
 
+def test_chains_behind_a_certain_end_are_not_followed() -> None:
+    lines = ["-A INPUT -j A", "-A INPUT -p tcp -j ACCEPT", "-A INPUT -j B"]
+    assert list(jumps(lines, IN, certain=False)) == ["A"]
+
+
 @pytest.mark.parametrize(
     ("lines", "target", "certain"),
     [
@@ -100,7 +106,7 @@ def test_what_becomes_of_it(lines: list[str], target: str | None, certain: bool)
 
 
 def test_replies_to_this_node_come_in_over_lo() -> None:
-    replies = Traffic("10.96.0.2/32", 443, inward=False, untracked=True, of_this_node=True)
+    replies = Traffic("10.96.0.2/32", 443, inward=False, untracked=True, interface=LOOPBACK)
     listed = chains("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT", "-P INPUT DROP")
     assert way(listed, "INPUT", replies).certainly(BLOCKING) == Met("INPUT", "-P INPUT DROP", "DROP", certain=True)
     listed = chains("-A INPUT -i lo -j ACCEPT", "-P INPUT DROP")

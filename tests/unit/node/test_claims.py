@@ -1,56 +1,62 @@
 """Claims of several holders: each opens files of its own, as processes do."""
 
 import os
+import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sidecar.node import claims
 from sidecar.node.claims import Claims
+from sidecar.state.model import Address, Claim, Interface, RuleSet
+from support.namespace import IPV4, IPV6, Namespace
 from support.waiting import HANG, until
 
+A, B, C = (Interface(name) for name in "abc")
 
-def holder(directory: Path, *names: str) -> Claims:
+
+def holder(directory: Path, *claims: Claim) -> Claims:
     held = Claims(directory)
-    held.take(names, is_over=lambda: False)
+    held.take(claims, is_over=lambda: False)
     return held
 
 
 def test_alone_everything_is_ours_to_remove(tmp_path: Path) -> None:
-    assert holder(tmp_path, "a", "b").wanted_by_others() == frozenset()
+    assert holder(tmp_path, A, B).claimed_by_others() == frozenset()
 
 
 def test_what_another_holder_claims_is_left_to_it(tmp_path: Path) -> None:
-    old, new = holder(tmp_path, "a", "b"), holder(tmp_path, "b", "c")
-    assert old.wanted_by_others() == {"b"}
-    assert new.wanted_by_others() == frozenset()  # the old one has given up its claim
+    old, new = holder(tmp_path, A, B), holder(tmp_path, B, C)
+    assert old.claimed_by_others() == {B}
+    assert new.claimed_by_others() == frozenset()  # the old one has given up its claim
 
 
 def test_what_is_claimed_can_be_seen_without_taking_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        claims.held(["a"], tmp_path)
-    first = holder(tmp_path, "a", "b")
+        claims.held([A], tmp_path)
+    first = holder(tmp_path, A, B)
     for _ in range(2):
-        assert claims.held(["a", "c"], tmp_path) == {"a"}
-    assert first.wanted_by_others() == frozenset()
-    assert holder(tmp_path, "c").wanted_by_others() == frozenset()
+        assert claims.held([A, C], tmp_path) == {A}
+    assert first.claimed_by_others() == frozenset()
+    assert holder(tmp_path, C).claimed_by_others() == frozenset()
 
 
 def test_of_many_that_clean_up_the_last_one_removes(tmp_path: Path) -> None:
-    holders = [holder(tmp_path, "a") for _ in range(4)]
-    assert [each.wanted_by_others() for each in holders] == [{"a"}, {"a"}, {"a"}, frozenset()]
+    holders = [holder(tmp_path, A) for _ in range(4)]
+    assert [each.claimed_by_others() for each in holders] == [{A}, {A}, {A}, frozenset()]
 
 
 def test_who_starts_during_a_cleanup_waits_for_it(tmp_path: Path, log: list[str]) -> None:
-    cleaning = holder(tmp_path, "a")
-    assert cleaning.wanted_by_others() == frozenset()
+    cleaning = holder(tmp_path, A)
+    assert cleaning.claimed_by_others() == frozenset()
     is_over = threading.Event()
     starting = Claims(tmp_path)
-    thread = threading.Thread(target=starting.take, args=(["a"],), kwargs={"is_over": is_over.is_set})
+    thread = threading.Thread(target=starting.take, args=([A],), kwargs={"is_over": is_over.is_set})
     thread.start()
     until(lambda: log)
-    assert log == ["INFO another instance is cleaning up a: waiting for it"]
+    assert log == ["INFO another instance is cleaning up interface a: waiting for it"]
     is_over.set()
     thread.join(HANG)
     assert not thread.is_alive()
@@ -58,39 +64,69 @@ def test_who_starts_during_a_cleanup_waits_for_it(tmp_path: Path, log: list[str]
 
 def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     monkeypatch.setattr(claims, "PATIENCE", 0.1)
-    cleaning = holder(tmp_path, "a")
-    assert cleaning.wanted_by_others() == frozenset()
-    holder(tmp_path, "a")
-    assert log[-1] == "WARNING another instance does not end its cleanup of a: going on without waiting for it"
+    cleaning = holder(tmp_path, A)
+    assert cleaning.claimed_by_others() == frozenset()
+    holder(tmp_path, A)
+    assert (
+        log[-1] == "WARNING another instance does not end its cleanup of interface a: going on without waiting for it"
+    )
 
 
 def test_any_number_of_things_takes_one_descriptor(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    many = holder(tmp_path, *(f"thing {n}" for n in range(3000)))
+    many = holder(tmp_path, *(Interface(f"link{n}") for n in range(3000)))
     assert len(os.listdir("/proc/self/fd")) == before + 1
-    few = holder(tmp_path, "thing 7")
-    assert many.wanted_by_others() == {"thing 7"}
-    assert few.wanted_by_others() == frozenset()
+    few = holder(tmp_path, Interface("link7"))
+    assert many.claimed_by_others() == {Interface("link7")}
+    assert few.claimed_by_others() == frozenset()
 
 
 def test_a_file_that_was_removed_does_not_part_old_and_new(tmp_path: Path) -> None:
-    old = holder(tmp_path, "a")
+    old = holder(tmp_path, A)
     (tmp_path / "claims").unlink()
-    new = holder(tmp_path, "a")
-    assert old.wanted_by_others() == {"a"}
-    assert new.wanted_by_others() == frozenset()
+    new = holder(tmp_path, A)
+    assert old.claimed_by_others() == {A}
+    assert new.claimed_by_others() == frozenset()
 
 
 def test_where_there_can_be_no_files_it_says_so(tmp_path: Path, log: list[str]) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert holder(file, "a", "b").wanted_by_others() == frozenset()
+    assert holder(file, A, B).claimed_by_others() == frozenset()
     (line,) = log
     assert line.startswith(f"WARNING cannot use {file} (File exists): a cleanup by this or another instance")
 
 
 def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path, log: list[str]) -> None:
     (tmp_path / "claims").symlink_to(tmp_path / "victim")
-    holder(tmp_path, "a")
+    holder(tmp_path, A)
     assert not (tmp_path / "victim").exists()
     assert len(log) == 1
+
+
+def test_addresses_rules_and_interfaces_are_apart(tmp_path: Path) -> None:
+    claims: list[Claim] = [
+        Address(IPV4, 32, "lo"), Address(IPV4, 32, "lo0"), Address(IPV6, 128, "lo"),
+        RuleSet(IPV4, 443), RuleSet(IPV4, 9443), RuleSet(IPV6, 443), Interface("lo"),
+    ]  # fmt: skip
+    for number, claim in enumerate(claims):
+        folder = tmp_path / str(number)
+        first, second = holder(folder, *claims), holder(folder, claim)
+        assert first.claimed_by_others() == {claim}
+        assert second.claimed_by_others() == frozenset()
+
+
+def test_a_claim_in_another_network_namespace_is_another_one(tmp_path: Path, namespace: Namespace) -> None:
+    there = namespace.fork(partial(hold_a, tmp_path))
+    assert there.stdout
+    assert there.stdout.readline() == "held\n"
+    assert holder(tmp_path, A).claimed_by_others() == frozenset()
+    there.kill()
+    there.communicate()
+
+
+def hold_a(directory: Path) -> None:
+    held = holder(directory, A)
+    print("held", flush=True)
+    signal.pause()
+    held.claimed_by_others()

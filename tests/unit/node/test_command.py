@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,48 +88,6 @@ def test_a_grandchild_that_keeps_everything_open_holds_nobody_up() -> None:
     result = Commands(timeout=FOREVER).run("sh", "-c", f'setsid sh -c "{ended}" & echo $!; exit 3')
     assert result.exit == 3
     os.kill(int(result.stdout), signal.SIGTERM)
-
-
-def test_what_was_begun_runs_side_by_side(commands: Commands, tmp_path: Path) -> None:
-    """Each waits until the others are there, too."""
-    all_there = f"while [ ! -e {tmp_path}/1 -o ! -e {tmp_path}/2 -o ! -e {tmp_path}/3 ]; do sleep 0.01; done"
-    scripts = [f"touch {tmp_path}/{number}; {all_there}; cat" for number in (1, 2, 3)]
-    for number, script in enumerate(scripts):
-        commands.begin("sh", "-c", script, stdin=f"input {number}")
-    answers = [commands.run("sh", "-c", scripts[number], stdin=f"input {number}") for number in (2, 0, 1)]
-    assert [answer.stdout for answer in answers] == ["input 2", "input 0", "input 1"]
-
-
-def test_what_was_begun_is_bounded_in_time() -> None:
-    commands = Commands(timeout=1.0)
-    for seconds in (FOREVER, FOREVER + 1):
-        commands.begin("sleep", str(seconds))
-    with no_hang():
-        for seconds in (FOREVER, FOREVER + 1):
-            with pytest.raises(CommandTimeout, match="killed after 1s"):
-                commands.run("sleep", str(seconds))
-
-
-def test_what_cannot_be_begun_is_told_when_it_is_run(commands: Commands) -> None:
-    commands.begin("no-such-program")
-    with pytest.raises(CommandMissing, match="no-such-program"):
-        commands.run("no-such-program")
-
-
-@pytest.mark.parametrize(("end", "error"), [(Commands.stop, Stopped), (Commands.interrupt, Interrupted)])
-def test_told_to_end_nothing_that_was_begun_goes_on(
-    commands: Commands, end: Callable[[Commands], None], error: type[Exception]
-) -> None:
-    before = set(os.listdir("/proc/self/fd"))
-    for seconds in range(FOREVER, FOREVER + 3):
-        commands.begin("sleep", str(seconds))
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    assert len(children.read_text().split()) == 3
-    end(commands)
-    with no_hang(), pytest.raises(error):
-        commands.run("sleep", str(FOREVER + 1))
-    until(lambda: not children.read_text().split())  # dead; sh's own threads see to the rest
-    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_death_by_a_signal_is_a_failure(commands: Commands) -> None:

@@ -12,7 +12,8 @@ from pytest_mock import MockerFixture
 from sidecar.node.instances import Instance, running
 from sidecar.node.proc import Process
 from sidecar.settings import invocation
-from sidecar.state.desired import desired, things
+from sidecar.state.desired import claims, desired
+from sidecar.state.model import Address, Interface, RuleSet
 from support.namespace import IPV4, IPV6
 
 SCRIPT = "/usr/local/bin/apiserver-proxy-sidecar"
@@ -215,13 +216,21 @@ def test_its_addresses_as_far_as_they_are_some(text: str, addresses: list[str]) 
 
 
 @pytest.mark.parametrize("is_python", [True, False])
-def test_what_it_wants_is_what_a_cleanup_would_take_away(is_python: bool) -> None:  # noqa: FBT001 - a parameter
-    words = ("--ip-address=10.96.0.2,FD00:10:96:0::2", "--interface=dummy0", "--port=9443")
-    goal = desired([IPV4, IPV6], interface="dummy0", port=9443, setup_iptables=True)
-    wanted = instance(*words, is_python=is_python).wants()
-    assert wanted == {name for name in things(goal, 9443) if not name.startswith("link ")}
-    assert instance(HOLDS).wants() == {"10.96.0.2@lo", "10.96.0.2:443"}
-    assert instance().wants() == frozenset()
+def test_what_it_needs_is_what_a_cleanup_would_take_away(is_python: bool) -> None:  # noqa: FBT001 - a parameter
+    words = ("--ip-address=10.96.0.2,FD00:10:96:0::2", "--interface=dummy0", "--port=9443", "--setup-iptables")
+    both = desired([IPV4, IPV6], interface="dummy0", port=9443, setup_iptables=True)
+    needed = instance(*words, is_python=is_python).claims()
+    assert needed == {claim for claim in claims(both, 9443) if not isinstance(claim, Interface)}
+    assert instance().claims() == frozenset()
+
+
+def test_rules_are_needed_only_by_an_instance_that_sets_them_up() -> None:
+    address = Address(IPV4, 32, "lo")
+    assert instance(HOLDS).claims() == {address}
+    assert instance(HOLDS, "--setup-iptables").claims() == {address, RuleSet(IPV4, 443)}
+    assert instance(HOLDS, "--setup-iptables", "--port=0443").claims() == {address, RuleSet(IPV4, 443)}
+    assert instance(HOLDS, "--setup-iptables", "--port=https").claims() == {address}
+    assert instance(HOLDS, "--env-file=/etc/env").claims() == {address, RuleSet(IPV4, 443)}  # which may ask for them
 
 
 def test_this_very_process_is_believed_if_it_may_change_its_network(mocker: MockerFixture) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from sidecar.node.releases import Release, faults, parse
+from sidecar.state.model import Family
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_what_iptables_never_prints_is_refused(text: str) -> None:
         ((1, 8, 4), False, 4, ["kubernetes/dns#568", "cilium#20714"]),
     ],
 )
-def test_known_bad_releases(number: tuple[int, int, int], is_legacy: bool, family: int, issues: list[str]) -> None:  # noqa: FBT001 - a parameter
+def test_known_bad_releases(number: tuple[int, int, int], is_legacy: bool, family: Family, issues: list[str]) -> None:  # noqa: FBT001 - a parameter
     found = faults(Release(number, is_legacy), family)
     assert len(found) == len(issues)
     assert all(issue in fault for issue, fault in zip(issues, found, strict=True))

@@ -3,8 +3,8 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 
-from sidecar.state.desired import desired, has_our_shape, port_of, things, without
-from sidecar.state.model import Address
+from sidecar.state.desired import claims, desired, has_our_shape, port_of, without
+from sidecar.state.model import Address, Interface, RuleSet
 from support.namespace import IPV4, IPV6
 
 SPECIFIED = """\
@@ -17,17 +17,17 @@ SPECIFIED = """\
 
 
 def test_the_five_rules_are_those_of_the_contract() -> None:
-    goal = desired([ip_address("10.96.0.2")], interface="lo", port=443, setup_iptables=True)
-    assert [str(rule) for rule in goal.rules] == SPECIFIED
+    state = desired([ip_address("10.96.0.2")], interface="lo", port=443, setup_iptables=True)
+    assert [str(rule) for rule in state.rules] == SPECIFIED
 
 
 def test_an_ipv6_address_gets_the_same_rules_with_128() -> None:
-    goal = desired([ip_address("fd00:10:96::2")], interface="lo", port=443, setup_iptables=True)
-    assert [str(rule) for rule in goal.rules] == [
+    state = desired([ip_address("fd00:10:96::2")], interface="lo", port=443, setup_iptables=True)
+    assert [str(rule) for rule in state.rules] == [
         line.replace("10.96.0.2/32", "fd00:10:96::2/128") for line in SPECIFIED
     ]
-    assert {rule.family for rule in goal.rules} == {6}
-    assert [address.cidr for address in goal.addresses] == ["fd00:10:96::2/128"]
+    assert {rule.family for rule in state.rules} == {6}
+    assert [address.cidr for address in state.addresses] == ["fd00:10:96::2/128"]
 
 
 def test_without_setup_iptables_there_are_no_rules() -> None:
@@ -36,9 +36,9 @@ def test_without_setup_iptables_there_are_no_rules() -> None:
 
 def test_an_address_given_twice_counts_once() -> None:
     ips = [ip_address(text) for text in ("10.96.0.3", "10.96.0.2", "10.96.0.3")]
-    goal = desired(ips, interface="lo", port=443, setup_iptables=True)
-    assert [address.cidr for address in goal.addresses] == ["10.96.0.3/32", "10.96.0.2/32"]
-    assert len(goal.rules) == 10
+    state = desired(ips, interface="lo", port=443, setup_iptables=True)
+    assert [address.cidr for address in state.addresses] == ["10.96.0.3/32", "10.96.0.2/32"]
+    assert len(state.rules) == 10
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,15 @@ def test_rules_of_any_sidecar_have_a_shape(line: str, is_ours: bool) -> None:  #
     assert has_our_shape(line) is is_ours
 
 
-def test_what_another_instance_wants_is_left_out() -> None:
-    goal = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
-    assert things(goal, 443) == (
-        "10.96.0.2@lo", "fd00:10:96::2@lo", "10.96.0.2:443", "fd00:10:96::2:443", "link lo"
-    )  # fmt: skip
-    assert without(goal, 443, frozenset(things(goal, 443))) == replace(goal, addresses=(), rules=(), link_kind="")
-    assert without(goal, 443, frozenset()) == goal
-    assert without(goal, 443, {"10.96.0.2@lo"}) == replace(goal, addresses=goal.addresses[1:])
-    assert without(goal, 443, {"fd00:10:96::2:443", "10.96.0.2:80"}) == replace(goal, rules=goal.rules[:5])
-    assert things(replace(goal, rules=()), 443) == ("10.96.0.2@lo", "fd00:10:96::2@lo", "link lo")
+def test_what_another_instance_claims_is_left_out() -> None:
+    both = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
+    ipv4, ipv6 = Address(IPV4, 32, "lo"), Address(IPV6, 128, "lo")
+    assert claims(both, 443) == (ipv4, ipv6, RuleSet(IPV4, 443), RuleSet(IPV6, 443), Interface("lo"))
+    assert without(both, 443, claims(both, 443)) == replace(both, addresses=(), rules=(), link_kind="")
+    assert without(both, 443, ()) == both
+    assert without(both, 443, {ipv4}) == replace(both, addresses=(ipv6,))
+    assert without(both, 443, {RuleSet(IPV6, 443), RuleSet(IPV4, 80)}) == replace(both, rules=both.rules[:5])
+    assert claims(replace(both, rules=()), 443) == (ipv4, ipv6, Interface("lo"))
 
 
 def test_the_port_of_a_rule_for_an_address() -> None:

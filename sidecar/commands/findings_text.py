@@ -1,20 +1,18 @@
 """Findings as text, for a person, and as JSON, for a program."""
 
-import json
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
+from sidecar.commands.output import GREEN, MAGENTA, RED, WIDTH, YELLOW, as_json, coloured, wrapped
 from sidecar.doctor.findings import Finding, Level, exit_code
 from sidecar.text import visible
 
 #: The version of the JSON: it changes when a field is taken away or gets another meaning.
 SCHEMA: Final = "doctor/v1"
 
-#: Columns of a line; and of what stands before each finding's text.
-WIDTH: Final = 100
+#: Columns before each finding's text.
 _INDENT: Final = 14
 
 _MARKS: Final = {Level.OK: "✓", Level.NOTE: "·", Level.WARNING: "!", Level.FAULT: "✗", Level.UNKNOWN: "?"}
@@ -23,27 +21,27 @@ _PLAIN_MARKS: Final = {Level.OK: "+", Level.NOTE: "-", Level.WARNING: "!", Level
 #: A word of a shell's command, with what is in quotes.
 _WORD: Final = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|[^\s'"])+""")
 
-_COLOURS: Final = {Level.OK: "32", Level.WARNING: "33", Level.FAULT: "31", Level.UNKNOWN: "35"}
+_COLOURS: Final = {Level.OK: GREEN, Level.WARNING: YELLOW, Level.FAULT: RED, Level.UNKNOWN: MAGENTA}
 
 
-def as_text(findings: Sequence[Finding], *, coloured: bool, encoding: str) -> str:
+def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:
     """Return the most important first, then a line for each finding; what to do stands below it, ready to be pasted."""
     marks = _MARKS if _can_print("".join(_MARKS.values()), encoding) else _PLAIN_MARKS
-    lines = [*_wrapped(summary(findings), "")]
+    lines = wrapped(summary(findings), 0, breaks_words=False)
     for each in findings:
         begin = f"{marks[each.level]} {each.topic:<{_INDENT - 3}} "
-        first, *rest = _wrapped(begin + visible(each.found), " " * _INDENT)
-        if coloured and (colour := _COLOURS.get(each.level)):
-            first = f"\x1b[{colour}m{first[0]}\x1b[0m{first[1:]}"
+        first, *rest = wrapped(begin + each.found, _INDENT, breaks_words=False)
+        if is_coloured and (colour := _COLOURS.get(each.level)):
+            first = coloured(first, colour, 1)
         lines += [first, *rest]
         lines += _what_to_do(each)
     text = "\n".join(lines)
     return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
-def as_json(findings: Sequence[Finding]) -> str:
+def findings_json(findings: Sequence[Finding]) -> str:
     """Return the same as one object, with the facts as values."""
-    shown: dict[str, Any] = {"schema": SCHEMA, "exit": exit_code(findings), "summary": summary(findings)}
+    shown: dict[str, object] = {"schema": SCHEMA, "exit": exit_code(findings), "summary": summary(findings)}
     shown["findings"] = [
         {
             "level": each.level.value,
@@ -55,7 +53,7 @@ def as_json(findings: Sequence[Finding]) -> str:
         }
         for each in findings
     ]
-    return json.dumps(shown, indent=2)
+    return as_json(shown, indent=2)
 
 
 def summary(findings: Sequence[Finding]) -> str:
@@ -84,7 +82,7 @@ def _what_to_do(finding: Finding) -> Iterator[str]:
             begin = " " * len(begin)
     if finding.remedy:
         also = "  note: " if finding.commands else begin
-        yield from _wrapped(f"{also}{visible(finding.remedy)}", " " * len(begin))
+        yield from wrapped(f"{also}{finding.remedy}", len(begin), breaks_words=False)
 
 
 def _continued(command: str, width: int) -> Iterator[str]:
@@ -96,12 +94,6 @@ def _continued(command: str, width: int) -> Iterator[str]:
             line = "    "
         line += f"{word} "
     yield line.rstrip()
-
-
-def _wrapped(text: str, indent: str, width: int = WIDTH) -> list[str]:
-    return textwrap.wrap(
-        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    )
 
 
 def _can_print(text: str, encoding: str) -> bool:

@@ -58,7 +58,7 @@ LACKS_RAW = lacks("CAP_NET_RAW", "rules of the legacy backend")
         (RecordedNode.use_legacy, "", [holds("CAP_NET_ADMIN and CAP_NET_RAW")]),
         (RecordedNode.use_legacy, "CAP_NET_RAW", [LACKS_RAW, holds("CAP_NET_ADMIN")]),
         (RecordedNode.use_legacy, "CAP_NET_ADMIN CAP_NET_RAW", [LACKS_ADMIN, LACKS_RAW]),
-        (lambda node: node.set(goal=NO_RULES, wish="legacy"), "CAP_NET_RAW", [holds("CAP_NET_ADMIN")]),
+        (lambda node: node.set(desired=NO_RULES, backend="legacy"), "CAP_NET_RAW", [holds("CAP_NET_ADMIN")]),
         (lambda node: node.programs.discard("iptables-nft"), "CAP_NET_RAW", [LACKS_RAW, holds("CAP_NET_ADMIN")]),
     ],
     ids=["nft", "no admin", "legacy", "legacy, no raw", "neither", "no rules", "legacy found out"],
@@ -74,7 +74,7 @@ NFT, LEGACY = ("/usr/sbin/iptables-nft", "/usr/sbin/iptables-legacy")
 
 
 @pytest.mark.parametrize(
-    ("wish", "missing", "expected"),
+    ("backend", "missing", "expected"),
     [
         ("nft", "", [f"ok: {IP}, {NFT}, {NFT}-restore"]),
         ("legacy", "", [f"ok: {IP}, {LEGACY}, {LEGACY}-restore"]),
@@ -85,74 +85,90 @@ NFT, LEGACY = ("/usr/sbin/iptables-nft", "/usr/sbin/iptables-legacy")
          ["fault: iptables is not installed", f"ok: {IP}, /usr/sbin/iptables-restore"]),
     ],
 )  # fmt: skip
-def test_commands(node: RecordedNode, wish: str, missing: str, expected: list[str]) -> None:
-    node.wish = wish
+def test_commands(node: RecordedNode, backend: str, missing: str, expected: list[str]) -> None:
+    node.backend = backend
     node.programs -= set(missing.split())
-    assert node.told("commands") == expected
+    assert node.texts("commands") == expected
 
 
 def test_what_to_install(node: RecordedNode) -> None:
-    node.wish = "nft"
+    node.backend = "nft"
     node.programs -= {"ip", "iptables-nft"}
     packages = [each.remedy.partition(" (")[0] for each in node.findings("commands") if each.node_lacks]
     assert packages == ["apt-get install iproute2", "apt-get install iptables"]
 
 
 def test_iptables_is_not_needed_where_no_rules_are_wanted(node: RecordedNode) -> None:
-    node.set(goal=NO_RULES, wish="nft")
+    node.set(desired=NO_RULES, backend="nft")
     node.programs.remove("iptables-nft-restore")
-    note = "note: iptables-nft-restore is not installed, so rules of others cannot be looked at"
-    assert node.told("commands") == [note, f"ok: {IP}, {NFT}"]
+    note = "note: iptables-nft-restore is not installed, so the rules of other programs cannot be checked"
+    assert node.texts("commands") == [note, f"ok: {IP}, {NFT}"]
 
 
 def test_an_ip_that_does_not_tell_its_release(node: RecordedNode) -> None:
     node.answers["ip -V"] = Result(1, "", "BusyBox v1.36.1 multi-call binary.\n")
-    assert node.told("commands") == [f"ok: /usr/sbin/ip, {NFT}, {NFT}-restore"]
+    assert node.texts("commands") == [f"ok: /usr/sbin/ip, {NFT}, {NFT}-restore"]
+
+
+def test_an_ip_that_hangs(node: RecordedNode) -> None:
+    node.answers["ip -V"] = CommandTimeout(("ip", "-V"), "", "was killed after 10s")
+    killed = "unknown: `ip -V` was killed after 10s"
+    assert node.texts("commands") == [killed, f"ok: /usr/sbin/ip, {NFT}, {NFT}-restore"]
 
 
 BY_NFT = "ok: IPv4 rules by iptables-nft 1.8.9: "
 AS_TOLD = "as --iptables-backend says"
-OTHERS_KIND = "what is in use is listed by iptables-"
-COUNT = "they count there as well"
+KIND = "iptables on this node is {}; use iptables-{} to list the rules that are in use"
+EFFECT = "they have an effect there as well"
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         (lambda _: None, [f"{BY_NFT}no other rules are there, in either backend"]),
-        (lambda node: node.set(wish="nft"), [BY_NFT + AS_TOLD]),
+        (lambda node: node.set(backend="nft"), [BY_NFT + AS_TOLD]),
         (lambda node: node.programs.remove("iptables-legacy"), [f"{BY_NFT}the only one that is installed"]),
-        (lambda node: node.set(wish="nft").programs.remove("iptables-nft"), []),  # it is told with the commands
+        (lambda node: node.set(backend="nft").programs.remove("iptables-nft"), []),  # it is told with the commands
         (lambda node: node.chain("mangle", "KUBE-IPTABLES-HINT"),
          [f"{BY_NFT}Kubernetes' chain KUBE-IPTABLES-HINT is there"]),
         (lambda node: node.add("nat", "-A POSTROUTING -j MASQUERADE"),
          [f"{BY_NFT}1 rule is there, 0 in the other backend"]),
         (lambda node: node.add("filter", LO, "-A INPUT -j DROP", program="iptables-legacy"),
          ["ok: IPv4 rules by iptables-legacy 1.8.9: 2 rules are there, 0 in the other backend",
-          f"note: iptables on this node is nft; {OTHERS_KIND}legacy",
-          f"warning: rules of ours are in the other backend (iptables-nft): 5; {COUNT}"]),
-        (lambda node: node.set(wish="nft").add("filter", LO, LO, f"-A {OURS}", program="iptables-legacy"),
-         [BY_NFT + AS_TOLD, f"warning: rules of ours are in the other backend (iptables-legacy): 1; {COUNT}",
-          "note: iptables-legacy has 2 rules of others: the kernel goes by both backends"]),
-        (lambda node: node.set(wish="system"), ["ok: IPv4 rules by iptables 1.8.9: as --iptables-backend says"]),
-        (lambda node: node.set(wish="nft").answers.update({"iptables --version": ok("iptables v1.6.1\n")}),
-         [BY_NFT + AS_TOLD, f"note: iptables on this node is legacy; {OTHERS_KIND}nft"]),
+          f"note: {KIND.format('nft', 'legacy')}",
+          f"warning: our rules are in the other backend, too (iptables-nft): 5; {EFFECT}"]),
+        (lambda node: node.set(backend="nft").add("filter", LO, LO, f"-A {OURS}", program="iptables-legacy"),
+         [BY_NFT + AS_TOLD, f"warning: our rules are in the other backend, too (iptables-legacy): 1; {EFFECT}",
+          "note: iptables-legacy has 2 rules of other programs: the kernel applies both backends' rules"]),
+        (lambda node: node.set(backend="system"), ["ok: IPv4 rules by iptables 1.8.9: as --iptables-backend says"]),
+        (lambda node: node.set(backend="nft").answers.update({"iptables --version": ok("iptables v1.6.1\n")}),
+         [BY_NFT + AS_TOLD, f"note: {KIND.format('legacy', 'nft')}"]),
         (lambda node: node.answers.update({"iptables-nft --version": ok("iptables v1.8.10 (nf_tables)\n")}),
          ["ok: IPv4 rules by iptables-nft 1.8.10: no other rules are there, in either backend",
           "warning: iptables-nft 1.8.10: its -C does not find rules that are there (kube-router#1676)"]),
         (lambda node: node.use_legacy().answers.update({"iptables-legacy --version": ok("iptables v1.8.10 (legacy)")}),
          [f"ok: IPv4 rules by iptables-legacy 1.8.10: {AS_TOLD}",
           "note: iptables-legacy 1.8.10: its -C does not find rules that are there (kube-router#1676)",
-          f"note: iptables on this node is nft; {OTHERS_KIND}legacy"]),
+          f"note: {KIND.format('nft', 'legacy')}"]),
     ],
 )  # fmt: skip
 def test_which_backend_is_in_use_and_why(node: RecordedNode, change: Change, expected: list[str]) -> None:
     change(node)
-    assert node.told("backend") == expected
+    assert node.texts("backend") == expected
+
+
+def test_an_iptables_that_talks_nonsense_does_not_hide_what_follows(node: RecordedNode) -> None:
+    node.set(backend="nft").answers["iptables --version"] = ok("nonsense")
+    node.add("filter", LO, program="iptables-legacy")
+    assert node.texts("backend") == [
+        BY_NFT + AS_TOLD,
+        "unknown: whether iptables on this node is nft or legacy: not the output of `iptables --version`: 'nonsense'",
+        "note: iptables-legacy has 1 rule of other programs: the kernel applies both backends' rules",
+    ]
 
 
 def test_each_family_has_its_own_backend(node: RecordedNode) -> None:
-    node.goal = BOTH
+    node.desired = BOTH
     node.chain("mangle", "KUBE-KUBELET-CANARY", "ip6tables-nft")
     first, second = node.findings("backend")
     assert first.facts == {"family": 4, "backend": "iptables-nft", "version": "1.8.9"}
@@ -160,25 +176,27 @@ def test_each_family_has_its_own_backend(node: RecordedNode) -> None:
 
 
 def test_what_takes_our_rules_out_of_the_other_backend(node: RecordedNode) -> None:
-    node.wish = "nft"
+    node.backend = "nft"
     node.add("filter", f"-A {OURS}", f"-A {OURS}", program="iptables-legacy")
     _, found = node.findings("backend")
-    assert found.commands == (f"iptables-legacy -w 5 -t filter -D {OURS}",) * 2
+    assert found.commands == (
+        f"printf '*filter\\n-D {OURS}\\n-D {OURS}\\nCOMMIT\\n' | iptables-legacy-restore --noflush -w 5",
+    )
 
 
 def test_a_backend_that_cannot_be_looked_at(node: RecordedNode) -> None:
     node.answers["iptables-nft-restore"] = CommandTimeout(("iptables-nft-restore",), "", "was killed", "x" * 500)
-    (told,) = node.told("backend")
+    (told,) = node.texts("backend")
     assert told.startswith("unknown: which is in use for IPv4: `iptables-nft-restore` was killed: xxx")
     assert told.endswith("x…")
     assert len(told) < 350
 
 
 def test_another_backend_that_cannot_be_looked_at(node: RecordedNode) -> None:
-    node.set(wish="nft").add("filter", LO, program="iptables-legacy")
+    node.set(backend="nft").add("filter", LO, program="iptables-legacy")
     node.answers["iptables-legacy-restore"] = CommandTimeout(("iptables-legacy-restore",), "", "was killed")
     failure = "unknown: the other backend's IPv4 rules: `iptables-legacy-restore` was killed"
-    assert node.told("backend") == [BY_NFT + AS_TOLD, failure]
+    assert node.texts("backend") == [BY_NFT + AS_TOLD, failure]
 
 
 @pytest.mark.parametrize(("legacy", "level"), [(True, WARNING), (False, Level.NOTE)])
@@ -188,16 +206,24 @@ def test_who_holds_the_lock(node: RecordedNode, mocker: MockerFixture, legacy: b
     passing, staying = Process(812, "iptables"), Process(4712, "flock")
     mocker.patch("sidecar.node.proc.holders", side_effect=[[passing, staying, None], [staying, None]])
     found = f"{node.lock} is held by"
-    remedy = "if it does not let go, end it: kill 4712"
+    remedy = "if it does not release the lock, end it: kill 4712"
     assert node.findings("lock") == [
-        Finding(level, "lock", f"{found} pid 4712 (flock); who needs it waits", remedy, facts={"pid": 4712}),
-        Finding(level, "lock", f"{found} a process that cannot be seen from here; who needs it waits"),
+        Finding(
+            level,
+            "lock",
+            f"{found} pid 4712 (flock); iptables commands are waiting for it",
+            remedy,
+            facts={"pid": 4712},
+        ),
+        Finding(
+            level, "lock", f"{found} a process that cannot be seen from here; iptables commands are waiting for it"
+        ),
     ]
 
 
 def test_who_holds_the_lock_for_a_moment_only_is_not_told(node: RecordedNode, mocker: MockerFixture) -> None:
     mocker.patch("sidecar.node.proc.holders", side_effect=[[Process(812, "iptables")], []])
-    assert node.told("lock") == [f"ok: {node.lock}: a file, held by nobody"]
+    assert node.texts("lock") == [f"ok: {node.lock} is a file that nobody holds"]
 
 
 def no_directory(node: RecordedNode) -> None:
@@ -214,14 +240,14 @@ def socket_(node: RecordedNode) -> None:
     os.mknod(node.lock, stat.S_IFSOCK | 0o600)
 
 
-MAKES = " is not there; iptables-legacy makes it"
+MAKES = " does not exist; iptables-legacy creates it"
 
 
 @pytest.mark.parametrize(
     ("change", "by_nft", "by_legacy", "remedy"),
     [
         (lambda node: node.lock.unlink(), f"ok: {{}}{MAKES}", f"ok: {{}}{MAKES}", ""),
-        (no_directory, f"ok: {{}}/missing/lock{MAKES}", "fault: {}/missing/lock is not there, and cannot be made",
+        (no_directory, f"ok: {{}}/missing/lock{MAKES}", "fault: {}/missing/lock does not exist and cannot be created",
          "mount the node's (type FileOrCreate)"),
         (directory, "warning: {} is a directory", "fault: {} is a directory", "remove it, and mount it as a file"),
         (socket_, "note: {} cannot be opened (No such device or address)",
@@ -232,10 +258,10 @@ def test_a_lock_that_cannot_be_had(
     node: RecordedNode, change: Change, by_nft: str, by_legacy: str, remedy: str
 ) -> None:
     change(node)
-    assert node.told("lock") == [by_nft.format(node.lock)]
+    assert node.texts("lock") == [by_nft.format(node.lock)]
     assert not node.findings("lock")[0].node_lacks
     node.use_legacy()
-    assert node.told("lock") == [by_legacy.format(node.lock)]
+    assert node.texts("lock") == [by_legacy.format(node.lock)]
     (found,) = node.findings("lock")
     assert found.remedy.startswith(remedy)
     assert found.node_lacks == by_legacy.startswith("fault")
@@ -251,7 +277,7 @@ def no_tables_of_legacy(node: RecordedNode) -> None:
 
 
 def no_interface(node: RecordedNode) -> None:
-    node.goal = desired([IPV4], interface="proxy0", port=443)
+    node.desired = desired([IPV4], interface="proxy0", port=443)
 
 
 RULES_BY_NFT = "has NOTRACK, nftables, NOTRACK in nftables"
@@ -261,9 +287,9 @@ CANNOT_TELL = "neither the kernel's configuration nor its modules can be read he
 @pytest.mark.parametrize(
     ("change", "modules", "expected"),
     [
-        (lambda _: None, {"xt_CT": False}, ["ok: has IPv4 NOTRACK (such a rule is there)"]),
-        (lambda node: node.set(goal=NO_RULES), {"xt_CT": False},
-         ["ok: no rules are wanted, and the interface is there: nothing is needed of it"]),
+        (lambda _: None, {"xt_CT": False}, ["ok: has IPv4 NOTRACK (a rule uses it)"]),
+        (lambda node: node.set(desired=NO_RULES), {"xt_CT": False},
+         ["ok: nothing is needed of it: there are no rules to add, and the interface exists"]),
         (rules_missing, {}, [f"ok: {RULES_BY_NFT}"]),
         (rules_missing, {"xt_CT": False, "nft_compat": None},
          ["fault: does not have NOTRACK", f"unknown: whether it has NOTRACK in nftables (nft_compat): {CANNOT_TELL}",
@@ -272,8 +298,8 @@ CANNOT_TELL = "neither the kernel's configuration nor its modules can be read he
          ["ok: has NOTRACK"]),
         (no_tables_of_legacy, {"iptable_raw": False},
          ["fault: does not have the IPv4 table raw", "ok: has NOTRACK, the IPv4 table filter"]),
-        (no_interface, {}, ["ok: has links of the kind dummy, as proxy0 is to be"]),
-        (no_interface, {"dummy": False}, ["fault: does not have links of the kind dummy, as proxy0 is to be"]),
+        (no_interface, {}, ["ok: has dummy interfaces, to create proxy0"]),
+        (no_interface, {"dummy": False}, ["fault: does not have dummy interfaces, to create proxy0"]),
     ],
 )  # fmt: skip
 def test_what_the_kernel_has(
@@ -281,12 +307,12 @@ def test_what_the_kernel_has(
 ) -> None:
     change(node)
     node.modules = modules
-    assert node.told("kernel") == expected
+    assert node.texts("kernel") == expected
 
 
 def test_what_the_kernel_lacks_is_to_be_loaded(node: RecordedNode) -> None:
     rules_missing(node)
     node.modules = {"xt_CT": False}
     found = node.findings("kernel")[0]
-    assert found.remedy == "modprobe xt_CT, or a kernel with CONFIG_NETFILTER_XT_TARGET_CT"
+    assert found.remedy == "modprobe xt_CT, or use a kernel with CONFIG_NETFILTER_XT_TARGET_CT"
     assert found.node_lacks

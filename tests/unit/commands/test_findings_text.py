@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from sidecar.commands import render_findings
+from sidecar.commands import findings_text
 from sidecar.doctor.findings import Finding, Level
 
 FINDINGS = [
@@ -16,7 +16,7 @@ FINDINGS = [
 
 
 def text(*findings: Finding, encoding: str = "utf-8", coloured: bool = False) -> str:
-    return render_findings.as_text(findings, coloured=coloured, encoding=encoding)
+    return findings_text.findings_text(findings, is_coloured=coloured, encoding=encoding)
 
 
 def test_the_most_important_first_and_a_line_for_each() -> None:
@@ -83,19 +83,19 @@ def test_nothing_from_outside_forges_a_line() -> None:
     forged = Finding(Level.NOTE, "lock", "held by a\n✓ lock\x1b[2J", "a\nb", ("c\nd",), {"name": "x\udcff"})
     assert len(text(forged).splitlines()) == 4
     assert "\x1b" not in text(forged)
-    shown = json.loads(render_findings.as_json([forged]))["findings"][0]
+    shown = json.loads(findings_text.findings_json([forged]))["findings"][0]
     assert shown["found"] == "held by a\\n✓ lock\\x1b[2J"
     assert shown["facts"] == {"name": "x\\udcff"}
 
 
 def test_json_is_ascii_whatever_the_terminal_has() -> None:
-    shown = render_findings.as_json([Finding(Level.NOTE, "lock", "é ✓ 😀")])
+    shown = findings_text.findings_json([Finding(Level.NOTE, "lock", "é ✓ 😀")])
     assert shown.isascii()
     assert json.loads(shown)["findings"][0]["found"] == "é ✓ 😀"
 
 
 def test_json() -> None:
-    shown = json.loads(render_findings.as_json(FINDINGS))
+    shown = json.loads(findings_text.findings_json(FINDINGS))
     assert (shown["schema"], shown["exit"]) == ("doctor/v1", 1)
     assert shown["summary"] == text(*FINDINGS).splitlines()[0]
     assert shown["findings"][0] == {

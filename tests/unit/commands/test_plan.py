@@ -1,4 +1,4 @@
-"""What `plan` and `cleanup` say. For `status` see test_render_status.py."""
+"""What `plan` and `cleanup` say. For `status` see test_status.py."""
 
 import json
 import subprocess
@@ -9,8 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from sidecar.commands import render as rendered
-from sidecar.commands.render import CLEANUP_PLAN, PLAN, Cleaned, Plan
+from sidecar.commands import cleanup
+from sidecar.commands import plan as rendered
+from sidecar.commands.cleanup import DRY_RUN_SCHEMA, Cleaned
+from sidecar.commands.plan import SCHEMA, Plan
 from sidecar.state.actions import (
     Action,
     AddAddress,
@@ -36,7 +38,7 @@ STEPS = (
     (CreateLink("dummy0", "dummy"), ("echo link", "echo 'and a  mark'")),
     (AddAddress(GOAL.addresses[0], "host"), ("echo address",)),
 )
-TODO = Plan(STEPS, (), 1, PLAN, "in sync: nothing to do")
+TODO = Plan(STEPS, (), 1, SCHEMA, "in sync: nothing to do")
 NOTHING = replace(TODO, steps=(), exit_code=0)
 
 
@@ -61,7 +63,7 @@ def test_a_plan_is_its_commands_and_else_comments() -> None:
         "echo link",
         "echo 'and a  mark'",
         "echo address",
-        "# stays, as an instance that runs on this node wants it: x\\necho forged",
+        "# stays, as an instance that runs on this node needs it: x\\necho forged",
         "# error: x\\necho forged",
     ]
     assert said_by_a_shell(rendered.plan_text(plan)) == ["link", "and a  mark", "address"]
@@ -98,7 +100,7 @@ ACTIONS: tuple[Action, ...] = (
 )
 
 
-@pytest.mark.parametrize("schema", [PLAN, CLEANUP_PLAN])
+@pytest.mark.parametrize("schema", [SCHEMA, DRY_RUN_SCHEMA])
 def test_every_action_is_in_the_schemas(schema: str) -> None:
     plan = replace(TODO, schema=schema, steps=tuple((each, ("true",)) for each in ACTIONS))
     assert [each["action"] for each in valid(rendered.plan_json(plan))["steps"]] == [each.todo for each in ACTIONS]
@@ -119,7 +121,7 @@ FORGED = replace(CLEAN, removed=("x\nclean \x1b[2J",), absent=(), warnings=())
         (LEFT, "not clean: not all could be removed", "left       l|removed    r|not there  a|warning: w|error: f"),
         (
             KEPT,
-            "not clean: an instance that runs on this node wants it; stop it first",
+            "not clean: an instance that runs on this node needs it; stop it first",
             "in use     k|removed    r|not there  a|warning: w",
         ),
         (
@@ -131,10 +133,10 @@ FORGED = replace(CLEAN, removed=("x\nclean \x1b[2J",), absent=(), warnings=())
     ],
 )
 def test_what_a_cleanup_did(done: Cleaned, first: str, others: str) -> None:
-    assert rendered.cleaned_text(done).split("\n") == [first, *others.split("|")]
+    assert cleanup.cleaned_text(done).split("\n") == [first, *others.split("|")]
 
 
 def test_a_cleanup_as_json() -> None:
     lists = {"removed": ["r"], "absent": ["a"], "kept": ["k"], "left": ["l"], "failures": ["f"], "warnings": ["w"]}
     done = Cleaned(("r",), ("a",), ("k",), ("l",), ("f",), ("w",), 3)
-    assert valid(rendered.cleaned_json(done)) == {"schema": "cleanup/v1", "exit": 3} | lists
+    assert valid(cleanup.cleaned_json(done)) == {"schema": "cleanup/v1", "exit": 3} | lists

@@ -1,4 +1,4 @@
-"""What `status` says. For `plan` and `cleanup` see test_render_plan.py."""
+"""What `status` says. For `plan` and `cleanup` see test_plan.py."""
 
 import json
 from dataclasses import replace
@@ -8,10 +8,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from sidecar.commands import render as rendered
-from sidecar.commands.render import BackendInUse, Status, summary
+from sidecar.commands import status as rendered
+from sidecar.commands.status import Status, summary
 from sidecar.state.desired import desired
 from sidecar.state.inventory import Item, State
+from sidecar.state.model import BackendInUse
 from support.namespace import IPV4
 
 SCHEMAS = Path(__file__).parents[3] / "docs" / "schema"
@@ -26,7 +27,7 @@ IN_SYNC = Status(
     items=(INTERFACE, ADDRESS, *RULES),
     in_sync=True,
     exit_code=0,
-    backends=(BackendInUse(4, "iptables-nft", "1.8.9", "kubelet's chains are there"),),
+    backends=(BackendInUse(4, "iptables-nft", "1.8.9", is_legacy=False, reason="kubelet's chains are there"),),
     settings=("--ip-address=10.96.0.2", "--setup-iptables=true"),
     origin="",
     warnings=(),
@@ -44,9 +45,9 @@ def having(*states: State, in_sync: bool = False) -> Status:
     return replace(IN_SYNC, items=(INTERFACE, ADDRESS, *found), in_sync=in_sync, exit_code=int(not in_sync))
 
 
-def rows(status: Status, *, coloured: bool = False) -> list[str]:
+def rows(status: Status, *, is_coloured: bool = False) -> list[str]:
     """Return the lines of the table."""
-    return rendered.status_text(status, coloured=coloured).split("\n\n")[2].split("\n")
+    return rendered.status_text(status, is_coloured=is_coloured).split("\n\n")[2].split("\n")
 
 
 def valid(text: str) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def test_if_all_that_was_seen_is_right_the_failures_say_why_it_is_not_in_sync() 
 
 def test_the_whole_text() -> None:
     status = replace(having(State.MISSING, State.COPIES, State.NO_EFFECT), warnings=("lo is odd",), failures=("no",))
-    assert rendered.status_text(status, coloured=False).splitlines() == [
+    assert rendered.status_text(status, is_coloured=False).splitlines() == [
         "1 missing, 1 with copies, 1 without effect, of 7; first missing: -t raw -A PREROUTING -d",
         "  10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK",
         "",
@@ -124,9 +125,9 @@ def test_the_whole_text() -> None:
 
 
 def test_whose_settings_they_are() -> None:
-    text = rendered.status_text(replace(IN_SYNC, origin="of pid 7 (this program), running here"), coloured=False)
+    text = rendered.status_text(replace(IN_SYNC, origin="of pid 7 (this program), running here"), is_coloured=False)
     assert "--setup-iptables=true (of pid 7 (this program), running here)" in " ".join(text.split())
-    assert "()" not in rendered.status_text(IN_SYNC, coloured=False)
+    assert "()" not in rendered.status_text(IN_SYNC, is_coloured=False)
 
 
 def test_no_line_is_longer_than_a_hundred_columns_and_nothing_is_lost() -> None:
@@ -136,12 +137,12 @@ def test_no_line_is_longer_than_a_hundred_columns_and_nothing_is_lost() -> None:
         IN_SYNC,
         items=(INTERFACE, replace(ADDRESS, detail=long)),
         in_sync=False,
-        backends=(BackendInUse(6, "ip6tables-nft", "1.8.9", long),),
+        backends=(BackendInUse(6, "ip6tables-nft", "1.8.9", is_legacy=False, reason=long),),
         settings=tuple(words),
         warnings=(long,),
         failures=(long,),
     )
-    lines = rendered.status_text(status, coloured=False).splitlines()
+    lines = rendered.status_text(status, is_coloured=False).splitlines()
     assert max(map(len, lines)) <= 100
     assert "\n".join(lines).split().count("word-20") == 6  # told also as the reason in the first line
     after = {lines[at][: lines[at].index("word")] for at in range(1, len(lines)) if lines[at].startswith(" ")}
@@ -154,10 +155,10 @@ COLOURS = dict.fromkeys(State, RED) | {State.PRESENT: GREEN, State.NO_EFFECT: YE
 
 @pytest.mark.parametrize("state", State)
 def test_colour_is_for_the_state_only_and_takes_nothing_away(state: State) -> None:
-    plain, coloured = rows(having(state)), rows(having(state), coloured=True)
+    plain, coloured = rows(having(state)), rows(having(state), is_coloured=True)
     start, end = f"\x1b[{COLOURS[state]}m", "\x1b[0m"
     assert coloured[2] == f"{start}{plain[2][:11]}{end}{plain[2][11:]}"
-    assert "\x1b" not in rendered.status_text(having(state), coloured=False)
+    assert "\x1b" not in rendered.status_text(having(state), is_coloured=False)
 
 
 def test_nothing_from_outside_forges_a_line_or_moves_the_cursor() -> None:
@@ -170,7 +171,7 @@ def test_nothing_from_outside_forges_a_line_or_moves_the_cursor() -> None:
         warnings=(forged,),
         failures=(forged,),
     )
-    text = rendered.status_text(status, coloured=False)
+    text = rendered.status_text(status, is_coloured=False)
     assert "\x1b" not in text
     assert text.encode().count(b"x\\npresent \\x1b[2J\\udcff") == 5
     assert len(rows(status)) == 2

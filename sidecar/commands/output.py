@@ -1,0 +1,55 @@
+"""What several commands print with: width, colour, wrapping, JSON; and where it goes."""
+
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from sidecar.text import visible
+
+#: Columns of a line.
+WIDTH: Final = 100
+
+GREEN, YELLOW, RED, MAGENTA = "32", "33", "31", "35"
+
+#: What a command prints, and its exit code.
+Answer: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """What the answer is printed on."""
+
+    is_tty: bool
+    is_coloured: bool
+    encoding: str
+    is_read: Callable[[], bool]
+    """Whether anybody still reads it."""
+
+
+def wrapped(text: str, indent: int = 2, *, breaks_words: bool = True) -> list[str]:
+    """Return the text, made visible, in lines of at most WIDTH columns; all but the first are indented."""
+    return textwrap.wrap(
+        visible(text),
+        WIDTH,
+        subsequent_indent=" " * indent,
+        break_long_words=breaks_words,
+        break_on_hyphens=False,
+    )
+
+
+def coloured(text: str, colour: str, columns: int) -> str:
+    """Return the text with its first columns in a colour (man 4 console_codes)."""
+    return f"\x1b[{colour}m{text[:columns]}\x1b[0m{text[columns:]}"
+
+
+def notes(warnings: Sequence[str], errors: Sequence[str]) -> list[str]:
+    """Return a line or more for each warning and each error."""
+    told = [*(f"warning: {text}" for text in warnings), *(f"error: {text}" for text in errors)]
+    return [line for text in told for line in wrapped(text)]
+
+
+def as_json(value: dict[str, object], indent: int | None = None) -> str:
+    """Return the object as JSON, in ASCII whatever the terminal has."""
+    return json.dumps(value, indent=indent)

@@ -1,0 +1,188 @@
+"""The command `status`: it looks at the node, and changes nothing."""
+
+import contextlib
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sidecar.commands.output import GREEN, MAGENTA, RED, YELLOW, Answer, Terminal, as_json, coloured, notes, wrapped
+from sidecar.daemon.wakeup import Wakeup
+from sidecar.errors import Interrupted
+from sidecar.log.setup import collect_warnings
+from sidecar.node.access import access
+from sidecar.node.command import Commands
+from sidecar.node.events import Events
+from sidecar.node.netlink import Watch
+from sidecar.settings.options import Loaded
+from sidecar.state.actions import exit_code
+from sidecar.state.inventory import Item, State, is_in_sync, survey
+from sidecar.state.model import BackendInUse
+from sidecar.state.plan import notices, obstacles
+
+#: The version of the JSON: it changes when a field is taken away or gets another meaning.
+SCHEMA: Final = "status/v1"
+
+#: Seconds to wait for the xtables lock, at most: an answer is wanted soon.
+LONGEST_WAIT: Final = 1.0
+
+#: Seconds between two looks of --watch, if nothing happens.
+WATCH_INTERVAL: Final = 2.0
+
+#: Columns of the state before the name.
+STATE_COLUMNS: Final = 11
+
+#: Puts the cursor to the upper left, and clears what is below (man 4 console_codes).
+_CLEAR: Final = "\x1b[H\x1b[J"
+
+_COLOURS: Final = {State.PRESENT: GREEN, State.NO_EFFECT: YELLOW, State.UNKNOWN: MAGENTA}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a look at the node found."""
+
+    items: tuple[Item, ...]
+    in_sync: bool
+    exit_code: int
+    backends: tuple[BackendInUse, ...]
+    settings: tuple[str, ...]
+    """The flags that set what differs from the default."""
+
+    origin: str
+    """Whose settings they are, if they are not the caller's own."""
+
+    warnings: tuple[str, ...]
+    failures: tuple[str, ...]
+
+
+def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
+    """Yield the status; with --watch again whenever it changes. Raises OSError if no command can be run at all."""
+    is_watching = loaded.options.watch
+    for number, status in enumerate(_follow(loaded, terminal.is_read if is_watching else None)):
+        if loaded.options.output == "json":
+            yield status_json(status), status.exit_code
+            continue
+        before = "" if not is_watching else _CLEAR if terminal.is_tty else "\n" if number else ""
+        yield before + status_text(status, is_coloured=terminal.is_coloured), status.exit_code
+
+
+def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Status]:
+    """Yield the status once; or, as long as it `is_read`, whenever it is another one, until a signal comes."""
+    logged = collect_warnings(loaded.options)
+    commands = Commands(loaded.options.command_timeout)
+    # Nothing is changed here: a signal ends what runs, and with it the look.
+    wakeup = Wakeup(on_stop=commands.interrupt, on_interrupt=commands.interrupt)
+    node = access(loaded.options, commands, creates=False, longest_wait=LONGEST_WAIT)
+    reconciler = node.reconciler()
+
+    def look() -> Status:
+        observed, unseen = reconciler.observe()
+        failures = (*unseen, *obstacles(node.desired, observed))
+        in_sync = not failures and is_in_sync(node.desired, observed)
+        noticed = [str(notice) for notice in notices(node.desired, observed) if notice.certain]
+        return Status(
+            items=survey(node.desired, observed),
+            in_sync=in_sync,
+            exit_code=exit_code(failures, in_sync=in_sync),
+            backends=observed.backends,
+            settings=tuple(loaded.options.changed()),
+            origin=loaded.origin,
+            warnings=(*loaded.warnings, *logged, *noticed),
+            failures=tuple(map(str, failures)),
+        )
+
+    if is_read is None:
+        yield look()
+        return
+    events = Events(Watch.of(node.desired))
+    last: Status | None = None
+    with contextlib.suppress(Interrupted):
+        while not wakeup.stopping and is_read():
+            status = look()
+            if status != last:
+                yield status
+            last = status
+            wakeup.wait(WATCH_INTERVAL, events)
+
+
+def summary(status: Status) -> str:
+    """Return the one line that matters most."""
+    order = list(State)
+    wrong = sorted(
+        (item for item in status.items if item.state is not State.PRESENT), key=lambda item: order.index(item.state)
+    )
+    if status.in_sync:
+        held = ", ".join(item.name for item in status.items if item.kind == "address")
+        rules = sum(item.kind == "rule" for item in status.items)
+        text = f"in sync: {held}" + (f", {rules} rules" if rules else "")
+        return f"{text}; but {_counted(wrong)}" if wrong else text
+    if not wrong:
+        return f"not in sync: {'; '.join(status.failures or status.warnings)}"
+    return f"{_counted(wrong)}, of {len(status.items)}; first {_state(wrong[0])}: {wrong[0].name}"
+
+
+def _counted(items: Sequence[Item]) -> str:
+    numbers = Counter(item.state for item in items)
+    return ", ".join(f"{numbers[state]} {_words(state)}" for state in State if numbers[state])
+
+
+def _words(state: State) -> str:
+    return {
+        State.COPIES: "with copies",
+        State.ELSEWHERE: "on another interface",
+        State.NO_EFFECT: "without effect",
+        State.UNKNOWN: "not known",
+    }.get(state, state.value)
+
+
+def status_text(status: Status, *, is_coloured: bool) -> str:
+    """Return the most important line first, then by what was looked, then a table of what was found."""
+    origin = f" ({status.origin})" if status.origin else ""
+    lines = [*wrapped(summary(status)), ""]
+    lines += wrapped(f"settings   {shlex.join(status.settings)}{origin}", STATE_COLUMNS)
+    for each in status.backends:
+        lines += wrapped(f"IPv{each.family} rules {each.command} {each.version}: {each.reason}", STATE_COLUMNS)
+    lines.append("")
+    for item in status.items:
+        lines += _row(item, is_coloured=is_coloured)
+    if told := notes(status.warnings, status.failures):
+        lines += ["", *told]
+    return "\n".join(lines)
+
+
+def _row(item: Item, *, is_coloured: bool) -> Iterator[str]:
+    detail = f" ({item.detail})" if item.detail and item.state is not State.COPIES else ""
+    name = f"interface {item.name}" if item.kind == "interface" else item.name
+    first, *rest = wrapped(f"{_state(item) + ' ':<{STATE_COLUMNS}}{name}{detail}", STATE_COLUMNS)
+    yield coloured(first, _COLOURS.get(item.state, RED), STATE_COLUMNS) if is_coloured else first
+    yield from rest
+
+
+def _state(item: Item) -> str:
+    return item.detail if item.state is State.COPIES else item.state.value
+
+
+def status_json(status: Status) -> str:
+    """Return the same as one object in one line."""
+    return as_json(
+        {
+            "schema": SCHEMA,
+            "exit": status.exit_code,
+            "in_sync": status.in_sync,
+            "summary": summary(status),
+            "settings": list(status.settings),
+            "settings_of": status.origin,
+            "backends": [
+                {"family": each.family, "command": each.command, "version": each.version, "reason": each.reason}
+                for each in status.backends
+            ],
+            "items": [
+                {"kind": item.kind, "name": item.name, "state": item.state.value, "detail": item.detail, **item.facts}
+                for item in status.items
+            ],
+            "warnings": list(status.warnings),
+            "failures": list(status.failures),
+        }
+    )

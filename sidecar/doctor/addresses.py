@@ -1,0 +1,163 @@
+"""Checks of what should be on the node: the interface, the addresses, and the routes to them."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from sidecar.doctor.findings import Finding, Level, counted, finding
+from sidecar.doctor.view import NO_TIME, View
+from sidecar.errors import AddressUnusable, OutputUnreadable
+from sidecar.node import iproute, proc_formats
+from sidecar.state import inventory
+from sidecar.state.actions import AddAddress, CreateLink, RemoveAddress, SetLinkUp
+from sidecar.state.inventory import State
+from sidecar.state.model import IPV6, Address, AddressState, Facts, Link, LinkAddress
+from sidecar.state.plan import LOOPBACK, is_ours
+
+#: How many routes are looked up, one by one; more would take too long.
+MOST_ADDRESSES: Final = 16
+
+#: Programs that manage interfaces, where they keep a file for each by its index, and what it says if they do.
+_MANAGERS: Final = (
+    ("systemd-networkd", Path("/run/systemd/netif/links"), "ADMIN_STATE=configured"),
+    ("NetworkManager", Path("/run/NetworkManager/devices"), "managed=true"),
+)
+
+
+def interface(view: View) -> Iterator[Finding]:
+    """Yield whether the interface is there and up, who created it, and who else manages it."""
+    view.links()
+    observed, desired = view.observed(), view.desired
+    item, link = inventory.of_interface(desired, observed), observed.link(desired.interface)
+    if link is None:
+        kind = desired.link_kind
+        remedy = "" if kind else "create it, or set --interface to another one; see: ip link show"
+        creation = view.commands(CreateLink(desired.interface, kind)) if kind else ()
+        yield finding(Level.FAULT, f"{item.name} does not exist", remedy, creation, item.facts)
+        return
+    facts: Facts = {"interface": link.name, "kind": link.kind}
+    if item.state is State.DOWN:
+        found = f"{link.name} is down: nothing reaches its addresses"
+        yield finding(Level.FAULT, found, commands=view.commands(SetLinkUp(link.name)), facts=facts)
+    else:
+        creator = "" if link.name == LOOPBACK else f", {'' if is_ours(link) else 'not '}created by this program"
+        yield finding(Level.OK, f"{link.name} is up{creator}", facts=facts)
+    if manager := _manager(link):
+        found = f"{link.name} is managed by {manager}, which may remove addresses that it did not add"
+        remedy = f"keep this program running, as it adds them again at once; or configure {manager} to leave them alone"
+        yield finding(Level.NOTE, found, remedy, facts=facts)
+
+
+def _manager(link: Link) -> str:
+    """Return who manages a link, by the state files that they keep by its index; empty: nobody that can be seen."""
+    index = str(socket.if_nametoindex(link.name))
+    for name, directory, words in _MANAGERS:
+        with contextlib.suppress(OSError):  # it does not run here, or does not know of the link
+            if words in (directory / index).read_text():
+                return name
+    return ""
+
+
+def address(view: View) -> Iterator[Finding]:
+    """Yield where each address is, and whether it can be used there."""
+    view.links()
+    observed = view.observed()
+    for each in view.desired.addresses:
+        held = inventory.held(observed, each)
+        if held is None:
+            yield _missing(view, each)
+            continue
+        is_unusable = inventory.of_address(view.desired, observed, each).state is State.UNUSABLE
+        yield (_unusable if is_unusable else _usable)(view, each, held)
+        for other, found in inventory.elsewhere(observed, each):
+            removal = view.commands(RemoveAddress(Address(found.ip, found.prefix_length, other.name)))
+            facts: Facts = {**each.facts, "interface": other.name}
+            yield finding(Level.WARNING, f"{found.cidr} is on {other.name} as well", commands=removal, facts=facts)
+
+
+def _missing(view: View, address: Address) -> Finding:
+    """Return that an address is missing, what is there instead, and what adds it."""
+    commands = view.commands(AddAddress(address, view.desired.scope))
+    found = f"{address.cidr} is not on {address.interface}"
+    switch = Path(f"/proc/sys/net/ipv6/conf/{address.interface}/disable_ipv6")
+    with contextlib.suppress(OSError):  # the interface is missing too, or the kernel has no IPv6
+        if address.ip.version == IPV6 and switch.read_text().strip() == "1":
+            found += ", as IPv6 is disabled there"
+            commands = (f"echo 0 > {switch}", *commands)
+    here = [found for link, found in view.places(address) if link.goes_by(address.interface)]
+    for instead in sorted(here, key=lambda found: found.prefix_length != address.prefix_length)[:1]:
+        found += f", but {instead.cidr}{' with a peer' if instead.is_peer else ''} is"
+    found += "".join(f"; it is on {link.name}" for link, _ in inventory.elsewhere(view.observed(), address))
+    return finding(Level.FAULT, found, commands=commands, facts=address.facts)
+
+
+def _unusable(view: View, address: Address, held: LinkAddress) -> Finding:
+    again = _added_again(view, address)
+    if held.state is AddressState.DUPLICATE:
+        found = f"another host on the link has {address} (dadfailed): it is not used here"
+        return finding(Level.FAULT, found, "remove it on the other host first", again, address.facts)
+    found = f"{address} is {AddressUnusable(duplicate=False)}"
+    return finding(Level.FAULT, found, commands=again, facts=address.facts)
+
+
+def _usable(view: View, address: Address, held: LinkAddress) -> Finding:
+    if not inventory.is_exact(address, held):
+        found = f"{held.cidr} is on {address.interface} instead of {address.cidr}: it is used, and cleanup leaves it"
+        return finding(Level.NOTE, found, facts=address.facts)
+    if not inventory.has_scope(view.desired, held):
+        found = f"{address} has scope {held.scope} instead of {view.desired.scope}"
+        return finding(Level.WARNING, found, commands=_added_again(view, address), facts=address.facts)
+    return finding(Level.OK, f"{address}, scope {held.scope}", facts=address.facts)
+
+
+def _added_again(view: View, address: Address) -> tuple[str, ...]:
+    return view.commands(RemoveAddress(address), AddAddress(address, view.desired.scope))
+
+
+def route(view: View) -> Iterator[Finding]:
+    """Yield whether packets to each address stay on this node, as the kernel's tables have it."""
+    present = [
+        each
+        for each in view.desired.addresses
+        if any(found.state is AddressState.USABLE for _, found in view.places(each))
+    ]
+    for each in present[:MOST_ADDRESSES]:
+        argv = (iproute.COMMAND, "-json", "route", "get", str(each.ip))
+        result = view.run(*argv)
+        if result.exit:
+            reason = result.stderr.strip().splitlines()
+            found, kind = f"{each.ip} cannot be reached: {reason[0] if reason else ''}", ""
+        else:
+            kind, leads = _read_route(argv, result.stdout)
+            found = f"{each.ip} does not stay on this node: {kind} {leads}"
+        if kind == "local":
+            yield finding(Level.OK, f"{each.ip} is local")
+        else:
+            remedy = f"if that does not help, see: ip -{each.ip.version} route show table all {each.ip}"
+            yield finding(Level.FAULT, found, remedy, _detour(view, each), each.facts)
+    if len(present) > MOST_ADDRESSES:
+        left = counted(len(present) - MOST_ADDRESSES, "more address", "more addresses")
+        yield finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
+
+
+def _read_route(argv: tuple[str, ...], text: str) -> tuple[str, str]:
+    try:
+        return proc_formats.route(text)
+    except ValueError as error:
+        raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
+
+
+def _detour(view: View, address: Address) -> tuple[str, ...]:
+    """Return what removes the routing rules that come before the table local, or else what repairs that table."""
+    family = f"-{address.ip.version}"
+    result = view.run(iproute.COMMAND, family, "-json", "rule", "show")
+    with contextlib.suppress(ValueError):
+        if before := proc_formats.rules_before_local(result.stdout, address.ip):
+            return tuple(f"ip {family} rule delete priority {rule.priority} {rule.text}" for rule in before)
+    # The kernel routes an address that is added; a route of another kind to it would come first all the same.
+    shown = view.run(iproute.COMMAND, family, "-json", "route", "show", "table", "local", "exact", address.cidr)
+    kinds = proc_formats.routes_that_are_not_local(shown.stdout)
+    deletions = (f"ip {family} route delete {kind} {address.cidr} table local" for kind in kinds)
+    return (*deletions, *_added_again(view, address))

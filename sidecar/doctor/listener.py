@@ -1,0 +1,171 @@
+"""Checks of who listens on the addresses, and what answers there."""
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from typing import Final
+
+from sidecar.doctor import probe
+from sidecar.doctor.certificate import Certificate
+from sidecar.doctor.findings import Finding, Level, finding
+from sidecar.doctor.traffic import drops_replies_to_this_node
+from sidecar.doctor.view import NO_TIME, View, socket_name
+from sidecar.errors import SidecarError
+from sidecar.node import proc
+from sidecar.node.command import is_installed
+from sidecar.node.proc_formats import Listener
+from sidecar.state.actions import AddRule, MoveToFront
+from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, Rule
+
+#: Seconds for all connections together.
+PATIENCE: Final = 1.5
+
+#: How long before its end a certificate should have been renewed.
+SOON: Final = timedelta(days=3)
+
+#: How many names of a certificate, or addresses, are shown.
+_SHOWN: Final = 6
+
+#: The tables that iptables-nft makes, in the families ip and ip6; and families whose tables do not see our traffic.
+_OF_IPTABLES: Final = frozenset(("raw", "mangle", "nat", "filter", "security"))
+_ELSEWHERE: Final = frozenset(("arp", "bridge"))
+
+
+def listener(view: View) -> Iterator[Finding]:
+    """Yield whether something listens on each address and port."""
+    everywhere = proc.listeners()
+    found = [each for each in everywhere if each.port == view.port]
+    owners = proc.owners([each.inode for each in found])
+    for address in view.desired.addresses:
+        here = [each for each in found if _accepts(each, address)]
+        if not here:
+            yield _silence(view, address, everywhere)
+            continue
+        view.listening.append(address)
+        who = sorted({str(owner) for each in here if (owner := owners.by_inode.get(each.inode))})
+        if not all(each.inode in owners.by_inode for each in here):
+            who.append("a process that cannot be seen from here (other user, or other container)")
+        verb = "listens" if len(who) == 1 else "listen"
+        yield finding(Level.OK, f"{', '.join(who)} {verb} on {view.where(address)}")
+
+
+def _silence(view: View, address: Address, listeners: Sequence[Listener]) -> Finding:
+    """Return that nothing listens, and what nearly does."""
+    text, remedy = f"nothing listens on {view.where(address)}", "start the apiserver-proxy"
+    if other_ports := sorted({each.port for each in listeners if each.ip == address.ip}):
+        text += f", only on {' and '.join(socket_name(address.ip, port) for port in other_ports[:_SHOWN])}"
+        remedy = "give the proxy and --port the same port"
+    elif others := sorted(socket_name(each.ip, each.port) for each in listeners if each.port == view.port):
+        text += f", only on {' and '.join(list(dict.fromkeys(others))[:_SHOWN])}"
+        remedy = f"let the proxy listen on {address.ip}"
+    return finding(Level.FAULT, text, remedy, facts=address.facts)
+
+
+def _accepts(listener: Listener, address: Address) -> bool:
+    """Whether connections to the address come to a socket; one for all IPv6 addresses may take IPv4 as well."""
+    if listener.ip == address.ip:
+        return True
+    return listener.ip.is_unspecified and (listener.ip.version == IPV6 or address.ip.version == IPV4)
+
+
+def connect(view: View) -> Iterator[Finding]:
+    """Yield whether each address on which something listens answers on this node."""
+    deadline = time.monotonic() + PATIENCE
+    for address in view.listening:
+        where = view.where(address)
+        if not any(place.state is AddressState.USABLE and link.is_up for link, place in view.places(address)):
+            yield finding(Level.NOTE, f"not tried: {address.ip} cannot be used on this node as it is")
+        elif time.monotonic() > deadline:
+            yield finding(Level.UNKNOWN, f"{address.ip} was not tried {NO_TIME}")
+        else:
+            answer = view.answers[address] = probe.connect(address.ip, view.port)
+            facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6)}
+            if answer.failure:
+                text = f"no connection to {where} from this node: {answer.failure}"
+                yield _no_connection(view, address, text, facts)
+            else:
+                took = f"{answer.seconds * 1000:.1f} ms"
+                yield finding(Level.OK, f"{where} answers from this node in {took}", facts=facts)
+
+
+def _no_connection(view: View, address: Address, found: str, facts: Facts) -> Finding:
+    """Return that there is none, and what the reason may be: a rule that drops it, or what iptables does not show."""
+    if met := _drops_replies(view, address):
+        opening = AddRule(Rule(address.ip.version, "filter", "INPUT", ("-i", "lo", "-j", "ACCEPT")), insert=True)
+        text = f"{found}; `{met}` drops the replies, which come in over lo"
+        return finding(Level.FAULT, text, "pods may not be affected", view.commands(opening), facts)
+    for rule, hindrance in view.observed().hindrances.items():
+        if rule.match[-1] == "ACCEPT" and address.cidr in rule.match and not hindrance.certain:
+            move = view.commands(MoveToFront(rule, hindrance.line))
+            remedy = "to keep our rule in front, change what sets up the other one"
+            return finding(Level.FAULT, f"{found}; perhaps because of `{hindrance.line}`", remedy, move, facts)
+    if hidden := _hidden_tables(view):
+        text = f"{found}; perhaps because of nft's {' or '.join(hidden[:_SHOWN])}, which iptables does not show"
+        return finding(Level.FAULT, text, f"see: nft list {hidden[0]}", facts=facts)
+    remedy = "see the findings above on rules and routes; if there are none: is the proxy's queue full?"
+    return finding(Level.FAULT, found, remedy, facts=facts)
+
+
+def _drops_replies(view: View, address: Address) -> str:
+    """Return the rule that drops the replies to this node; empty if there is none, or it cannot be found out."""
+    try:
+        met = drops_replies_to_this_node(view, address)
+    except SidecarError:  # the check of the rules says so
+        return ""
+    return met.line if met else ""
+
+
+def _hidden_tables(view: View) -> list[str]:
+    """Return the tables that only nft shows, as `table FAMILY NAME`; none if nft is not installed, or fails."""
+    if not is_installed("nft"):
+        return []
+    hidden = []
+    for line in view.run("nft", "list", "tables").stdout.splitlines():
+        match line.split():
+            case ["table", family, name] if family not in _ELSEWHERE and (family == "inet" or name not in _OF_IPTABLES):
+                hidden.append(line.strip())
+    return hidden
+
+
+def tls(view: View) -> Iterator[Finding]:
+    """Yield whether what answers speaks TLS, and for whom and how long its certificate is valid."""
+    for address, answer in view.answers.items():
+        if answer.failure:
+            continue
+        where = view.where(address)
+        if not answer.certificate:
+            found = f"{where} does not speak TLS, as an API server would: {answer.tls_failure}"
+            remedy = "see the proxy's log: does it reach the API server, and is this its right port?"
+            facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6)}
+            yield finding(Level.WARNING, found, remedy, facts=facts)
+            continue
+        certificate = answer.certificate
+        names, until = certificate.names, f"{certificate.not_after:%Y-%m-%d %H:%M} UTC"
+        facts = {**address.facts, "not_after": certificate.not_after.isoformat(), "names": ",".join(names)}
+        yield from _validity(certificate, f"the certificate on {where}", until, facts)
+        shown = ", ".join(names[:_SHOWN]) or "nothing"
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        found = f"certificate for {shown}{more}, until {until}; its trust was not verified"
+        yield finding(Level.OK, found, facts=facts)
+        if not any(_is_ip(name, address) for name in names):
+            found = f"the certificate is not for {address.ip}: clients have to use one of its names"
+            yield finding(Level.NOTE, found, facts=facts)
+
+
+def _validity(certificate: Certificate, which: str, until: str, facts: Facts) -> Iterator[Finding]:
+    now = datetime.now(UTC)
+    if certificate.not_after <= now:
+        yield finding(Level.FAULT, f"{which} has expired: {until}", "renew it", facts=facts)
+    elif certificate.not_before > now:
+        found = f"{which} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC"
+        yield finding(Level.FAULT, found, "set the clock of this node, or renew the certificate", facts=facts)
+    elif certificate.not_after - now < SOON:
+        yield finding(Level.WARNING, f"{which} expires soon: {until}", "renew it", facts=facts)
+
+
+def _is_ip(name: str, address: Address) -> bool:
+    try:
+        return ip_address(name) == address.ip
+    except ValueError:
+        return False

@@ -1,0 +1,95 @@
+"""The check of our iptables rules."""
+
+import contextlib
+from collections.abc import Iterator
+
+from sidecar.doctor.findings import Finding, Level, counted, finding, unknown
+from sidecar.doctor.view import View
+from sidecar.errors import SidecarError
+from sidecar.node import claims
+from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplus
+from sidecar.state.desired import port_of
+from sidecar.state.inventory import State, of_rule
+from sidecar.state.model import Facts, Family, Rule, RuleSet
+
+
+def rules(view: View) -> Iterator[Finding]:
+    """Yield which of our rules are there, how often, and which have no effect in their place."""
+    if not view.desired.rules:
+        yield finding(Level.OK, "none are needed: --setup-iptables is not set")
+        return
+    for family, backend in view.backends.items():
+        try:
+            seen = view.seen(family)
+        except SidecarError as error:
+            yield unknown(error, f"the IPv{family} rules could not be listed")
+            continue
+        yield from (finding(Level.UNKNOWN, str(error)) for error in seen.errors)
+        desired = [rule for rule in view.desired.rules if rule.family == family]
+        good = 0
+        for rule in desired:
+            found = list(_faults(view, rule))
+            yield from found
+            good += bool(seen.copies.get(rule)) and not found
+        try:
+            yield from _left_over(view, family)
+        except SidecarError as error:
+            yield unknown(error, f"whether IPv{family} rules for another port are left")
+        if good:
+            text = f"{good} of {len(desired)} IPv{family} rules are as they should be"
+            yield finding(Level.OK, text, facts={"rules": good, "backend": backend.command})
+
+
+def _faults(view: View, rule: Rule) -> Iterator[Finding]:
+    """Yield what is wrong with a rule; if it could not be observed, nothing."""
+    item = of_rule(view.observed(), rule)
+    facts: Facts = {**item.facts, "copies": view.observed().copies.get(rule, 0)}
+    if item.state is State.MISSING:
+        addition = view.commands(AddRule(rule, view.desired.insert))
+        yield finding(Level.FAULT, f"missing: {rule}", commands=addition, facts=facts)
+    elif item.state is State.COPIES:
+        removal = view.commands(RemoveSurplus(rule, int(facts["copies"]) - 1))
+        yield finding(Level.WARNING, f"{item.detail}: {rule}", commands=removal, facts=facts)
+    hindrance = view.observed().hindrances.get(rule)
+    if not hindrance:
+        return
+    facts = {**facts, "behind": hindrance.line}
+    found = f"without effect behind `{hindrance.line}`: {rule}"
+    if hindrance.certain:
+        level = Level.FAULT if rule.match[-1] == "ACCEPT" else Level.WARNING
+        remedy = "" if view.desired.insert else "to keep it there, run with --rule-position=insert"
+        yield finding(level, found, remedy, view.commands(MoveToFront(rule, hindrance.line)), facts)
+    else:
+        yield finding(Level.NOTE, f"perhaps {found}", facts=facts)
+
+
+def _left_over(view: View, family: Family) -> Iterator[Finding]:
+    """Yield the rules for our addresses and other ports that no running instance needs: of an earlier setting."""
+    places = dict.fromkeys(rule.place for rule in view.desired.rules if rule.family == family)
+    listed = [(*place, line) for place in places for line in _lines(view, family, *place)]
+    for address in (each for each in view.desired.addresses if each.ip.version == family):
+        found: dict[int, list[RemoveRule]] = {}
+        for table, chain, line in listed:
+            port = port_of(line, address)
+            if port is not None and port != view.port:
+                removal = RemoveRule(Rule(family, table, chain, tuple(line.split()[2:])), 1)
+                found.setdefault(port, []).append(removal)
+        for port, removals in found.items():
+            if not _is_claimed(RuleSet(address.ip, port)):
+                rules = counted(len(removals), "rule is", "rules are")
+                text = f"{rules} left for {address.ip} and port {port}, perhaps from an earlier --port"
+                facts: Facts = {**address.facts, "port": port}
+                yield finding(Level.WARNING, text, commands=view.commands(*removals), facts=facts)
+
+
+def _lines(view: View, family: Family, table: str, chain: str) -> tuple[str, ...]:
+    """Return the rules of a chain; none if its table does not exist, as asking legacy for it would create it."""
+    if view.backends[family].sees(table) is False:
+        return ()
+    return view.listed(family, table, [chain]).get(chain, ())
+
+
+def _is_claimed(rules: RuleSet) -> bool:
+    with contextlib.suppress(OSError):  # no instance has run here, or only root can see
+        return bool(claims.held([rules]))
+    return False

@@ -1,0 +1,61 @@
+"""The one wiring: commands, addresses, rules and the reconciler for a set of options."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from sidecar.node import iproute
+from sidecar.node.backends import Backend
+from sidecar.node.command import Commands
+from sidecar.node.iproute import IpRoute
+from sidecar.node.reconcile import Reconciler
+from sidecar.settings.options import Options, desired_state
+from sidecar.state.actions import Action
+from sidecar.state.model import Desired, Family
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to look at a node, and how to change it."""
+
+    desired: Desired
+    commands: Commands
+    backends: Mapping[Family, Backend]
+
+    @property
+    def programs(self) -> list[str]:
+        """The programs that have to be installed."""
+        return [iproute.COMMAND, *(name for each in self.backends.values() for name in each.programs)]
+
+    def reconciler(self, on_change: Callable[[Action], None] | None = None) -> Reconciler:
+        """Return what observes, and leads to what is desired; `on_change` hears of each change."""
+        return Reconciler(self.desired, IpRoute(self.commands.run), self.backends, on_change=on_change)
+
+    def for_cleanup(self, desired: Desired) -> "Access":
+        """Return the access that removes this: rules in both backends, and without creating any table."""
+        backends = {family: backend.for_cleanup() for family, backend in self.backends.items()}
+        return replace(self, desired=desired, backends=backends)
+
+
+def access(
+    options: Options,
+    commands: Commands,
+    *,
+    creates: bool = True,
+    has_rules: bool = False,
+    longest_wait: float = math.inf,
+) -> Access:
+    """Return the access that these options need.
+
+    Unless it `creates`, looking creates no table. `has_rules`: with a backend for each family of the addresses, even if
+    no rules are desired. It waits for the xtables lock for `longest_wait` seconds at most.
+    """
+    desired = desired_state(options)
+    of_rules = {rule.family for rule in desired.rules}
+    of_addresses: set[Family] = {address.ip.version for address in desired.addresses}
+    wait = min(options.iptables_wait, longest_wait)
+    backends = {
+        family: Backend(commands.run, family, options.iptables_backend, wait, creates=creates)
+        for family in sorted(of_addresses if has_rules else of_rules)
+    }
+    return Access(desired, commands, backends)

@@ -1,0 +1,207 @@
+"""The checks of the interface, the addresses and their routes, on recorded answers."""
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from sidecar.doctor.findings import Finding, Level
+from sidecar.errors import AddressUnusable
+from sidecar.node.command import Result
+from sidecar.state.desired import desired
+from support.namespace import IPV4
+from support.recorded_node import BOTH, NO_RULES, ONLY_IPV6, UNREACHABLE, Change, RecordedNode, ok
+
+OK, NOTE, WARNING, FAULT, UNKNOWN = Level.OK, Level.NOTE, Level.WARNING, Level.FAULT, Level.UNKNOWN
+
+CIDR, CIDR6 = "10.96.0.2/32", "fd00:10:96::2/128"
+
+ON_LINK = desired([IPV4], interface="link0", port=443, setup_iptables=True)
+ON_EXISTING = desired([IPV4], interface="eth9", port=443, link_kind="")
+INSERTED = desired([IPV4], interface="lo", port=443, setup_iptables=True, insert=True)
+
+
+@pytest.fixture
+def node(mocker: MockerFixture, tmp_path: Path) -> RecordedNode:
+    return RecordedNode(mocker, tmp_path)
+
+
+MARK = "apiserver-proxy-sidecar"
+CREATE = f"printf 'link add name proxy0 type dummy\\nlink set dev proxy0 alias {MARK} up\\n' | ip -batch -"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda _: None, [(OK, "lo is up", "", ())]),
+        (lambda node: node.set(desired=ON_LINK), [(OK, "link0 is up, not created by this program", "", ())]),
+        (lambda node: (node.set(desired=ON_LINK).kernel.links["link0"].update(ifalias=MARK)),
+         [(OK, "link0 is up, created by this program", "", ())]),
+        (lambda node: node.set(desired=ON_LINK).kernel.links["link0"].update(flags=[]),
+         [(FAULT, "link0 is down: nothing reaches its addresses", "", ("ip link set dev link0 up",))]),
+        (lambda node: node.set(desired=desired([IPV4], interface="proxy0", port=443)),
+         [(FAULT, "proxy0 does not exist", "", (CREATE,))]),
+        (lambda node: node.set(desired=ON_EXISTING),
+         [(FAULT, "eth9 does not exist", "create it, or set --interface to another one; see: ip link show", ())]),
+        (lambda node: node.set(desired=ON_EXISTING).kernel.links["link0"].update(altnames=["eth9"]),
+         [(OK, "link0 is up, not created by this program", "", ())]),
+    ],
+)  # fmt: skip
+def test_interface(node: RecordedNode, change: Change, expected: list[tuple[Level, str, str, tuple[str, ...]]]) -> None:
+    change(node)
+    found = node.findings("interface")
+    assert [(each.level, each.found, each.remedy, each.commands) for each in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "manager"),
+    [
+        ("systemd/netif/links/2", "ADMIN_STATE=configured\nOPER_STATE=routable\n", "systemd-networkd"),
+        ("systemd/netif/links/2", "ADMIN_STATE=unmanaged\n", ""),
+        ("systemd/netif/links/1", "ADMIN_STATE=configured\n", ""),
+        ("NetworkManager/devices/2", "[device]\nmanaged=true\n", "NetworkManager"),
+        ("NetworkManager/devices/2", "[device]\nmanaged=false\n", ""),
+    ],
+)
+def test_who_manages_the_interface(node: RecordedNode, file: str, content: str, manager: str) -> None:
+    node.set(desired=ON_LINK).files[f"/run/{file}"] = content
+    found = [each for each in node.findings("interface") if each.level is NOTE]
+    assert [(each.found, each.remedy) for each in found] == [
+        (
+            f"link0 is managed by {manager}, which may remove addresses that it did not add",
+            f"keep this program running, as it adds them again at once; or configure {manager} to leave them alone",
+        )
+    ] * bool(manager)
+
+
+ADD = f"ip address add {CIDR} dev lo scope host"
+DELETE = f"ip address delete {CIDR} dev lo"
+ADD6 = f"ip address add {CIDR6} dev lo nodad"
+DELETE6 = f"ip address delete {CIDR6} dev lo"
+SWITCH = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
+
+
+def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -> RecordedNode:
+    """Let these addresses be on a link, and the last be shown with these details."""
+    node.kernel.addresses[link] = list(cidrs)
+    if cidrs:
+        node.kernel.states[cidrs[-1]] = details
+    return node
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda _: None, [(OK, f"{CIDR} on lo, scope host", ())]),
+        (lambda node: node.set(desired=ONLY_IPV6), [(OK, f"{CIDR6} on lo, scope host", ())]),
+        (show, [(FAULT, f"{CIDR} is not on lo", (ADD,))]),
+        (lambda node: node.set(desired=desired([IPV4], interface="eth9", port=443, scope="link")),
+         [(FAULT, f"{CIDR} is not on eth9; it is on lo", (f"ip address add {CIDR} dev eth9 scope link",))]),
+        (lambda node: show(show(node), CIDR, link="link0"),
+         [(FAULT, f"{CIDR} is not on lo; it is on link0", (ADD,))]),
+        (lambda node: node.kernel.addresses["link0"].append("10.96.0.2/24"),
+         [(OK, f"{CIDR} on lo, scope host", ()),
+          (WARNING, "10.96.0.2/24 is on link0 as well", ("ip address delete 10.96.0.2/24 dev link0",))]),
+        (lambda node: show(node, "10.96.0.2/24"), [(FAULT, f"{CIDR} is not on lo, but 10.96.0.2/24 is", (ADD,))]),
+        (lambda node: show(node, CIDR, address="192.0.2.1"),
+         [(FAULT, f"{CIDR} is not on lo, but {CIDR} with a peer is", (ADD,))]),
+        (lambda node: show(node, "10.96.0.2/24", CIDR), [(OK, f"{CIDR} on lo, scope host", ())]),
+        (lambda node: show(node, CIDR, scope="global"),
+         [(WARNING, f"{CIDR} on lo has scope global instead of host", (DELETE, ADD))]),
+        (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
+         [(NOTE, f"fd00:10:96::2/64 is on lo instead of {CIDR6}: it is used, and cleanup leaves it", ())]),
+        (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global"),
+         [(OK, f"{CIDR6} on lo, scope global", ())]),
+        (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True),
+         [(FAULT, f"{CIDR6} on lo is {AddressUnusable(duplicate=False)}",
+           (DELETE6, ADD6))]),
+        (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True, dadfailed=True),
+         [(FAULT, f"another host on the link has {CIDR6} on lo (dadfailed): it is not used here", (DELETE6, ADD6))]),
+        (lambda node: show(node.set(desired=ONLY_IPV6)).files.update({SWITCH: "0\n"}),
+         [(FAULT, f"{CIDR6} is not on lo", (ADD6,))]),
+        (lambda node: show(node.set(desired=ONLY_IPV6)).files.update({SWITCH: "1\n"}),
+         [(FAULT, f"{CIDR6} is not on lo, as IPv6 is disabled there", (f"echo 0 > {SWITCH}", ADD6))]),
+        (lambda node: show(node).files.update({SWITCH: "1\n"}), [(FAULT, f"{CIDR} is not on lo", (ADD,))]),
+        (lambda node: show(node.set(desired=BOTH), CIDR),
+         [(OK, f"{CIDR} on lo, scope host", ()), (FAULT, f"{CIDR6} is not on lo", (ADD6,))]),
+    ],
+)  # fmt: skip
+def test_address(node: RecordedNode, change: Change, expected: list[tuple[Level, str, tuple[str, ...]]]) -> None:
+    change(node)
+    assert [(each.level, each.found, each.commands) for each in node.findings("address")] == expected
+
+
+@pytest.mark.parametrize(("cidrs", "interface"), [([], "lo"), ([CIDR], "lo"), ([CIDR], "link0")])
+def test_the_facts_of_an_address(node: RecordedNode, cidrs: list[str], interface: str) -> None:
+    show(node.set(desired=desired([IPV4], interface=interface, port=443)), *cidrs, link=interface)
+    assert node.findings("address")[0].facts == {"address": CIDR, "interface": interface}
+
+
+LOCAL_FIRST = '[{"priority":0,"src":"all","table":"local"},{"priority":32766,"src":"all","table":"main"}]'
+LOCAL_LATER = (
+    '[{"priority":50,"src":"all","dst":"10.96.0.2","table":"77"},{"priority":60,"src":"all","fwmark":"0x1",'
+    '"table":"78"},{"priority":100,"src":"all","table":"local"},{"priority":32766,"src":"all","table":"main"}]'
+)
+LEADS_AWAY = '[{"dst":"10.96.0.2","dev":"link0","table":"77","flags":[],"uid":0,"cache":[]}]'
+UNICAST6 = (
+    '[{"dst":"fd00:10:96::2","from":"::","dev":"lo","protocol":"kernel","prefsrc":"fd00:10:96::2","metric":256,'
+    '"flags":[],"pref":"medium"}]'
+)
+
+
+def routes(family: int, get: Result, rules: str, table: str = "[]") -> Change:
+    """Return what lets the kernel have these routes and rules for the address of a family."""
+    desired, cidr = (ONLY_IPV6, CIDR6) if family == 6 else (NO_RULES, CIDR)
+    answers = {
+        f"ip -json route get {desired.addresses[0].ip}": get,
+        f"ip -{family} -json rule show": ok(rules),
+        f"ip -{family} -json route show table local exact {cidr}": ok(table),
+    }
+    return lambda node: node.set(desired=desired).answers.update(answers)
+
+
+NOT_REACHED = "10.96.0.2 cannot be reached: RTNETLINK answers: "
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "commands"),
+    [
+        (routes(4, ok(LEADS_AWAY), LOCAL_LATER), "10.96.0.2 does not stay on this node: unicast dev link0 table 77",
+         ("ip -4 rule delete priority 50 from all to 10.96.0.2/32 lookup 77",)),
+        (routes(4, UNREACHABLE, LOCAL_FIRST), f"{NOT_REACHED}Network is unreachable", (DELETE, ADD)),
+        (routes(4, Result(2, "", "RTNETLINK answers: Invalid argument\n"), LOCAL_FIRST,
+                '[{"type":"blackhole","dst":"10.96.0.2","flags":[]}]'),
+         f"{NOT_REACHED}Invalid argument", (f"ip -4 route delete blackhole {CIDR} table local", DELETE, ADD)),
+        (routes(6, ok(UNICAST6), LOCAL_FIRST), "fd00:10:96::2 does not stay on this node: unicast dev lo",
+         (DELETE6, ADD6)),
+        (routes(4, UNREACHABLE, "", ""), f"{NOT_REACHED}Network is unreachable", (DELETE, ADD)),
+    ],
+)  # fmt: skip
+def test_a_route_that_leads_elsewhere(
+    node: RecordedNode, change: Change, found: str, commands: tuple[str, ...]
+) -> None:
+    change(node)
+    (address,) = node.desired.addresses
+    remedy = f"if that does not help, see: ip -{address.ip.version} route show table all {address.ip}"
+    assert node.findings("route") == [Finding(FAULT, "route", found, remedy, commands, address.facts)]
+
+
+def test_a_route_that_stays_on_this_node(node: RecordedNode) -> None:
+    node.desired = BOTH
+    assert node.texts("route") == ["ok: 10.96.0.2 is local", "ok: fd00:10:96::2 is local"]
+
+
+@pytest.mark.parametrize("change", [show, lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True)])
+def test_there_is_no_route_to_an_address_that_cannot_be_used(node: RecordedNode, change: Change) -> None:
+    change(node)
+    assert node.texts("route") == []  # what is wrong is told of the address
+
+
+def test_of_very_many_addresses_some_routes_are_left_out(node: RecordedNode) -> None:
+    ips = [ip_address(f"10.96.1.{number}") for number in range(18)]
+    node.desired = desired(ips, interface="lo", port=443)
+    show(node, *(f"{ip}/32" for ip in ips))
+    node.answers |= {f"ip -json route get {ip}": ok('[{"type":"local","dev":"lo"}]') for ip in ips}
+    told = node.texts("route")
+    assert told[15:] == ["ok: 10.96.1.15 is local", "unknown: not checked for lack of time: 2 more addresses"]

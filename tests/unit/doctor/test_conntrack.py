@@ -1,0 +1,74 @@
+"""The check of tracked connections, on recorded answers."""
+
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from sidecar.node.command import Result
+from sidecar.state.model import Desired
+from support.recorded_node import BOTH, CONNECTION, NO_RULES, RecordedNode, ok
+
+WHERE = "10.96.0.2:443"
+
+
+@pytest.fixture
+def node(mocker: MockerFixture, tmp_path: Path) -> RecordedNode:
+    return RecordedNode(mocker, tmp_path)
+
+
+TO_US = CONNECTION.format("10.96.0.2", 443)
+IN_VAIN = "are tracked, though our rules should prevent that"
+AS_EXPECTED = "are tracked, as expected without --setup-iptables"
+NONE = f"ok: no connection to {WHERE} is tracked"
+UNSEEN_CONNECTIONS = "unknown: the tracked connections could not be listed: "
+REFUSED = "conntrack v1.4.7 (conntrack-tools): Operation failed: sorry, you must be root or get CAP_NET_ADMIN"
+NOT_INSTALLED = "there is no /proc/net/nf_conntrack, and no program conntrack: apt-get install conntrack"
+
+
+@pytest.mark.parametrize(
+    ("desired", "lines", "told"),
+    [
+        (BOTH, [CONNECTION.format("10.96.0.2", 8443)], NONE),
+        (BOTH, [TO_US], f"warning: {IN_VAIN}".replace("are", f"1 connection to {WHERE} is")),
+        (BOTH, [TO_US, TO_US], f"warning: 2 connections to {WHERE} {IN_VAIN}"),
+        (NO_RULES, [TO_US, TO_US], f"note: 2 connections to {WHERE} {AS_EXPECTED}"),
+    ],
+)
+@pytest.mark.parametrize("source", ["file", "program"])
+def test_tracked_connections(node: RecordedNode, source: str, desired: Desired, lines: list[str], told: str) -> None:
+    node.set(desired=desired, files={})
+    if source == "program":
+        node.answers["conntrack -L -p tcp"] = ok("".join(line.removeprefix("ipv4     2 ") for line in lines))
+    else:
+        node.files["/proc/net/nf_conntrack"] = "".join(lines)
+    assert node.texts("conntrack")[0] == told
+    commands = node.findings("conntrack")[0].commands
+    assert commands == (("conntrack -D -p tcp -d 10.96.0.2 --dport 443",) if told.startswith("warning") else ())
+
+
+@pytest.mark.parametrize(
+    ("programs", "files", "told"),
+    [
+        (set(), {"/proc/net/nf_conntrack": PermissionError(13, "Permission denied")},
+         f"{UNSEEN_CONNECTIONS}Permission denied"),
+        ({"conntrack"}, {}, f"{UNSEEN_CONNECTIONS}`conntrack -L -p tcp` exited with 1: {REFUSED}"),
+        (set(), {"/proc/sys/net/netfilter/nf_conntrack_count": "7\n"}, UNSEEN_CONNECTIONS + NOT_INSTALLED),
+        (set(), {}, NONE),
+    ],
+)  # fmt: skip
+def test_tracked_connections_that_cannot_be_looked_at(
+    node: RecordedNode, programs: set[str], files: dict[str, str | OSError], told: str
+) -> None:
+    node.programs = node.programs - {"conntrack"} | programs
+    node.set(files=files).answers["conntrack"] = Result(1, "", f"{REFUSED}\n")
+    assert node.texts("conntrack") == [told]
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, []), (2, [f"warning: 2 connections to {WHERE} {IN_VAIN}"])])
+def test_tracked_connections_that_are_too_many(
+    node: RecordedNode, mocker: MockerFixture, number: int, told: list[str]
+) -> None:
+    mocker.patch("sidecar.node.proc.lines", return_value=([*[TO_US] * number, *["udp\n"] * (9 - number)], False))
+    left = "unknown: only the first 9 tracked connections were checked, for lack of time"
+    assert node.texts("conntrack") == [*told, left]

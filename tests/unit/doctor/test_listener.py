@@ -1,0 +1,178 @@
+"""The checks of who listens and what answers, on recorded answers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.probe import Answer
+from sidecar.node.proc import Process
+from sidecar.node.proc_formats import Listener
+from sidecar.state.model import Facts
+from support.recorded_node import BOTH, CERTIFICATE, ONLY_IPV6, Change, RecordedNode, ok
+
+WHERE = "10.96.0.2:443"
+ADDRESS: Facts = {"address": "10.96.0.2/32", "interface": "lo"}
+
+
+@pytest.fixture
+def node(mocker: MockerFixture, tmp_path: Path) -> RecordedNode:
+    return RecordedNode(mocker, tmp_path)
+
+
+UNSEEN = "a process that cannot be seen from here (other user, or other container)"
+
+
+def listener(text: str, inode: int) -> Listener:
+    host, _, port = text.rpartition(":")
+    return Listener(ip_address(host.strip("[]")), int(port), inode)
+
+
+@pytest.mark.parametrize(
+    ("sockets", "owners", "told"),
+    [
+        (["10.96.0.2:443"], ["proxy"], "pid 1 (proxy) listens"),
+        (["10.96.0.2:443", "0.0.0.0:443"], ["proxy", "nginx"], "pid 1 (proxy), pid 2 (nginx) listen"),
+        (["0.0.0.0:443"], ["proxy"], "pid 1 (proxy) listens"),
+        (["[::]:443"], ["proxy"], "pid 1 (proxy) listens"),
+        (["10.96.0.2:443"], [""], f"{UNSEEN} listens"),
+    ],
+)
+def test_who_listens(node: RecordedNode, sockets: Sequence[str], owners: Sequence[str], told: str) -> None:
+    node.listeners = [listener(text, number) for number, text in enumerate(sockets, start=1)]
+    node.owners = {number: Process(number, name) for number, name in enumerate(owners, start=1) if name}
+    assert node.texts("listener") == [f"ok: {told} on {WHERE}"]
+    assert node.texts("connect") == [f"ok: {WHERE} answers from this node in 1.2 ms"]
+
+
+@pytest.mark.parametrize(
+    ("sockets", "but", "remedy"),
+    [
+        ([], "", "start the apiserver-proxy"),
+        (["10.96.0.3:8443"], "", "start the apiserver-proxy"),
+        (["127.0.0.1:443", "10.0.0.5:443"], ", only on 10.0.0.5:443 and 127.0.0.1:443",
+         "let the proxy listen on 10.96.0.2"),
+        (["10.96.0.2:9443", "10.96.0.2:8443", "127.0.0.1:443"], ", only on 10.96.0.2:8443 and 10.96.0.2:9443",
+         "give the proxy and --port the same port"),
+    ],
+)  # fmt: skip
+def test_nothing_listens(node: RecordedNode, sockets: Sequence[str], but: str, remedy: str) -> None:
+    node.listeners = [listener(text, 1) for text in sockets]
+    found = Finding(Level.FAULT, "listener", f"nothing listens on {WHERE}{but}", remedy, facts=ADDRESS)
+    assert node.findings("listener", "connect", "tls") == [found]
+
+
+def test_each_address_has_a_listener_of_its_own(node: RecordedNode) -> None:
+    node.set(desired=BOTH, listeners=[listener("0.0.0.0:443", 17)])  # which takes no IPv6
+    nothing = "fault: nothing listens on [fd00:10:96::2]:443, only on 0.0.0.0:443"
+    assert node.texts("listener") == [f"ok: pid 4711 (proxy) listens on {WHERE}", nothing]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda node: node.kernel.addresses["lo"].clear(),
+        lambda node: node.kernel.links["lo"].update(flags=[]),
+        lambda node: node.set(desired=ONLY_IPV6).kernel.states.update({"fd00:10:96::2/128": {"tentative": True}}),
+    ],
+)
+def test_an_address_that_is_not_to_be_used_is_not_tried(node: RecordedNode, change: Change) -> None:
+    change(node)
+    told = f"note: not tried: {node.desired.addresses[0].ip} cannot be used on this node as it is"
+    assert node.texts("connect", "tls") == [told]
+
+
+def test_addresses_for_which_there_is_no_time(node: RecordedNode) -> None:
+    node.set(desired=BOTH, seconds=2.0)
+    late = "unknown: fd00:10:96::2 was not tried for lack of time"
+    assert node.texts("connect") == [f"ok: {WHERE} answers from this node in 1.2 ms", late]
+
+
+LO_IS_LET_IN = "iptables-nft -w 1 -t filter -I INPUT -i lo -j ACCEPT"
+OURS = "INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT"
+TO_FRONT = f"printf '*filter\\n-D {OURS}\\n-I {OURS}\\nCOMMIT\\n' | iptables-nft-restore --noflush -w 1"
+REJECT = "-A INPUT -i lo -p tcp -m tcp --dport 443 -j REJECT --reject-with tcp-reset"
+NO_REASON = "see the findings above on rules and routes; if there are none: is the proxy's queue full?"
+TABLES_OF_NFT = (
+    "\ntable\ntable ip\nnonsense\ntable ip raw\ntable ip6 filter\ntable bridge b\ntable inet filter\ntable ip mine\n"
+)
+
+
+def policy_of_input(node: RecordedNode) -> None:
+    node.chain("filter", "INPUT")[0] = "-P INPUT DROP"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "remedy", "commands"),
+    [
+        (lambda _: None, "", NO_REASON, ()),
+        (policy_of_input, "; `-P INPUT DROP` drops the replies, which come in over lo", "pods may not be affected",
+         (LO_IS_LET_IN,)),
+        (lambda node: node.chain("filter", "INPUT").insert(1, REJECT), f"; perhaps because of `{REJECT}`",
+         "to keep our rule in front, change what sets up the other one",
+         (TO_FRONT,)),
+        (lambda node: node.answers.update({"nft list tables": ok(TABLES_OF_NFT)}),
+         "; perhaps because of nft's table inet filter or table ip mine, which iptables does not show",
+         "see: nft list table inet filter", ()),
+        (lambda node: node.programs.remove("nft"), "", NO_REASON, ()),
+    ],
+)  # fmt: skip
+def test_no_connection(node: RecordedNode, change: Change, reason: str, remedy: str, commands: tuple[str, ...]) -> None:
+    change(node)
+    node.answer = Answer(1.0, "no answer within 1s")
+    text = f"no connection to {WHERE} from this node: no answer within 1s{reason}"
+    found = Finding(Level.FAULT, "connect", text, remedy, commands, {**ADDRESS, "seconds": 1.0})
+    assert node.findings("connect", "tls") == [found]
+
+
+def test_no_tls(node: RecordedNode) -> None:
+    node.answer = Answer(0.002, tls_failure="wrong version number")
+    assert node.texts("tls") == [f"warning: {WHERE} does not speak TLS, as an API server would: wrong version number"]
+    (found,) = node.findings("tls")
+    assert found.remedy == "see the proxy's log: does it reach the API server, and is this its right port?"
+
+
+NOW = datetime.now(UTC)
+PAST, TOMORROW, SOON, LATER = (NOW + timedelta(days=number) for number in (-1, 1, 2, 4))
+TIME = "%Y-%m-%d %H:%M UTC"
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "told", "remedy"),
+    [
+        (PAST - timedelta(1), PAST, f"fault: the certificate on {WHERE} has expired: {PAST:{TIME}}", "renew it"),
+        (TOMORROW, LATER, f"fault: the certificate on {WHERE} is not valid before {TOMORROW:{TIME}}",
+         "set the clock of this node, or renew the certificate"),
+        (PAST, SOON, f"warning: the certificate on {WHERE} expires soon: {SOON:{TIME}}", "renew it"),
+        (PAST, LATER, "", ""),
+    ],
+    ids=["expired", "not yet valid", "expires soon", "valid"],
+)  # fmt: skip
+def test_when_the_certificate_is_valid(
+    node: RecordedNode, begin: datetime, end: datetime, told: str, remedy: str
+) -> None:
+    node.answer = Answer(0.001, certificate=replace(CERTIFICATE, not_before=begin, not_after=end))
+    *alarms, last = node.findings("tls")
+    assert [(f"{each.level.value}: {each.found}", each.remedy) for each in alarms] == [(told, remedy)] * bool(told)
+    assert last.facts["not_after"] == end.isoformat()
+
+
+@pytest.mark.parametrize(
+    ("names", "shown", "is_ours"),
+    [
+        (["kubernetes", "10.96.0.2"], "kubernetes, 10.96.0.2", True),
+        (["10.96.0.1", "*.example.org"], "10.96.0.1, *.example.org", False),
+        ([f"n{number}" for number in range(8)], "n0, n1, n2, n3, n4, n5 and 2 more", False),
+        ([], "nothing", False),
+    ],
+)
+def test_for_whom_the_certificate_is(node: RecordedNode, names: list[str], shown: str, *, is_ours: bool) -> None:
+    node.answer = Answer(0.001, certificate=replace(CERTIFICATE, names=tuple(names)))
+    note = "note: the certificate is not for 10.96.0.2: clients have to use one of its names"
+    told = f"ok: certificate for {shown}, until 2099-01-01 00:00 UTC; its trust was not verified"
+    assert node.texts("tls") == [told, *([] if is_ours else [note])]
