@@ -8,7 +8,7 @@ from hypothesis import settings
 from loguru import logger
 from pytest_mock import MockerFixture
 
-from sidecar.node.command import path_of
+from sidecar.node.programs import path_of
 from sidecar.state.model import Family
 from support.namespace import Namespace, NamespaceError
 from support.program import Fake

@@ -7,8 +7,8 @@ from sidecar.doctor.findings import Finding, Level, counted, finding
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError, pasteable
 from sidecar.node import releases
-from sidecar.node.command import path_of
 from sidecar.node.iptables import Iptables
+from sidecar.node.programs import path_of
 from sidecar.state.actions import RemoveRule
 from sidecar.state.model import IPV4, BackendInUse, Facts, Family
 

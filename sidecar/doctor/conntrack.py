@@ -8,7 +8,7 @@ from sidecar.doctor.findings import Finding, Level, counted, finding
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import CommandError
 from sidecar.node import proc, proc_formats
-from sidecar.node.command import is_installed
+from sidecar.node.programs import is_installed
 
 _CONNECTIONS: Final = Path("/proc/net/nf_conntrack")
 _COUNT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")

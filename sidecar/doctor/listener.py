@@ -13,8 +13,8 @@ from sidecar.doctor.traffic import drops_replies_to_this_node
 from sidecar.doctor.view import NO_TIME, View, socket_name
 from sidecar.errors import SidecarError
 from sidecar.node import proc
-from sidecar.node.command import is_installed
 from sidecar.node.proc_formats import Listener
+from sidecar.node.programs import is_installed
 from sidecar.state.actions import AddRule, MoveToFront
 from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, Rule
 

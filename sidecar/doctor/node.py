@@ -14,7 +14,7 @@ from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
 from sidecar.node import capabilities, iproute, proc, xtables_lock
 from sidecar.node.backends import registered_tables
-from sidecar.node.command import missing_command, path_of
+from sidecar.node.programs import missing_command, path_of
 from sidecar.state.inventory import State, of_interface
 from sidecar.state.model import Facts, Family
 

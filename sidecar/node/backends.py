@@ -18,8 +18,9 @@ from loguru import logger
 
 from sidecar.errors import BackendUnknown, NodeError, OutputUnreadable, SidecarError
 from sidecar.node import capabilities, releases
-from sidecar.node.command import Command, Run, is_installed
+from sidecar.node.command import Command, Run
 from sidecar.node.iptables import Iptables, Seen
+from sidecar.node.programs import is_installed
 from sidecar.node.releases import Release
 from sidecar.state.actions import RemoveRule, RuleAction
 from sidecar.state.desired import has_our_shape

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import os
 import select
-import shutil
 import signal
 import stat
 import time
@@ -26,7 +25,6 @@ from loguru import logger
 
 from sidecar.errors import (
     CommandError,
-    CommandMissing,
     CommandTimeout,
     DeadlineReached,
     Interrupted,
@@ -34,12 +32,7 @@ from sidecar.errors import (
     pasteable,
 )
 from sidecar.log import levels
-
-#: Debian keeps `ip` and `iptables` in /usr/sbin, which an ordinary user's PATH lacks.
-_SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
-
-#: Variables that iptables itself reads (man iptables): commands get them as this process has them.
-_OF_IPTABLES: Final = ("XTABLES_LOCKFILE", "XTABLES_LIBDIR")
+from sidecar.node.programs import environment, find
 
 #: Seconds that a running command is given when the program is asked to stop. They usually need 0.01.
 GRACE: Final = 1.0
@@ -52,9 +45,6 @@ SHORTEST: Final = 0.5
 
 #: No exit status is an exception to sh: what each means, only the caller knows.
 _ANY_STATUS: Final = tuple(range(256))
-
-#: What `apt-get install` calls the package that holds a command.
-_PACKAGES: Final = {"ip": "iproute2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +94,7 @@ class Commands:
     def require(self, names: Sequence[str]) -> None:
         """Raise CommandMissing for the first of these that is not installed."""
         for name in names:
-            self._find(name)
+            find(name, self._environment["PATH"])
 
     def stop(self) -> None:
         """Let what runs finish within GRACE seconds, then kill it; start no other.
@@ -142,7 +132,7 @@ class Commands:
                 files = files.pop_all()
         except (OSError, sh.CommandNotFound, _StartError) as error:
             self._programs.clear()  # it may have been moved
-            self._find(argv[0])
+            find(argv[0], self._environment["PATH"])
             raise CommandError(argv, stdin, "could not be started", str(error)) from error
         with files:
             exit_status = self._end(running, started + timeout)
@@ -174,7 +164,7 @@ class Commands:
         sh need not close our descriptors in the child one by one: they close by themselves (see __init__).
         """
         if name not in self._programs:
-            self._programs[name] = sh.Command(self._find(name)).bake(
+            self._programs[name] = sh.Command(find(name, self._environment["PATH"])).bake(
                 _env=self._environment,
                 _new_group=True,
                 _close_fds=False,
@@ -184,12 +174,6 @@ class Commands:
                 _return_cmd=True,
             )
         return self._programs[name]
-
-    def _find(self, name: str) -> str:
-        path = shutil.which(name, path=self._environment["PATH"])
-        if path is None:
-            raise missing_command(name)
-        return path
 
     def _raise_if_told_to_end(self) -> None:
         if self._interrupted:
@@ -304,27 +288,6 @@ def _log(command: str, outcome: str, exit_status: int | None, seconds: float, ou
     for name, text in output.items():
         if text:
             facts.bind(**{name: text}).log(levels.OUTPUT, f"`{command}` to {name}: {text}")
-
-
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what commands get of these variables; LC_ALL: messages in English whatever the node speaks."""
-    path = ":".join(filter(None, (variables.get("PATH"), _SYSTEM_PATH)))
-    return {"PATH": path, "LC_ALL": "C", **{name: variables[name] for name in _OF_IPTABLES if name in variables}}
-
-
-def is_installed(name: str) -> bool:
-    """Whether there is such a program on the search path."""
-    return path_of(name) is not None
-
-
-def path_of(name: str, variables: Mapping[str, str] = os.environ) -> str | None:
-    """Return where on the search path a program is."""
-    return shutil.which(name, path=environment(variables)["PATH"])
-
-
-def missing_command(name: str) -> CommandMissing:
-    """Return the failure that says which package has a command."""
-    return CommandMissing(name, _PACKAGES.get(name, "iptables"))
 
 
 def _memory_file(content: str = "") -> BinaryIO:

@@ -1,13 +1,14 @@
 """Addresses and links, by `ip`."""
 
-from ipaddress import IPv6Address
-from typing import NoReturn
+import json
+from ipaddress import IPv6Address, ip_address
+from typing import Any, NoReturn
 
 from sidecar.errors import CommandError, OutputUnreadable, PermissionMissing
-from sidecar.node import capabilities, parse
+from sidecar.node import capabilities
 from sidecar.node.command import Command, Result, Run
 from sidecar.state.actions import AddAddress, CreateLink, DeleteLink, LinkAction, RemoveAddress, SetLinkUp
-from sidecar.state.model import Link
+from sidecar.state.model import AddressState, Link, LinkAddress
 from sidecar.state.plan import MARK
 
 COMMAND = "ip"
@@ -31,7 +32,7 @@ class IpRoute:
         # A node in sync answers the same again and again: it need not be read again.
         if self._last is None or self._last[0] != result.stdout:
             try:
-                self._last = (result.stdout, parse.links(result.stdout))
+                self._last = (result.stdout, parse_links(result.stdout))
             except ValueError as error:
                 raise OutputUnreadable(_SHOW, "", f"cannot be understood: {error}") from error
         return self._last[1]
@@ -69,3 +70,55 @@ def _fail(argv: tuple[str, ...], result: Result, stdin: str = "") -> NoReturn:
     if lacking := capabilities.missing("CAP_NET_ADMIN"):
         raise PermissionMissing(lacking, str(failure))
     raise failure
+
+
+def parse_links(text: str) -> tuple[Link, ...]:
+    """Read `ip -json -details address show`.
+
+    Only the fields that decide something are read, by name; iproute2 adds others from release to release.
+    Some releases print an empty object for a link that a filter left out: it is passed over.
+    """
+    try:
+        shown = list(filter(None, json.loads(text)))
+        lower = {link[name] for link in shown for name in ("link", "master") if link.get(name)}
+        return tuple(_link(link, has_dependents=link["ifname"] in lower or "master" in link) for link in shown)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not the output of `ip -json address show` ({type(error).__name__}: {error})") from error
+
+
+def _link(shown: dict[str, Any], *, has_dependents: bool) -> Link:
+    own = _link_local(shown.get("address", ""))
+    return Link(
+        name=shown["ifname"],
+        altnames=tuple(shown.get("altnames", ())),
+        kind=shown.get("linkinfo", {}).get("info_kind", ""),
+        alias=shown.get("ifalias", ""),
+        is_up="UP" in shown["flags"],
+        addresses=tuple(_address(info, own) for info in shown["addr_info"]),
+        has_dependents=has_dependents,
+    )
+
+
+def _link_local(hardware: str) -> str:
+    """Return the address that the kernel gives a link with this hardware address (RFC 4291, appendix A)."""
+    parts = hardware.split(":")
+    if len(parts) != 6:  # noqa: PLR2004 - bytes of an Ethernet address
+        return ""
+    first = f"{int(parts[0], 16) ^ 2:02x}"
+    return str(ip_address(f"fe80::{first}{parts[1]}:{parts[2]}ff:fe{parts[3]}:{parts[4]}{parts[5]}"))
+
+
+def _address(info: dict[str, Any], own: str) -> LinkAddress:
+    state = AddressState.USABLE
+    if info.get("dadfailed"):
+        state = AddressState.DUPLICATE
+    elif info.get("tentative") and not info.get("optimistic"):
+        state = AddressState.TENTATIVE
+    return LinkAddress(
+        ip_address(info["local"]),
+        int(info["prefixlen"]),
+        info["scope"],
+        state,
+        is_peer="address" in info,
+        made_by_kernel=info["local"] == own,
+    )

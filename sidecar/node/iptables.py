@@ -15,7 +15,6 @@ Exit status, not wording, decides what a command's failure means.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -33,10 +32,11 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.firewall import walk
-from sidecar.node import capabilities, parse, xtables_lock
+from sidecar.node import capabilities, xtables_lock
 from sidecar.node.command import Command, Result, Run
+from sidecar.node.listings import is_lookalike, parse_listings, places_of_lookalikes
 from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplus, RuleAction
-from sidecar.state.model import IPV4, BackendInUse, Chain, Family, Hindrance, Rule
+from sidecar.state.model import BackendInUse, Chain, Family, Hindrance, Rule
 
 #: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
 _SUFFIX: Final = {"nft": "-nft", "legacy": "-legacy", "system": ""}
@@ -260,13 +260,10 @@ class Iptables:
 
     def _deletion_of_lookalikes(self, rule: Rule) -> list[_Line]:
         lines = self._listing(rule.place)
-        ours = [number for number, line in enumerate(lines, start=1) if line == rule.line]
-        back: list[_Line] = []
-        for number, line in enumerate(lines, start=1):
-            if _is_confusable(line, rule):
-                place = number - sum(each < number for each in ours)
-                back.append((rule.table, ("-I", rule.chain, str(place), *line.split()[2:])))
-        return [*[_line(rule, "-D")] * (len(back) + len(ours)), *back]
+        back = [
+            (rule.table, ("-I", rule.chain, str(place), *match)) for place, match in places_of_lookalikes(lines, rule)
+        ]
+        return [*[_line(rule, "-D")] * (len(back) + lines.count(rule.line)), *back]
 
     def _remove_surplus(self, rule: Rule) -> bool:
         """Replace all copies of a rule (of very many: some) by one in the place of the first, where it has its effect.
@@ -314,7 +311,7 @@ class Iptables:
         hindrances = {}
         for rule, number in copies.items():
             lines = listings[rule.place]
-            if any(_is_confusable(line, rule) for line in lines):
+            if any(is_lookalike(line, rule) for line in lines):
                 self._confusable.add(rule)
             else:
                 self._confusable.discard(rule)
@@ -327,7 +324,7 @@ class Iptables:
         argv: tuple[str, ...], stdin: str, result: Result, chains: Sequence[Chain]
     ) -> dict[Chain, tuple[str, ...]]:
         try:
-            return parse.listings(result.stdout, chains)
+            return parse_listings(result.stdout, chains)
         except ValueError as error:
             raise OutputUnreadable(argv, stdin, f"cannot be understood: {error}") from error
 
@@ -393,14 +390,3 @@ def _chains(rules: Sequence[Rule]) -> list[Chain]:
 
 def _line(rule: Rule, verb: str) -> _Line:
     return rule.table, (verb, rule.chain, *rule.match)
-
-
-def _is_confusable(line: str, rule: Rule) -> bool:
-    """Whether a rule of IPv6 differs from ours in a prefix length only."""
-    if rule.family == IPV4 or line == rule.line or rule.match[1].partition("/")[0] not in line:
-        return False
-    return _without_prefixes(line) == _without_prefixes(rule.line)
-
-
-def _without_prefixes(line: str) -> str:
-    return re.sub("/[0-9]+", "", line)

@@ -7,8 +7,9 @@ import pytest
 
 from sidecar.errors import CommandError, CommandTimeout, LockHeld, PermissionMissing, SidecarError
 from sidecar.node.backends import Backend
-from sidecar.node.command import Result, is_installed
+from sidecar.node.command import Result
 from sidecar.node.iproute import IpRoute
+from sidecar.node.programs import is_installed
 from sidecar.node.reconcile import Reconciler
 from sidecar.state.actions import AddRule
 from sidecar.state.desired import desired

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sidecar.node import parse
+from sidecar.node.iproute import parse_links
 from sidecar.node.iptables import _line
 from sidecar.state.desired import desired
 from support.fake_kernel import FakeKernel
@@ -60,7 +60,7 @@ def test_both_give_the_same_answers(namespace: Namespace, backend: str, seed: in
 
 def shown(output: str) -> set[object]:
     """Return what both tell of the links, in any order; of other scopes the fake knows nothing."""
-    links = parse.links(output)
+    links = parse_links(output)
     addresses = {
         (link.name, address.cidr, address.state)
         for link in links

@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
-from sidecar.node.command import is_installed, path_of
+from sidecar.node.programs import is_installed, path_of
 from support import apiserver, client
 from support.namespace import Namespace
 from support.program import PROGRAM, Sidecar

@@ -12,7 +12,8 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Self
 
-from sidecar.node.command import Commands, Result, environment
+from sidecar.node.command import Commands, Result
+from sidecar.node.programs import environment
 from support import forked
 
 #: One address of each family, as in the documents.

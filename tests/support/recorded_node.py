@@ -22,9 +22,10 @@ from sidecar.doctor.probe import Answer
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
 from sidecar.node.backends import Backend
-from sidecar.node.command import Result, missing_command
+from sidecar.node.command import Result
 from sidecar.node.proc import Owners, Process
 from sidecar.node.proc_formats import Listener
+from sidecar.node.programs import missing_command
 from sidecar.state.desired import desired
 from sidecar.state.model import Claim, Family, IPAddress
 from support.fake_kernel import FakeKernel

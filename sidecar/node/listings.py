@@ -1,0 +1,53 @@
+"""What `iptables -S` prints, read; and which of the lines iptables takes for one of our rules. Pure."""
+
+import re
+from collections.abc import Sequence
+
+from sidecar.state.model import IPV4, Chain, Rule
+
+
+def parse_listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
+    """Read the listings (`-S`) of `chains`, which were asked for in this order: the rules of each, then its policy.
+
+    A policy that lets everything pass is left out.
+
+    A listing begins with the chain's policy (`-P INPUT ACCEPT`; `-N NAME` for a chain without one), which is
+    what tells the OUTPUT chain of one table from that of the next: the lines do not name the table.
+    """
+    sections: list[list[str]] = []
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith(("-P ", "-N ")):
+            sections.append([line])
+        elif line.startswith("-A ") and sections:
+            sections[-1].append(line)
+        elif line and not line.startswith("#"):
+            raise ValueError(f"not the output of `iptables -S`: {line[:80]!r}")
+    listed = [section[0].split()[1] for section in sections]
+    if listed != [chain for _, chain in chains]:
+        raise ValueError(f"asked for the chains {[chain for _, chain in chains]}, got {listed}")
+    return {chain: (*section[1:], *_policy(section[0])) for chain, section in zip(chains, sections, strict=True)}
+
+
+def _policy(line: str) -> tuple[str, ...]:
+    return (line,) if line.startswith("-P ") and not line.endswith(" ACCEPT") else ()
+
+
+def is_lookalike(line: str, rule: Rule) -> bool:
+    """Whether a rule of IPv6 differs from ours in a prefix length only."""
+    if rule.family == IPV4 or line == rule.line or rule.match[1].partition("/")[0] not in line:
+        return False
+    return _without_prefixes(line) == _without_prefixes(rule.line)
+
+
+def _without_prefixes(line: str) -> str:
+    return re.sub("/[0-9]+", "", line)
+
+
+def places_of_lookalikes(lines: Sequence[str], rule: Rule) -> list[tuple[int, tuple[str, ...]]]:
+    """Return the place that each lookalike has once our own rule is gone from these lines, and what it matches."""
+    ours = [number for number, line in enumerate(lines, start=1) if line == rule.line]
+    return [
+        (number - sum(each < number for each in ours), tuple(line.split()[2:]))
+        for number, line in enumerate(lines, start=1)
+        if is_lookalike(line, rule)
+    ]
