@@ -1,0 +1,159 @@
+"""One iptables program: its command lines, its listings, and what its exit status means.
+
+What was measured about it and matters here (1.8.9 and 1.8.11, both backends):
+
+- `iptables-restore --noflush` takes `-S` and `-C` lines as well. One process looks at any number of chains in any
+  number of tables, for the price of one `-C`, and changes nothing.
+- `iptables-save` has no place here: on the nft backend it reads every table, seconds on a node with many rules.
+
+Exit status, not wording, decides what the failure of a command means.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from sidecar.errors import (
+    CommandError,
+    LockHeld,
+    LockUnusable,
+    NotSupported,
+    OutputUnreadable,
+    PermissionMissing,
+    SidecarError,
+)
+from sidecar.node import capabilities, xtables_lock
+from sidecar.node.command import Command, Result, Run
+from sidecar.node.listings import parse_listings
+from sidecar.state.model import Chain, Family
+
+#: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
+_SUFFIX: Final = {"nft": "-nft", "legacy": "-legacy", "system": ""}
+_PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
+
+#: Exit statuses (iptables' include/xtables.h, enum xtables_exittype). -C and -D say 1 for: no such rule.
+YES_OR_NO: Final = (0, 1)
+TRY_AGAIN: Final = 4
+_NOT_SUPPORTED: Final = 3
+
+#: A table, and the words of one line for it.
+Line: TypeAlias = tuple[str, tuple[str, ...]]
+
+
+class IptablesProgram:
+    """The iptables of one backend, for one address family."""
+
+    def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:
+        """Use the `backend` nft, legacy or system; `wait` is the seconds to wait for the xtables lock."""
+        self.run = run
+        #: None: not known yet.
+        self._legacy = None if backend == "system" else backend == "legacy"
+        self.command = _PREFIX[family] + _SUFFIX[backend]
+        # iptables takes whole seconds, and with 0 it would not wait at all.
+        self._wait = ("-w", str(max(1, math.ceil(wait))))
+
+    @property
+    def programs(self) -> tuple[str, str]:
+        """The programs that have to be installed."""
+        return self.command, f"{self.command}-restore"
+
+    def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
+        """Return the rules of those of the chains that iptables can print.
+
+        Raises a SidecarError if it can print none of them, or the look failed otherwise.
+        """
+        if not chains:
+            return {}
+        argv, stdin = self.restore([(table, ("-S", chain)) for table, chain in chains])
+        result = self.run(*argv, stdin=stdin)
+        if result.exit == 0:
+            return self.read(argv, stdin, result, chains)
+        listings, failures = self.list_each(chains)
+        if not listings:  # it is the look that does not work
+            raise next(iter(failures.values()))
+        return listings
+
+    def has_chain(self, chain: Chain) -> bool:
+        """Whether there is such a chain; to be asked of a table that exists, as legacy would create it."""
+        argv = self.argv(chain[0], ("-S", chain[1]))
+        result = self.run(*argv)
+        if result.exit not in YES_OR_NO:
+            raise self.failure(argv, "", result)
+        return result.exit == 0
+
+    def list_each(
+        self, chains: Sequence[Chain]
+    ) -> tuple[dict[Chain, tuple[str, ...]], dict[Chain, CommandError | NotSupported]]:
+        """Return the rules of each chain that can be listed, and why the others cannot."""
+        listings: dict[Chain, tuple[str, ...]] = {}
+        failures: dict[Chain, CommandError | NotSupported] = {}
+        for chain in chains:
+            argv = self.argv(chain[0], ("-S", chain[1]))
+            result = self.run(*argv)
+            if result.exit == 0:
+                listings |= self.read(argv, "", result, [chain])
+                continue
+            failure = self.failure(argv, "", result)
+            if isinstance(failure, LockHeld) or not isinstance(failure, CommandError | NotSupported):
+                raise failure
+            failures[chain] = failure
+        return listings, failures
+
+    def works(self) -> bool:
+        """Whether the backend lists a chain that nobody puts rules of another kind into."""
+        return self.run(*self.argv("mangle", ("-S", "FORWARD"))).exit == 0
+
+    def listing(self, chain: Chain) -> tuple[str, ...]:
+        argv = self.argv(chain[0], ("-S", chain[1]))
+        result = self.run(*argv)
+        if result.exit:
+            raise self.failure(argv, "", result)
+        return self.read(argv, "", result, [chain])[chain]
+
+    @staticmethod
+    def read(
+        argv: tuple[str, ...], stdin: str, result: Result, chains: Sequence[Chain]
+    ) -> dict[Chain, tuple[str, ...]]:
+        try:
+            return parse_listings(result.stdout, chains)
+        except ValueError as error:
+            raise OutputUnreadable(argv, stdin, f"cannot be understood: {error}") from error
+
+    def restore(self, lines: Sequence[Line]) -> Command:
+        """Return the command and the standard input that run these lines, table by table."""
+        tables: dict[str, list[str]] = {}
+        for table, words in lines:
+            tables.setdefault(table, []).append(" ".join(words))
+        stdin = "".join("\n".join((f"*{table}", *rows, "COMMIT", "")) for table, rows in tables.items())
+        return (f"{self.command}-restore", "--noflush", *self._wait), stdin
+
+    def argv(self, table: str, words: Sequence[str]) -> tuple[str, ...]:
+        return (self.command, *self._wait, "-t", table, *words)
+
+    def failure(self, argv: tuple[str, ...], stdin: str, result: Result) -> SidecarError:
+        """Return what the exit status means.
+
+        A missing privilege shows as 1, 3 or 4, by backend and verb: what tells it is what this process may do.
+        """
+        failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
+        needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self.is_legacy() else ("CAP_NET_ADMIN",)
+        if lacking := capabilities.missing(*needed):
+            return PermissionMissing(lacking, str(failure))
+        if result.exit == _NOT_SUPPORTED:
+            return NotSupported(str(failure))
+        if result.exit == TRY_AGAIN:
+            if self.is_legacy() and (problem := xtables_lock.problem()):
+                return LockUnusable(f"{problem}; {failure}")
+            return LockHeld(
+                argv,
+                stdin,
+                "exited with 4 (the lock is held or cannot be had, or the rules just changed)",
+                result.stderr,
+            )
+        return failure
+
+    def is_legacy(self) -> bool:
+        """Legacy works through a raw socket, and so needs CAP_NET_RAW as well."""
+        if self._legacy is None:
+            self._legacy = "(nf_tables)" not in self.run(self.command, "--version").stdout
+        return self._legacy
