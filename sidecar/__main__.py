@@ -1,4 +1,4 @@
-"""`python -m sidecar`, and the console script."""
+"""The entry point of `python -m sidecar` and of the console script."""
 
 import contextlib
 import gc
@@ -10,27 +10,28 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the program with this process's arguments, and exit."""
-    gc.disable()  # until all is loaded: there is nothing to collect in it
-    # While the modules load nothing has been touched: a signal may end that at once, without a traceback. It takes a
-    # handler, as the first process of a container would never see a signal left to its default.
+    gc.disable()  # until everything is loaded: there is no garbage yet
+    # While the modules load, nothing has been changed: a signal may end the process at once, without a traceback. That
+    # takes a handler, as the first process of a container never gets a signal whose action is the default.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: os._exit(128 + number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Whoever started us may have told the kernel to reap children by itself: then nobody learns how they ended.
+    # The parent may have set SIGCHLD to be ignored: the kernel would reap our children, and we could not read how they
+    # ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # it was closed before we were started
-            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as we live
+        if getattr(sys, name) is None:  # it was closed before this process started
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open until the process ends
     for name in [name for name in os.environ if name.startswith("LOGURU_")]:
-        del os.environ[name]  # loguru would read it, and the log is set up by our own flags alone
-    from sidecar import cli  # noqa: PLC0415 - signals are to be handled before anything takes its time
+        del os.environ[name]  # loguru would read it, but only our own flags set up the log
+    from sidecar import cli  # noqa: PLC0415 - handle signals before the slow imports
 
     code = cli.main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # the reader has gone: there is nobody to tell
+        with contextlib.suppress(OSError):  # the reader has gone: there is nobody to report it to
             stream.flush()
-    # The interpreter would first put signal handlers back to the default: a SIGTERM that comes late would then
-    # turn a clean end into death by signal. Besides, taking the modules down one by one takes 80 ms.
+    # The interpreter would first reset signal handlers to the default: a late SIGTERM would then turn a clean exit into
+    # death by signal. Besides, tearing down the modules one by one takes 80 ms.
     os._exit(code)
 
 

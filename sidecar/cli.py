@@ -1,4 +1,4 @@
-"""The edge: arguments in, text and exit code out. What a command word needs is loaded only when it is asked for."""
+"""The command line interface: arguments in, text and exit code out. Loads only what the command needs."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sidecar.commands.output import Answer, Terminal
     from sidecar.settings.options import Loaded
 
-#: How many faults are told before the rest is counted.
+#: How many faults are printed before the rest is counted.
 MOST_FAULTS: Final = 10
 
 
@@ -44,7 +44,7 @@ def _run(line: Invocation) -> int:
         from sidecar.commands import run  # noqa: PLC0415 - this takes a tenth of a second
     else:
         _commands()  # loaded while the child loads
-    # What is loaded by now stays: the garbage collector, off until here, need never look at it again.
+    # Everything loaded so far stays: the garbage collector, off until here, need never scan it again.
     gc.freeze()
     gc.enable()
     try:
@@ -60,8 +60,8 @@ def _run(line: Invocation) -> int:
 
 
 def _load(line: Invocation) -> "Loaded | list[str]":
-    """Return the settings, or what is wrong with them; it happens in a process of its own."""
-    from sidecar.commands import inherited  # noqa: PLC0415 - as above, and only there
+    """Return the settings, or what is wrong with them; this runs in the child process."""
+    from sidecar.commands import inherited  # noqa: PLC0415 - as above, and only in the child
 
     try:
         return inherited.load(line)
@@ -70,7 +70,7 @@ def _load(line: Invocation) -> "Loaded | list[str]":
 
 
 def _answer(command: str, loaded: "Loaded") -> int:
-    """Print what a command answers, and return its exit code."""
+    """Print a command's answers, and return its exit code."""
     from sidecar.commands.output import Terminal  # noqa: PLC0415 - as above
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # it is a TextIOWrapper here
@@ -80,7 +80,7 @@ def _answer(command: str, loaded: "Loaded") -> int:
     try:
         for text, code in _commands()[command](loaded, terminal):  # noqa: B007 - the last one counts
             print(text, flush=True)
-    except BrokenPipeError:  # nobody reads it any more
+    except BrokenPipeError:  # nobody reads the output any more
         return code
     except Interrupted:
         return SidecarError.exit_code
@@ -88,18 +88,18 @@ def _answer(command: str, loaded: "Loaded") -> int:
         remedy = ": see `ulimit -n`" if error.errno == errno.EMFILE else ""
         _print(f"{PROGRAM}: cannot go on: {error.strerror}{remedy}", sys.stderr)
         return NodeError.exit_code
-    return 0 if loaded.options.watch else code  # that ends by a signal, in an orderly way
+    return 0 if loaded.options.watch else code  # --watch ends by a signal, which is a success
 
 
 def _commands() -> "dict[str, Callable[[Loaded, Terminal], Iterator[Answer]]]":
-    """Load the commands; return by word what yields the answers of each."""
+    """Load the commands; return the function for each command word that yields its answers."""
     from sidecar.commands import cleanup, doctor, plan, status  # noqa: PLC0415 - this takes a tenth of a second
 
     return {"status": status.answers, "plan": plan.answers, "cleanup": cleanup.answers, "doctor": doctor.answers}
 
 
 def _is_read() -> bool:
-    """Whether standard output still goes somewhere: the other end of a pipe may be gone."""
+    """Whether standard output still has a reader: the other end of a pipe may be gone."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return not poll.poll(0)
@@ -114,5 +114,5 @@ def _refuse(faults: Sequence[str]) -> int:
 
 
 def _print(text: str, stream: TextIO) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to say so
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to report it
         print(text, file=stream)

@@ -1,26 +1,26 @@
-"""Every failure this program knows, as one tree.
+"""Every failure that this program knows, as one tree.
 
-    SidecarError                1  the pass or the cleanup did not reach its goal
+    SidecarError                1  the pass or the cleanup did not succeed
     ├── ConfigError             2  the operator's settings are wrong; nothing was touched
-    ├── NodeError               3  this node cannot do it as it is
+    ├── NodeError               3  this node lacks something that the work needs
     │   ├── CommandMissing          a program is not installed
     │   ├── PermissionMissing       a capability is not granted
     │   ├── NotSupported            the kernel has no such table
-    │   ├── LockUnusable            the xtables lock's file is no file, or cannot be opened
-    │   ├── BackendUnknown          which iptables the node uses cannot be seen
-    │   └── CannotListen            --health-address cannot be had
+    │   ├── LockUnusable            the xtables lock's file is not a file, or cannot be opened
+    │   ├── BackendUnknown          it is unknown which iptables the node uses
+    │   └── CannotListen            the program cannot listen on --health-address
     ├── InterfaceMissing        1  the interface does not exist (yet)
     ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
-    ├── ChainUnreadable         1  a chain could not be looked at, while others could
-    ├── CommandError            1  a command did not do what it was asked
+    ├── ChainUnreadable         1  a chain could not be observed, while others could
+    ├── CommandError            1  a command failed
     │   ├── CommandTimeout          it was killed when its time was up
     │   ├── LockHeld                iptables says: try again (exit status 4)
-    │   └── OutputUnreadable        it succeeded, and its output makes no sense
+    │   └── OutputUnreadable        it succeeded, but its output cannot be parsed
     └── DeadlineReached         1  the cleanup's time was up before this command began
 
 The number is the exit code. `str()` of each is one line, meant for the person who has to act on it.
 
-Stopped and Interrupted are no failures, but the way out of work that a signal has ended.
+Stopped and Interrupted are not failures, but the way out of work that a signal has ended.
 """
 
 import shlex
@@ -28,11 +28,11 @@ from collections.abc import Sequence
 
 
 class SidecarError(Exception):
-    """Base of all; `exit_code` is what the process ends with because of it."""
+    """Base of all failures; `exit_code` is the exit code of the process after this failure."""
 
     exit_code = 1
 
-    #: True where doing the same again a moment later may well succeed.
+    #: Whether the same attempt may well succeed a moment later.
     transient = False
 
     @property
@@ -52,7 +52,7 @@ class ConfigError(SidecarError):
 
 
 class NodeError(SidecarError):
-    """The node lacks something that trying again does not bring."""
+    """The node lacks something, and a retry does not help."""
 
     exit_code = 3
 
@@ -67,7 +67,7 @@ class CommandMissing(NodeError):
 
 
 class PermissionMissing(NodeError):
-    """A command failed, and this process lacks the capabilities it needs."""
+    """A command failed, and this process lacks the capabilities that it needs."""
 
     def __init__(self, capabilities: Sequence[str], failure: str) -> None:
         names = " and ".join(capabilities)
@@ -79,11 +79,11 @@ class NotSupported(NodeError):
 
 
 class LockUnusable(NodeError):
-    """The xtables lock cannot be had, and that is not because somebody holds it."""
+    """The xtables lock cannot be taken, for another reason than that a process holds it."""
 
 
 class BackendUnknown(NodeError):
-    """It cannot be seen whether the node uses iptables-legacy."""
+    """It is unknown whether the node uses iptables-legacy."""
 
     def __init__(self, path: str) -> None:
         super().__init__(
@@ -93,7 +93,7 @@ class BackendUnknown(NodeError):
 
 
 class CannotListen(NodeError):
-    """The address for probes and metrics cannot be listened on; the text says why, and what to do."""
+    """The program cannot listen on the address for probes and metrics; the text says why, and what to do."""
 
 
 class InterfaceMissing(SidecarError):
@@ -104,7 +104,7 @@ class InterfaceMissing(SidecarError):
 
 
 class AddressUnusable(SidecarError):
-    """The address is there, but the kernel does not let it be used (yet)."""
+    """The address is there, but the kernel does not allow its use (yet)."""
 
     def __init__(self, *, duplicate: bool) -> None:
         super().__init__(
@@ -115,11 +115,11 @@ class AddressUnusable(SidecarError):
 
 
 class ChainUnreadable(SidecarError):
-    """One chain could not be looked at; the text says which, and why."""
+    """One chain could not be observed; the text says which, and why."""
 
 
 class CommandError(SidecarError):
-    """A command failed. The line holds the command, ready to be pasted into a shell, and what it said."""
+    """A command failed. The text holds the command, ready to paste into a shell, and its error output."""
 
     def __init__(self, argv: Sequence[str], stdin: str, outcome: str, stderr: str = "") -> None:
         said = " / ".join(line.strip() for line in stderr.splitlines() if line.strip())
@@ -132,7 +132,7 @@ class CommandError(SidecarError):
 
 
 class CommandTimeout(CommandError):
-    """The command ran for longer than it may and was killed."""
+    """The command was killed when its time was up."""
 
     transient = True
 
@@ -144,11 +144,11 @@ class LockHeld(CommandError):
 
 
 class OutputUnreadable(CommandError):
-    """The command exited with 0, but what it printed is not what it is known to print."""
+    """The command exited with 0, but its output does not have the known format."""
 
 
 class DeadlineReached(SidecarError):
-    """There was no time left to start a command."""
+    """No time was left to start a command."""
 
     def __init__(self, argv: Sequence[str], stdin: str) -> None:
         super().__init__(f"no time left to run `{pasteable(argv, stdin)}`")
@@ -159,11 +159,11 @@ class Stopped(Exception):
 
 
 class Interrupted(Exception):
-    """A second SIGTERM or SIGINT came: end at once, whatever is left undone."""
+    """A second SIGTERM or SIGINT came: the program ends at once, whatever is left undone."""
 
 
 def pasteable(argv: Sequence[str], stdin: str = "") -> str:
-    """Return the command as one line of shell that does the same again."""
+    """Return the command as one line of shell that does the same."""
     command = shlex.join(argv)
     if not stdin:
         return command

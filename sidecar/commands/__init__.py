@@ -1,4 +1,4 @@
-"""One file for each command word, and what several of them need.
+"""One file for each command word, and code that several of them share.
 
 Imports everything but cli. Start with `run`.
 """

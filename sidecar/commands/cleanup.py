@@ -1,4 +1,4 @@
-"""The cleanup, for the command of that name and for `run --cleanup`: what it removes and what it prints."""
+"""The cleanup, for the command `cleanup` and for `run --cleanup`: what it removes and what it prints."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from sidecar.state.actions import Action, RemoveAddress, RemoveRule, Report, exi
 from sidecar.state.model import Claim, Desired, Interface
 from sidecar.state.plan import teardown
 
-#: Versions of the JSON: they change when a field is taken away or gets another meaning.
+#: Versions of the JSON: they change when a field is removed or its meaning changes.
 SCHEMA: Final = "cleanup/v1"
 DRY_RUN_SCHEMA: Final = "cleanup-plan/v1"
 
@@ -33,7 +33,7 @@ class Cleaned:
     removed: tuple[str, ...]
     absent: tuple[str, ...]
     kept: tuple[str, ...]
-    """What stays because another instance needs it."""
+    """Objects that stay because another instance needs them."""
 
     left: tuple[str, ...]
     failures: tuple[str, ...]
@@ -44,9 +44,9 @@ class Cleaned:
 def clean_up(
     node: Access, port: int, mine: Claims, deadline: float, on_change: Callable[[Action], None] | None = None
 ) -> tuple[Report, frozenset[Claim]]:
-    """Remove what is desired, but for what another instance on this node needs; return the report, and what stays.
+    """Remove the desired state except what another instance on this node needs; return the report, and what stays.
 
-    `mine` are the claims of this process, which it gives up; `deadline` is of the monotonic clock. Raises Interrupted.
+    `mine` are this process's claims, which it gives up; `deadline` is on the monotonic clock. Raises Interrupted.
     """
     kept = mine.claimed_by_others() | _claimed_by_processes(node.desired, port)
     node.commands.finish_by(deadline)
@@ -59,7 +59,7 @@ def _claimed_by_processes(wanted: Desired, port: int) -> frozenset[Claim]:
 
 
 def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
-    """Clean up, or with --dry-run say what that would do. Raises OSError if no command can be run at all."""
+    """Clean up, or with --dry-run show what that would do. Raises OSError if no command can be run at all."""
     if loaded.options.dry_run:
         yield render(_dry_run(loaded), loaded.options.output)
         return
@@ -98,7 +98,7 @@ def _clean_up(loaded: Loaded) -> Cleaned:
 
 
 def _dry_run(loaded: Loaded) -> Plan:
-    """Return what a cleanup would do now; claim nothing."""
+    """Return the plan of a cleanup; claim nothing."""
     logged = collect_warnings(loaded.options)
     node, port = access(loaded.options, Commands(loaded.options.command_timeout)), loaded.options.port
     blind: list[str] = []
@@ -126,12 +126,12 @@ def _dry_run(loaded: Loaded) -> Plan:
 
 
 def names(kept: frozenset[Claim]) -> tuple[str, ...]:
-    """Return what stays, in words; not the interface, which is not what is to be cleaned up."""
+    """Return the names of what stays, without the interface, which is not an object of the cleanup."""
     return tuple(sorted(str(claim) for claim in kept if not isinstance(claim, Interface)))
 
 
 def _absent(going: Desired, done: Sequence[Action]) -> Iterator[str]:
-    """Yield what was not there."""
+    """Yield the objects that were not there."""
     addresses = {action.address for action in done if isinstance(action, RemoveAddress)}
     rules = {action.rule for action in done if isinstance(action, RemoveRule)}
     yield from (str(rule) for rule in going.rules if rule not in rules)
@@ -139,7 +139,7 @@ def _absent(going: Desired, done: Sequence[Action]) -> Iterator[str]:
 
 
 def _removed(action: Action) -> str:
-    """Return what an action has removed."""
+    """Return the name of what an action removed."""
     match action:
         case RemoveRule(rule, copies):
             return f"{rule} ({copies} copies)" if copies > 1 else str(rule)
@@ -150,7 +150,7 @@ def _removed(action: Action) -> str:
 
 
 def cleaned_text(cleaned: Cleaned) -> str:
-    """Return the most important line first, then one for each object."""
+    """Return the summary line, then a line for each object."""
     lines = ["clean: nothing of it is left on this node"]
     if cleaned.kept and not (cleaned.left or cleaned.failures):
         lines = wrapped("not clean: an instance that runs on this node needs it; stop it first")
@@ -168,7 +168,7 @@ def cleaned_text(cleaned: Cleaned) -> str:
 
 
 def cleaned_json(cleaned: Cleaned) -> str:
-    """Return the same as one object in one line."""
+    """Return the same as one JSON object on one line."""
     return as_json(
         {
             "schema": SCHEMA,

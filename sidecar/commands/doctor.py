@@ -1,4 +1,4 @@
-"""The command `doctor`: from settings to findings."""
+"""The command `doctor`: turns settings into findings."""
 
 from collections.abc import Iterator, Sequence
 
@@ -27,9 +27,9 @@ def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
 
 
 def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
-    """Look at the node for what keeps it from being as the settings want it; change nothing.
+    """Find out what keeps the node from the desired state; change nothing.
 
-    Raises OSError if the program cannot run any command at all.
+    Raises OSError if no command can be run at all.
     """
     if options.v or options.vmodule.levels:
         start_logging(options)

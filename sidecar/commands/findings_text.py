@@ -1,4 +1,4 @@
-"""Findings as text, for a person, and as JSON, for a program."""
+"""Renders findings as text, for people, and as JSON, for programs."""
 
 import re
 from collections import Counter
@@ -9,23 +9,23 @@ from sidecar.commands.output import GREEN, MAGENTA, RED, WIDTH, YELLOW, as_json,
 from sidecar.doctor.findings import Finding, Level, exit_code
 from sidecar.text import visible
 
-#: The version of the JSON: it changes when a field is taken away or gets another meaning.
+#: The version of the JSON: it changes when a field is removed or its meaning changes.
 SCHEMA: Final = "doctor/v1"
 
 #: Columns before each finding's text.
 _INDENT: Final = 14
 
 _MARKS: Final = {Level.OK: "✓", Level.NOTE: "·", Level.WARNING: "!", Level.FAULT: "✗", Level.UNKNOWN: "?"}
-#: For a terminal that does not have these letters.
+#: For a terminal that cannot print these characters.
 _PLAIN_MARKS: Final = {Level.OK: "+", Level.NOTE: "-", Level.WARNING: "!", Level.FAULT: "X", Level.UNKNOWN: "?"}
-#: A word of a shell's command, with what is in quotes.
+#: A word of a shell command, including quoted parts.
 _WORD: Final = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|[^\s'"])+""")
 
 _COLOURS: Final = {Level.OK: GREEN, Level.WARNING: YELLOW, Level.FAULT: RED, Level.UNKNOWN: MAGENTA}
 
 
 def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:
-    """Return the most important first, then a line for each finding; what to do stands below it, ready to be pasted."""
+    """Return a summary, then a line for each finding; what to do stands below it, ready to paste."""
     marks = _MARKS if _can_print("".join(_MARKS.values()), encoding) else _PLAIN_MARKS
     lines = wrapped(summary(findings), 0, breaks_words=False)
     for each in findings:
@@ -40,7 +40,7 @@ def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: s
 
 
 def findings_json(findings: Sequence[Finding]) -> str:
-    """Return the same as one object, with the facts as values."""
+    """Return the same as one JSON object, with the facts as values."""
     shown: dict[str, object] = {"schema": SCHEMA, "exit": exit_code(findings), "summary": summary(findings)}
     shown["findings"] = [
         {
@@ -57,7 +57,7 @@ def findings_json(findings: Sequence[Finding]) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return one line: how many of what is not as it should be, and the first of the worst."""
+    """Return one line: the number of faults, warnings and unknowns, and the first of the worst."""
     numbers = Counter(each.level for each in findings)
     counted = list(_counted(numbers))
     worst = next((level for level in (Level.FAULT, Level.WARNING) if numbers[level]), None)
@@ -74,7 +74,7 @@ def _counted(numbers: Counter[Level]) -> Iterator[str]:
 
 
 def _what_to_do(finding: Finding) -> Iterator[str]:
-    """Yield the commands as they can be pasted, the whole block at once, and then the rest in words."""
+    """Yield the commands as one block that is ready to paste, and then the remedy in words."""
     begin = "    do: "
     for command in map(visible, finding.commands):
         for line in _continued(command, WIDTH - len(begin)):
@@ -86,7 +86,7 @@ def _what_to_do(finding: Finding) -> Iterator[str]:
 
 
 def _continued(command: str, width: int) -> Iterator[str]:
-    """Yield the lines of a command, broken between its words so that a shell takes them for one."""
+    """Yield the lines of a command, continued between words so that a shell reads them as one command."""
     line = ""
     for word in _WORD.findall(command):
         if line.strip() and len(line) + len(word) + len(" \\") > width:

@@ -1,6 +1,6 @@
-"""Whose settings: one's own or, for who only looks and names no address, those of the sidecar that runs on this node.
+"""Chooses the settings: your own, or those of the sidecar on this node if you only look and name no address.
 
-At 3 a.m. nobody has the manifest at hand. It happens in a child process (apart.py), whose environment it changes.
+At 3 a.m. nobody has the manifest at hand. This runs in a child process (in_child.py), whose environment it changes.
 """
 
 import os
@@ -16,10 +16,10 @@ from sidecar.settings.invocation import Invocation
 from sidecar.settings.options import FLAGS, Loaded
 from sidecar.settings.values import BOOLEANS
 
-#: What is taken over: what the node should be like; not how the other one runs, and where it logs to.
+#: The settings to inherit: those that define the desired state; not how the other instance runs, or where it logs.
 _TAKEN: Final = {flag.name for flag in FLAGS.values() if flag.group in ("Address", "iptables rules")}
 
-#: Who takes them over. Not cleanup: to take away what a running sidecar holds is no use, it puts it back.
+#: The commands that inherit. Not cleanup: a running sidecar would put back what it removes.
 _LOOKING: Final = ("status", "plan", "doctor")
 
 
@@ -46,17 +46,17 @@ def load(line: Invocation) -> Loaded:
 
 
 def _is_ours(line: Invocation, name: str) -> bool:
-    """Whether a setting was given to this process."""
+    """Whether this process's own flags or environment set a setting."""
     return name in line.values or bool(os.environ.get(FLAGS[name].variable))
 
 
 def _is_given(line: Invocation) -> bool:
-    """Whether an address, or a file that may have one, is named."""
+    """Whether the user names an address, or a file that may contain one."""
     return _is_ours(line, "ip-address") or _is_ours(line, "env-file")
 
 
 def _the_one(line: Invocation) -> Instance:
-    """Return the sidecar that runs on this node; raise ConfigError if there is none, or they do not agree."""
+    """Return the sidecar that runs on this node; raise ConfigError if there is none, or several disagree."""
     found, hidden = running()
     if not found:
         reason = f": whether {hidden[0]} is on this node's network, only root can see" if hidden else ""
@@ -73,23 +73,23 @@ def _the_one(line: Invocation) -> Instance:
 
 
 def _told(instance: Instance) -> Iterator[str]:
-    """Yield what an instance was told of what is taken over."""
+    """Yield the settings of an instance that can be inherited and differ from the default."""
     for name in (*sorted(_TAKEN), "env-file"):
         if (text := instance.value(name)) != (FLAGS[name].default or ""):
             yield f"{FLAGS[name].spelled}={text}"
 
 
 def _its_env_file(instance: Instance) -> Mapping[str, str]:
-    """Return what an instance reads from a file; raise ConfigError if that is in a container of its own.
+    """Return the variables of an instance's env file; raise ConfigError if that file is in another container.
 
-    There a path may lead anywhere, and what it is told by is not ours to judge.
+    There, the path may lead anywhere, and we cannot judge the file.
     """
     path = instance.value("env-file")
     if not path:
         return {}
     process = f"/proc/{instance.process.pid}"
     try:
-        is_near = os.readlink(f"{process}/ns/mnt") == os.readlink("/proc/self/ns/mnt")  # noqa: PTH115 - no files
+        is_near = os.readlink(f"{process}/ns/mnt") == os.readlink("/proc/self/ns/mnt")  # noqa: PTH115 - not a file
         whole = Path(os.readlink(f"{process}/cwd"), path)  # noqa: PTH115 - as above
     except OSError as error:
         raise ConfigError([f"{instance} reads settings from {path}, which cannot be found: {error.strerror}"]) from None

@@ -1,4 +1,4 @@
-"""What several commands print with: width, colour, wrapping, JSON; and where it goes."""
+"""Helpers that several commands print with: width, colour, wrapping, JSON, and the terminal."""
 
 import json
 import textwrap
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from sidecar.text import visible
 
-#: Columns of a line.
+#: Columns per line.
 WIDTH: Final = 100
 
 GREEN, YELLOW, RED, MAGENTA = "32", "33", "31", "35"
@@ -19,17 +19,17 @@ Answer: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """What the answer is printed on."""
+    """The terminal, file or pipe that the answer is printed to."""
 
     is_tty: bool
     is_coloured: bool
     encoding: str
     is_read: Callable[[], bool]
-    """Whether anybody still reads it."""
+    """Returns whether anybody still reads the output."""
 
 
 def wrapped(text: str, indent: int = 2, *, breaks_words: bool = True) -> list[str]:
-    """Return the text, made visible, in lines of at most WIDTH columns; all but the first are indented."""
+    """Return the text, escaped, in lines of at most WIDTH columns; all but the first are indented."""
     return textwrap.wrap(
         visible(text),
         WIDTH,
@@ -45,11 +45,11 @@ def coloured(text: str, colour: str, columns: int) -> str:
 
 
 def notes(warnings: Sequence[str], errors: Sequence[str]) -> list[str]:
-    """Return a line or more for each warning and each error."""
+    """Return one or more lines for each warning and each error."""
     told = [*(f"warning: {text}" for text in warnings), *(f"error: {text}" for text in errors)]
     return [line for text in told for line in wrapped(text)]
 
 
 def as_json(value: dict[str, object], indent: int | None = None) -> str:
-    """Return the object as JSON, in ASCII whatever the terminal has."""
+    """Return the object as JSON, in ASCII whatever the terminal's encoding."""
     return json.dumps(value, indent=indent)

@@ -1,4 +1,4 @@
-"""The command `plan`: it looks at the node, changes nothing, and prints the commands that `run` would run now."""
+"""The command `plan`: observes the node, changes nothing, and prints the commands that `run` would run now."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,30 +16,30 @@ from sidecar.state.actions import Action, Failure, exit_code
 from sidecar.state.plan import obstacles, whole_plan
 from sidecar.text import visible
 
-#: Versions of the JSON: they change when a field is taken away or gets another meaning.
+#: The version of the JSON: it changes when a field is removed or its meaning changes.
 SCHEMA: Final = "plan/v1"
 
-#: An action, with its commands as they can be pasted.
+#: An action and its commands, ready to paste.
 Step: TypeAlias = tuple[Action, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done, and by which commands."""
+    """What to do, and by which commands."""
 
     steps: tuple[Step, ...]
     failures: tuple[str, ...]
     exit_code: int
     schema: str
     nothing: str
-    """What it means if there is nothing to do."""
+    """The line to print if there is nothing to do."""
 
     origin: str = ""
-    """Whose settings they are, if they are not the caller's own."""
+    """Whose settings these are, if not the user's own."""
 
     warnings: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    """What stays because another instance needs it."""
+    """Objects that stay because another instance needs them."""
 
 
 def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
@@ -65,7 +65,7 @@ def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
 
 
 def steps(reconciler: Reconciler, actions: Sequence[Action]) -> tuple[tuple[Step, ...], list[Failure]]:
-    """Return each action with its commands, ready to be pasted; and the failures of looks that this took."""
+    """Return each action with its commands, ready to paste; and the failures of looks that this took."""
     found: list[Step] = []
     failed = []
     for action in actions:
@@ -77,12 +77,12 @@ def steps(reconciler: Reconciler, actions: Sequence[Action]) -> tuple[tuple[Step
 
 
 def render(plan: Plan, output: str) -> Answer:
-    """Return the plan as --output asks for it, and its exit code."""
+    """Return the plan in the format of --output, and its exit code."""
     return (plan_json if output == "json" else plan_text)(plan), plan.exit_code
 
 
 def plan_text(plan: Plan) -> str:
-    """Return the commands, one a line, that a shell runs as they are; everything else is a comment to it."""
+    """Return the commands as a shell can run them, one per line; everything else is a shell comment."""
     lines = [command for _, commands in plan.steps for command in commands]
     if not lines and not plan.failures and not plan.kept:
         lines = [f"# {plan.nothing}"]
@@ -98,7 +98,7 @@ def _comments(texts: Sequence[str]) -> Iterator[str]:
 
 
 def plan_json(plan: Plan) -> str:
-    """Return the same as one object in one line."""
+    """Return the same as one JSON object on one line."""
     return as_json(
         {
             "schema": plan.schema,

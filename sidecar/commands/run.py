@@ -1,4 +1,4 @@
-"""The command `run`: from settings to an exit code."""
+"""The command `run`: keeps the node in the desired state, and returns an exit code."""
 
 import shlex
 import time
@@ -25,7 +25,7 @@ from sidecar.state.actions import Report
 
 
 def run(options: Options, warnings: Sequence[str]) -> int:
-    """Do what the settings ask for, warn of what is wrong with them, and return the exit code."""
+    """Do what the settings ask for, log warnings about them, and return the exit code."""
     start_logging(options)
     try:
         commands = Commands(options.command_timeout)
@@ -59,14 +59,14 @@ def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
             vitals.stops(options.cleanup_timeout)
     else:
         report = _make_one_pass(reconciler, journal)
-    # A daemon that was stopped is in order. But whoever waits for the one pass must not take it for done.
+    # Stopping a daemon is a success. But a single pass that was stopped must not look done to its caller.
     code = report.exit_code if report else int(not options.daemon)
     return max(code, _clean_up(options, node, mine)) if options.cleanup else code
 
 
 def _answer_probes(options: Options, node: Access) -> Vitals:
-    """Answer probes from now on, and return the record that the answers come from. Raises CannotListen."""
-    from sidecar.daemon import health  # noqa: PLC0415 - loaded only if it is asked for
+    """Start answering probes, and return the record that the answers come from. Raises CannotListen."""
+    from sidecar.daemon import health  # noqa: PLC0415 - loaded only with --health-address
 
     listener = health.listen(options.health_address)
     vitals = Vitals(node.desired, options.command_timeout)
@@ -77,7 +77,7 @@ def _answer_probes(options: Options, node: Access) -> Vitals:
 
 
 def _log_settings(options: Options, warnings: Sequence[str]) -> None:
-    """Log the version, and the settings that differ from the default: the same line wherever they came from."""
+    """Log the version, and the settings that differ from the default; the line is the same for every source."""
     facts = logger.bind(version=__version__, settings=options.texts())
     facts.info(f"{PROGRAM} {__version__}: {shlex.join(options.changed())}")
     for warning in warnings:
@@ -85,7 +85,7 @@ def _log_settings(options: Options, warnings: Sequence[str]) -> None:
 
 
 def _make_one_pass(reconciler: Reconciler, journal: daemon.Journal) -> Report | None:
-    """Return its report, or None if a signal ended it."""
+    """Run one pass; return its report, or None if a signal ended it."""
     try:
         report = reconciler.reconcile()
     except Stopped:

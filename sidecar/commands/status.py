@@ -1,4 +1,4 @@
-"""The command `status`: it looks at the node, and changes nothing."""
+"""The command `status`: observes the node, and changes nothing."""
 
 import contextlib
 import shlex
@@ -21,19 +21,19 @@ from sidecar.state.inventory import Item, State, is_in_sync, survey
 from sidecar.state.model import BackendInUse
 from sidecar.state.plan import notices, obstacles
 
-#: The version of the JSON: it changes when a field is taken away or gets another meaning.
+#: The version of the JSON: it changes when a field is removed or its meaning changes.
 SCHEMA: Final = "status/v1"
 
-#: Seconds to wait for the xtables lock, at most: an answer is wanted soon.
+#: Seconds to wait at most for the xtables lock: the user expects an answer soon.
 LONGEST_WAIT: Final = 1.0
 
-#: Seconds between two looks of --watch, if nothing happens.
+#: Seconds between two looks with --watch, if nothing happens.
 WATCH_INTERVAL: Final = 2.0
 
-#: Columns of the state before the name.
+#: Width of the state column, before the name.
 STATE_COLUMNS: Final = 11
 
-#: Puts the cursor to the upper left, and clears what is below (man 4 console_codes).
+#: Moves the cursor to the upper left, and clears everything below (man 4 console_codes).
 _CLEAR: Final = "\x1b[H\x1b[J"
 
 _COLOURS: Final = {State.PRESENT: GREEN, State.NO_EFFECT: YELLOW, State.UNKNOWN: MAGENTA}
@@ -48,17 +48,17 @@ class Status:
     exit_code: int
     backends: tuple[BackendInUse, ...]
     settings: tuple[str, ...]
-    """The flags that set what differs from the default."""
+    """The flags that differ from the default."""
 
     origin: str
-    """Whose settings they are, if they are not the caller's own."""
+    """Whose settings these are, if not the user's own."""
 
     warnings: tuple[str, ...]
     failures: tuple[str, ...]
 
 
 def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
-    """Yield the status; with --watch again whenever it changes. Raises OSError if no command can be run at all."""
+    """Yield the status; with --watch, again at each change. Raises OSError if no command can be run at all."""
     is_watching = loaded.options.watch
     for number, status in enumerate(_follow(loaded, terminal.is_read if is_watching else None)):
         if loaded.options.output == "json":
@@ -69,10 +69,10 @@ def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
 
 
 def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Status]:
-    """Yield the status once; or, as long as it `is_read`, whenever it is another one, until a signal comes."""
+    """Yield the status once; or, with `is_read`, at each change until a signal comes or nobody reads it."""
     logged = collect_warnings(loaded.options)
     commands = Commands(loaded.options.command_timeout)
-    # Nothing is changed here: a signal ends what runs, and with it the look.
+    # Nothing is changed here, so a signal can end the running command and with it the look.
     wakeup = Wakeup(on_stop=commands.interrupt, on_interrupt=commands.interrupt)
     node = access(loaded.options, commands, creates=False, longest_wait=LONGEST_WAIT)
     reconciler = node.reconciler()
@@ -108,7 +108,7 @@ def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Stat
 
 
 def summary(status: Status) -> str:
-    """Return the one line that matters most."""
+    """Return the one line that matters most to the reader."""
     order = list(State)
     wrong = sorted(
         (item for item in status.items if item.state is not State.PRESENT), key=lambda item: order.index(item.state)
@@ -138,7 +138,7 @@ def _words(state: State) -> str:
 
 
 def status_text(status: Status, *, is_coloured: bool) -> str:
-    """Return the most important line first, then by what was looked, then a table of what was found."""
+    """Return the summary, then the settings and backends, then a table of what was found."""
     origin = f" ({status.origin})" if status.origin else ""
     lines = [*wrapped(summary(status)), ""]
     lines += wrapped(f"settings   {shlex.join(status.settings)}{origin}", STATE_COLUMNS)
@@ -165,7 +165,7 @@ def _state(item: Item) -> str:
 
 
 def status_json(status: Status) -> str:
-    """Return the same as one object in one line."""
+    """Return the same as one JSON object on one line."""
     return as_json(
         {
             "schema": SCHEMA,

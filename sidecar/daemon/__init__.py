@@ -1,4 +1,4 @@
-"""The loop: when the next pass is, what wakes it up, and what it tells probes and Prometheus.
+"""The loop: when the next pass runs, what wakes it up, and what it reports to probes and Prometheus.
 
-Imports node and what is below it, but nothing of doctor. Start with `daemon`.
+Imports node and what is below it, but nothing from doctor. Start with `daemon`.
 """

@@ -1,4 +1,4 @@
-"""When is the next pass, and what of the last one is worth a line in the log."""
+"""Decides when the next pass runs, and what about the last one is worth a line in the log."""
 
 import random
 import re
@@ -19,25 +19,25 @@ from sidecar.settings import durations
 from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveSurplus, Report
 from sidecar.state.model import Desired, Observed
 
-#: Seconds until the first retry, and until the first look after a change.
+#: Seconds until the first retry, and until the first pass after a change.
 SOON: Final = 1.0
 
-#: Passes that may come at once because something may be gone, and how many a second after that.
+#: Passes that events may trigger at once, and how many per second after that.
 BURST: Final = 5.0
 PASSES_PER_SECOND: Final = 2.5
 
-#: Of changes of one kind, how many within so many seconds are logged one by one; more are counted.
+#: How many equal changes within COUNTED_FOR seconds are logged one by one; further ones are only counted.
 SEPARATELY: Final = 3
 COUNTED_FOR: Final = 60.0
 
-#: How many addresses a line names before it counts the rest.
+#: How many addresses a log line names before it counts the rest.
 SHOWN: Final = 4
 
-#: Seconds until the next try while somebody holds the xtables lock.
+#: Seconds until the next try while another process holds the xtables lock.
 LOCK_RETRY: Final = 2.0
 
 
-def run(  # noqa: PLR0913 - what it does, when, and who is told
+def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
     reconciler: Reconciler,
     wakeup: Wakeup,
     interval: float,
@@ -46,17 +46,17 @@ def run(  # noqa: PLR0913 - what it does, when, and who is told
     *,
     vitals: Vitals | None = None,
 ) -> Report | None:
-    """Make passes until a signal says stop, and return None.
+    """Run passes until a signal stops the loop, and return None.
 
-    Or return the report of the very first pass, if it shows that this node cannot do what is asked of it: to go
-    on would hide that. Later on the same failure may pass, as when a package is being upgraded: it is retried.
+    If the very first pass shows that this node cannot do what the settings ask for, return its report: going on
+    would hide that. Later, the same failure may be temporary, for example during a package upgrade, so it is retried.
     """
     schedule, pace = Schedule(interval), Pace()
     first = True
     try:
         while not wakeup.stopping:
             if events:
-                events.take_sizes()  # before the look: what changes while it goes on is to be seen the next time
+                events.take_sizes()  # before observing: a change during the pass must show up next time
             if vitals:
                 vitals.pass_begins()
             report = reconciler.reconcile()
@@ -78,7 +78,7 @@ def run(  # noqa: PLR0913 - what it does, when, and who is told
 
 
 def _forget_own_changes(events: Events, report: Report) -> None:
-    """Forget what a pass caused itself; what others did meanwhile is seen by the look that comes 1 s after a change."""
+    """Forget events that a pass caused itself; the next pass, 1 s after a change, sees what others did meanwhile."""
     if report.observed:
         events.legacy_families = {each.family for each in report.observed.backends if each.is_legacy}
     if any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress) for action in report.changed):
@@ -86,7 +86,7 @@ def _forget_own_changes(events: Events, report: Report) -> None:
 
 
 def _sleep(wakeup: Wakeup, schedule: "Schedule", pace: "Pace", seconds: float, events: Events | None) -> None:
-    """Wait for the next pass; when something of ours may be gone that is at once, but not too often."""
+    """Wait for the next pass; an event ends the wait at once, but not too often."""
     woken = wakeup.wait(seconds, events)
     if woken is Woken.BY_EVENT:
         delay = pace.delay()
@@ -99,9 +99,9 @@ def _sleep(wakeup: Wakeup, schedule: "Schedule", pace: "Pace", seconds: float, e
 
 
 class Pace:
-    """Lets a few passes come at once, and then so many a second: an opponent must not make us spin.
+    """Allows BURST passes at once, then PASSES_PER_SECOND: a program that keeps undoing changes must not make us spin.
 
-    A bucket of tokens: each pass takes one, and they come back with time.
+    A token bucket: each pass takes one token, and tokens come back over time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -110,7 +110,7 @@ class Pace:
         self._last = clock()
 
     def delay(self) -> float:
-        """Return the seconds to wait before the next pass, which is counted."""
+        """Count the next pass, and return the seconds to wait before it."""
         now = self._clock()
         self._tokens = min(BURST, self._tokens + (now - self._last) * PASSES_PER_SECOND)
         self._last = now
@@ -119,14 +119,14 @@ class Pace:
 
 
 def _jitter() -> float:
-    return random.uniform(0.75, 1.0)  # noqa: S311 - nothing secret about it
+    return random.uniform(0.75, 1.0)  # noqa: S311 - not a secret
 
 
 class Schedule:
-    """Seconds from one pass to the next.
+    """Computes the seconds from one pass to the next.
 
-    After a change or a first failure 1 s, then doubled from pass to pass up to the interval. A failing pass gets
-    jitter, so that a thousand nodes in the same trouble do not move in step.
+    The delay is 1 s after a change or a first failure, then doubles with each pass up to the interval. After a failed
+    pass it gets jitter, so that a thousand nodes with the same problem do not retry in step.
     """
 
     def __init__(self, interval: float, jitter: Callable[[], float] = _jitter) -> None:
@@ -136,16 +136,16 @@ class Schedule:
         self._failing = False
 
     def start_over(self) -> None:
-        """Forget that passes failed before: somebody asks for a look, perhaps because it is repaired."""
+        """Forget earlier failures: somebody asks for a pass, perhaps because the cause is repaired."""
         self._failing = False
 
     def next(self, report: Report) -> float:
-        """Return the seconds to wait after a pass with this report."""
+        """Return the seconds to wait after the pass that made this report."""
         failed = not report.in_sync
         starts_over = report.changed or (failed and not self._failing)
         self._delay = min(SOON if starts_over else self._delay * 2, self._interval)
         if report.failures and all(isinstance(failure.error, LockHeld) for failure in report.failures):
-            # Whoever holds the lock lets go of it soon, and there is much to do then.
+            # The lock is usually released soon, and then there is much to do.
             self._delay = min(self._delay, LOCK_RETRY)
         self._failing = failed
         return self._delay * self._jitter() if failed else self._delay
@@ -153,13 +153,13 @@ class Schedule:
 
 @dataclass(slots=True)
 class Changes:
-    """How often the same change was made since some moment."""
+    """How often the same change was made since a point in time."""
 
     since: float
     number: int = 0
 
     def log(self, action: Action, now: float) -> None:
-        """Log what was counted, if anything was."""
+        """Log the count, if there is one."""
         if self.number > SEPARATELY:
             seconds = durations.render(round(now - self.since))
             facts = logger.bind(**action.facts, times=self.number)
@@ -167,7 +167,7 @@ class Changes:
 
 
 class Journal:
-    """Writes the log of passes: a failure when it is new, success when it is news, and nothing otherwise."""
+    """Logs passes: a failure when it is new, success when it ends a failure or comes first, and nothing otherwise."""
 
     def __init__(self, desired: Desired, port: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._desired = desired
@@ -180,7 +180,7 @@ class Journal:
         self._was_in_sync = False
 
     def changed(self, action: Action) -> None:
-        """Log a change; of the same one again and again only how often."""
+        """Log a change; if the same one keeps coming back, log only how often."""
         now = self._clock()
         changes = self._changes.get(action)
         if changes is None or now - changes.since > COUNTED_FOR:
@@ -212,7 +212,7 @@ class Journal:
         self._was_in_sync = True
 
     def _in_words(self, observed: Observed | None) -> str:
-        """Return what is in place."""
+        """Return in words what is in place."""
         shown = [address.cidr for address in self._desired.addresses[:SHOWN]]
         if len(self._desired.addresses) > SHOWN:
             shown.append(f"{len(self._desired.addresses) - SHOWN} more")
@@ -223,13 +223,13 @@ class Journal:
         return f"{text}, {len(self._desired.rules)} rules for port {self._port} by {commands}"
 
     def _log_new(self, report: Report) -> None:
-        # Seconds and process ids in an error make no other failure of it, but an address in what was tried does.
+        # Numbers in an error (seconds, process ids) do not make it a new failure, but an address in the attempt does.
         lines = {
             f"{failure.attempt}: {re.sub('[0-9]+', '', str(failure.error))}": (str(failure), failure.facts)
             for failure in report.failures
         }
         if not lines:
-            # Everything that was tried succeeded, and yet it is not so: somebody else changes it at the same time.
+            # Every action succeeded, yet the node is not in sync: another program changes it at the same time.
             lines = {
                 action.todo: (f"others keep changing it; still to do: {action.todo}", action.facts)
                 for action in report.remaining

@@ -1,8 +1,8 @@
-"""/healthz, /readyz and /metrics: answered by a thread of its own, also while the loop waits for a command that hangs.
+"""Serves /healthz, /readyz and /metrics in its own thread, even while the loop waits for a command that hangs.
 
-It listens where everybody on the network may knock, so everything is bounded: how many connections there are, how
-long each may take, how much it may send. When one too many comes, the oldest has to go: whoever connects and says
-nothing keeps nobody out, and descriptors stay for the commands. Whatever happens here, the loop goes on.
+Anybody on the network may connect, so everything is bounded: the number of connections, the time each may take, and
+the bytes it may send. One connection too many closes the oldest: a silent client locks nobody out, and file
+descriptors remain for the commands. Whatever happens here, the loop goes on.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from sidecar.daemon.vitals import Vitals
 from sidecar.errors import CannotListen
 from sidecar.settings.values import Endpoint
 
-#: Connections at a time, seconds that each may take in all, and bytes that it may send.
+#: Connections at a time, seconds that each may take in total, and bytes that it may send.
 MOST_CONNECTIONS: Final = 64
 PATIENCE: Final = 5.0
 LONGEST_REQUEST: Final = 4096
 
-#: Connections that may wait to be accepted. Beyond it the kernel drops them, and their next try comes after 1 s.
+#: Connections that may wait to be accepted. The kernel drops further ones, and their clients retry after 1 s.
 _BACKLOG: Final = 1024
 
-#: Seconds to wait when no more connections can be had from the kernel.
+#: Seconds to wait when accepting a connection fails.
 _PAUSE: Final = 0.1
 
 _REQUEST: Final = re.compile(rb"([A-Za-z]+) (?:http://[^/\s]*)?(/[^\s?#]*)\S* HTTP/1\.[0-9]\r?\n")
@@ -46,21 +46,21 @@ _REMEDIES: Final = {
     errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE: choose a higher one",
 }
 
-#: Status, type and text of an answer.
+#: Status, content type and text of an answer.
 Answer: TypeAlias = tuple[HTTPStatus, str, bytes]
 
 
 def listen(endpoint: Endpoint) -> socket.socket:
-    """Return a socket that listens there; raise CannotListen.
+    """Return a socket that listens on the endpoint; raise CannotListen.
 
-    Two instances of one user share it (SO_REUSEPORT, man 7 socket), as in a rolling update the new one comes before
-    the old one goes. They look at the same node, so a probe gets a true answer from either.
+    Two instances of one user can share the port (SO_REUSEPORT, man 7 socket): in a rolling update the new one starts
+    before the old one stops. Both observe the same node, so a probe gets a true answer from either.
     """
     try:
         return _listen(endpoint.host or "::", endpoint.port)
     except OSError as error:
         if not endpoint.host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # without IPv6
-            return listen(Endpoint("0.0.0.0", endpoint.port))  # noqa: S104 - it is what was asked for
+            return listen(Endpoint("0.0.0.0", endpoint.port))  # noqa: S104 - the user asked for it
         reason = _REMEDIES.get(error.errno or 0, error.strerror or str(error))
         raise CannotListen(f"cannot listen on --health-address={endpoint}: {reason}") from error
 
@@ -82,24 +82,24 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def serve(listener: socket.socket, vitals: Vitals) -> None:
-    """Answer from now on, in a thread that ends with the process.
+    """Start answering, in a thread that ends with the process.
 
-    Commands are forked beside it. From Python 3.12 on that is a warning, as a child could wait for a lock which this
-    thread held; but the child of sh takes none before it becomes the command, and its descriptors close themselves.
+    Commands are forked beside this thread. Python 3.12 and later warn about that, as a child could wait for a lock that
+    this thread held; but the child of sh takes no lock before it execs, and the descriptors here are close-on-exec.
     """
     warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
     threading.Thread(target=_run, args=(listener, vitals), name="health", daemon=True).start()
 
 
 def _run(listener: socket.socket, vitals: Vitals) -> None:
-    # Signals are for the main thread: it would not wake up for one that the kernel gives to this thread.
+    # The main thread handles signals: it would not wake up for one that the kernel delivers to this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     asyncio.run(_accept(listener, vitals))
 
 
 async def _accept(listener: socket.socket, vitals: Vitals) -> None:
     loop = asyncio.get_running_loop()
-    connections: dict[asyncio.Task[None], None] = {}  # the oldest first
+    connections: dict[asyncio.Task[None], None] = {}  # oldest first
 
     def close(connection: socket.socket, task: "asyncio.Task[None]") -> None:
         connections.pop(task, None)
@@ -108,7 +108,7 @@ async def _accept(listener: socket.socket, vitals: Vitals) -> None:
     while True:
         try:
             connection, _ = await loop.sock_accept(listener)
-        except OSError:  # no descriptor is left, or who knocked has gone
+        except OSError:  # no descriptor is left, or the client has gone
             await asyncio.sleep(_PAUSE)
             continue
         if len(connections) >= MOST_CONNECTIONS:
@@ -118,12 +118,12 @@ async def _accept(listener: socket.socket, vitals: Vitals) -> None:
         task = loop.create_task(_converse(connection, vitals))
         connections[task] = None
         task.add_done_callback(functools.partial(close, connection))
-        await asyncio.sleep(0)  # let it be answered before the next one comes
+        await asyncio.sleep(0)  # let the task answer before the next connection is accepted
 
 
 async def _converse(connection: socket.socket, vitals: Vitals) -> None:
     loop = asyncio.get_running_loop()
-    connection.setblocking(False)  # noqa: FBT003 - takes no keyword
+    connection.setblocking(False)  # noqa: FBT003 - positional-only
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(PATIENCE):
             request = b""
@@ -137,7 +137,7 @@ async def _converse(connection: socket.socket, vitals: Vitals) -> None:
 
 
 def respond(request: bytes, vitals: Vitals) -> bytes:
-    """Return the whole answer to what a client sent."""
+    """Return the complete response to a client's request."""
     head = _REQUEST.match(request)
     method, path = (head[1].decode(), head[2].decode(errors="replace")) if head else ("", "")
     if len(request) >= LONGEST_REQUEST and not _END.search(request):
@@ -161,7 +161,7 @@ def respond(request: bytes, vitals: Vitals) -> bytes:
 def _page(path: str, vitals: Vitals) -> Answer:
     try:
         return _PAGES[path](vitals)
-    except Exception as error:  # noqa: BLE001 - a fault of ours in here must not end the thread
+    except Exception as error:  # noqa: BLE001 - a bug in here must not end the thread
         logger.warning(f"could not answer {path}: {type(error).__name__}: {error}")
         return _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
 
@@ -178,7 +178,7 @@ def _readyz(vitals: Vitals) -> Answer:
 
 def _metrics(vitals: Vitals) -> Answer:
     try:
-        from sidecar.daemon import metrics  # noqa: PLC0415 - 3 MiB that only who is scraped needs
+        from sidecar.daemon import metrics  # noqa: PLC0415 - 3 MiB, needed only if somebody scrapes
     except ImportError:
         return _plain(HTTPStatus.NOT_IMPLEMENTED, f"metrics need: pip install '{PROGRAM}[metrics]'")
     return HTTPStatus.OK, metrics.CONTENT_TYPE, metrics.exposition(vitals)

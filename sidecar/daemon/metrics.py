@@ -1,6 +1,6 @@
-"""The record as Prometheus' text: the one file that imports prometheus_client, and only when it is asked for.
+"""Renders the vitals in Prometheus' text format. The only file that imports prometheus_client; loaded on first scrape.
 
-Nothing is counted here: a scrape reads the record. docs/metrics.md explains each metric.
+Nothing is counted here: a scrape reads the vitals. docs/metrics.md explains each metric.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,17 +16,17 @@ from sidecar import __version__
 from sidecar.daemon.vitals import BUCKETS, Histogram, Vitals
 from sidecar.state.model import Address, Interface, Object, Rule
 
-#: What generate_latest writes: no name in it needs a later version of the format.
+#: The format that generate_latest writes: no name in it needs a later version.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX: Final = "apiserver_proxy_sidecar"
 
-#: The values of labels, and the number that goes with them.
+#: Label values, each with its number.
 Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
 
 
 def exposition(vitals: Vitals) -> bytes:
-    """Return all metrics as they are now."""
+    """Return the current value of all metrics."""
     registry = CollectorRegistry()
     registry.register(_Record(vitals))
     return generate_latest(registry)
@@ -37,7 +37,7 @@ class _Record(Collector):
         self._vitals = vitals
 
     def describe(self) -> Iterator[Metric]:
-        """Say nothing beforehand; else the registry would collect once to find out."""
+        """Return nothing; otherwise the registry would collect once to find out the names."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
@@ -90,7 +90,7 @@ class _Record(Collector):
 
 
 def _by_object(values: Mapping[Object, int]) -> Samples:
-    """Label each number by the kind of its object and its name."""
+    """Label each number with the kind and the name of its object."""
     return [(_labels(each), number) for each, number in values.items()]
 
 

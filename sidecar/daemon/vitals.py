@@ -1,11 +1,11 @@
-"""What the loop did, and when it was last heard of: the main thread writes it, the one that answers probes reads it.
+"""Records what the loop did and when it last reported. The main thread writes it; the thread that answers probes reads.
 
-Alive is decided here, by one rule: whenever the loop tells of itself it also says by when it will do so again. In a
-pass that is the end of the next command, so `--command-timeout`, the second that a killed command is given, and SLACK;
-in a sleep its length, twice (events that come too often double it at most), and SLACK. Who is later than that hangs.
-And a command that had to be killed when its time was up counts as a hang as well, until a pass gets by without one.
+One rule decides whether the loop is alive: each time it reports, it also says by when it will report again. In a pass
+that is the end of the next command: `--command-timeout`, the second that a killed command gets, and SLACK. In a sleep
+it is twice the length (events that come too often at most double it) and SLACK. A loop later than that counts as hung.
+A command that was killed when its time was up also counts as a hang, until a pass completes without one.
 
-Counters start at 0 for everything that can be named beforehand, as Prometheus sees no increase in a first value.
+Counters start at 0 for every name known beforehand, as Prometheus sees no increase in a first value.
 """
 
 import bisect
@@ -33,27 +33,27 @@ from sidecar.state.inventory import State, survey
 from sidecar.state.model import Desired, Interface, Object, Observed
 from sidecar.text import visible
 
-#: Seconds that a busy node may take on top of what is expected.
+#: Seconds that a busy node may take beyond the expected time.
 SLACK: Final = 5.0
 
 #: Upper bounds of the histograms' buckets, in seconds.
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-#: How a pass can end: all was there; something was put right; something is not as it should be.
+#: How a pass can end: nothing to do; something repaired; something still not as desired.
 RESULTS: Final = ("in_sync", "changed", "failed")
 
-#: Why a command gave no answer. 0 and 1 are answers ("no such rule" is one); 4 is iptables' word for the lock.
+#: Why a command gave no answer. 0 and 1 are answers ("no such rule" is one); iptables exits with 4 if the lock is held.
 REASONS: Final = ("timeout", "signal", "lock", "exit_status")
 _ANSWERS: Final = (0, 1)
 _LOCK: Final = 4
 
-#: How many lines tell what is missing before the rest is counted.
+#: How many lines say what is missing before the rest is counted.
 _MOST_LINES: Final = 20
 
 
 @dataclass(slots=True)
 class Histogram:
-    """How often something took how long; `counts` has one number for each bucket, and one for what is longer."""
+    """A histogram of durations; `counts` has one number for each bucket, and one for longer durations."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     sum: float = 0.0
@@ -68,7 +68,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class Counts:
-    """All that /metrics shows. Times are seconds; timestamps those of the Unix clock, 0: never."""
+    """All values that /metrics shows. Times are in seconds; timestamps are Unix time, 0 for never."""
 
     backend: str = ""
     ready: bool = False
@@ -77,12 +77,12 @@ class Counts:
     passes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
     pass_seconds: Histogram = field(default_factory=Histogram)
     failures: dict[str, int] = field(default_factory=dict)
-    """By the kind of error, in the words of errors.py."""
+    """By kind of error: the class names of errors.py in snake case."""
 
     repairs: dict[Object, int] = field(default_factory=dict)
     copies_removed: dict[str, int] = field(default_factory=lambda: {"address": 0, "rule": 0})
     in_sync: dict[Object, bool] = field(default_factory=dict)
-    """Without those that could not be looked at."""
+    """Without objects that could not be observed."""
 
     commands: dict[str, Histogram] = field(default_factory=dict)
     command_failures: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Counts:
 
 
 class Vitals:
-    """The record. Each method may be called from any thread."""
+    """The record. Any thread may call any method."""
 
     def __init__(
         self,
@@ -131,10 +131,10 @@ class Vitals:
         self._since = now()
         self._missing: tuple[str, ...] = ("no look at the node yet",)
 
-    # What the loop tells
+    # What the loop reports
 
     def starts(self, seconds: float) -> None:
-        """Expect the first pass within so many seconds."""
+        """Expect the first pass within `seconds`."""
         self._expect("starting", seconds)
 
     def pass_begins(self) -> None:
@@ -143,7 +143,7 @@ class Vitals:
         self._expect("in a pass", self._command_timeout)
 
     def command_ended(self, argv: Sequence[str], exit_status: int | None, seconds: float) -> None:
-        """Take down how a command ended: its exit status, negative for a signal, None if it was killed for its time."""
+        """Record how a command ended: its exit status, negative for a signal, None if it was killed at its timeout."""
         program = argv[0]
         with self._lock:
             if program not in self._counts.commands:
@@ -189,17 +189,17 @@ class Vitals:
         self._expect("asleep", 2 * seconds)
 
     def stops(self, seconds: float) -> None:
-        """Expect the end of the program, after a cleanup of at most so many seconds."""
+        """Expect the end of the program, after a cleanup of at most `seconds`."""
         with self._lock:
             self._counts.ready = False
             self._missing = ("stopping",)
             self._since = self._now()
         self._expect("stopping", seconds)
 
-    # What is answered
+    # What probes and scrapes read
 
     def hang(self) -> str:
-        """Return why the loop is not alive; empty if it is."""
+        """Return why the loop is not alive, or an empty string if it is."""
         with self._lock:
             late = self._clock() - self._due
             if late > 0:
@@ -207,7 +207,7 @@ class Vitals:
             return self._hung
 
     def readiness(self) -> tuple[bool, str]:
-        """Return whether the last look found everything in place; and since when, or what is missing."""
+        """Return whether the last pass left everything in place; and since when, or what is missing."""
         hang = self.hang()
         with self._lock:
             since, last = _time(self._since), _time(self._counts.last_pass)
@@ -217,7 +217,7 @@ class Vitals:
             return False, "\n- ".join((f"not in sync since {since}", *lines))
 
     def counts(self) -> Counts:
-        """Return all numbers as they are now."""
+        """Return a copy of all current values."""
         with self._lock:
             counts = self._counts.copy()
         counts.ready = self.readiness()[0]
@@ -229,7 +229,7 @@ class Vitals:
             self._due = self._clock() + seconds + SLACK
 
     def _count_change(self, action: Action) -> None:
-        """Count what was put back; not what was set up at the start, until everything was there once."""
+        """Count repairs: objects that were put back after everything had been in place once, not the initial setup."""
         match action:
             case RemoveSurplus(_, surplus):
                 self._counts.copies_removed["rule"] += surplus
@@ -252,7 +252,7 @@ def _objects(desired: Desired) -> list[Object]:
 
 
 def _in_sync(desired: Desired, observed: Observed) -> dict[Object, bool]:
-    """Return for each address and rule that could be looked at whether it is as it should be."""
+    """Return whether each address and rule that could be observed is as desired."""
     right = {State.PRESENT} if desired.insert else {State.PRESENT, State.NO_EFFECT}
     found = zip(_objects(desired), survey(desired, observed), strict=True)
     return {
@@ -263,12 +263,12 @@ def _in_sync(desired: Desired, observed: Observed) -> dict[Object, bool]:
 
 
 def _backends(observed: Observed | None) -> str:
-    """Return the backends in use, as --iptables-backend spells them; empty as long as they are not known."""
+    """Return the backends in use, as --iptables-backend spells them; empty until they are known."""
     return ",".join(sorted({each.name for each in observed.backends})) if observed else ""
 
 
 def _missing(report: Report) -> tuple[str, ...]:
-    """Return a line for each thing that is not as it should be, and for each that is not known."""
+    """Return a line for each object that is not as desired, or not known."""
     tried = {failure.attempt for failure in report.failures}
     todo = [f"still to do: {action.todo}" for action in report.remaining if action.todo not in tried]
     lines = [visible(str(line)) for line in (*report.failures, *todo)]
@@ -277,7 +277,7 @@ def _missing(report: Report) -> tuple[str, ...]:
 
 
 def _reason(program: str, exit_status: int | None) -> str:
-    """Return why a command gave no answer; empty if it gave one."""
+    """Return why a command gave no answer, or an empty string if it gave one."""
     if exit_status is None:
         return "timeout"
     if exit_status < 0:

@@ -1,4 +1,4 @@
-"""What ends the daemon's sleep: the clock, a signal, or something on the node."""
+"""Ends the daemon's sleep: by the clock, a signal, or an event on the node."""
 
 import enum
 import os
@@ -13,7 +13,7 @@ from sidecar.node.events import Events
 
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
-#: Milliseconds; poll(2) takes no more. To look once in 24 days does no harm.
+#: Milliseconds, the most that poll(2) takes. A check every 24 days does no harm.
 _LONGEST_POLL: Final = 2**31 - 1
 
 
@@ -26,26 +26,26 @@ class Woken(enum.Enum):
 
 
 class Wakeup:
-    """Takes over SIGTERM, SIGINT and SIGHUP, and sleeps without waking up.
+    """Handles SIGTERM, SIGINT and SIGHUP, and sleeps without waking up in between.
 
     The first SIGTERM or SIGINT sets `stopping`, calls `on_stop` and ends the sleep; any further one calls
-    `on_interrupt`. SIGHUP ends the sleep. It stays so to the end of the process: a signal that comes when all is
-    done must not turn an orderly end into death by that signal.
+    `on_interrupt`. SIGHUP ends the sleep. The handlers stay until the process ends: a signal that comes after the
+    work is done must not turn an orderly exit into death by that signal.
     """
 
     def __init__(self, on_stop: Callable[[], None], on_interrupt: Callable[[], None]) -> None:
         self.stopping = False
         self._on_stop = on_stop
         self._on_interrupt = on_interrupt
-        # The interpreter writes each signal's number to the pipe, so that a signal which comes just before the
-        # sleep begins ends it too.
+        # The interpreter writes each signal's number to the pipe, so a signal that comes just before the sleep begins
+        # ends it, too.
         self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in (*_STOP, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def wait(self, seconds: float, events: Events | None = None) -> Woken:
-        """Sleep until a signal comes, or came since the last sleep; until an event that concerns us; or for so long."""
+        """Sleep until a signal comes (or came since the last sleep), a relevant event comes, or `seconds` pass."""
         poll = select.poll()
         for descriptor in (self._read_end, *(events.descriptors if events else ())):
             poll.register(descriptor, select.POLLIN)
@@ -71,7 +71,7 @@ class Wakeup:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number not in _STOP:
             return
-        # No exception from here: it would come up anywhere, also where the interpreter cannot but swallow it.
+        # Raise nothing here: the exception could surface anywhere, even where the interpreter must swallow it.
         if self.stopping:
             self._on_interrupt()
         else:

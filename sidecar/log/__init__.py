@@ -1,4 +1,4 @@
-"""The log, as klog writes it: lines, files, levels.
+"""Writes the log in the way of klog: lines, files, levels.
 
 Imports settings and what is below it. Start with `setup`.
 """

@@ -1,7 +1,7 @@
-"""The files of klog's --log_dir and --log_file (klog_file.go; klog.go, `syncBuffer`).
+"""Writes the files of klog's --log_dir and --log_file (klog_file.go; klog.go, `syncBuffer`).
 
-klog holds its files open and buffers them. Here a file is opened for each line: lines are few, none is lost in a
-crash, and a file that was moved or removed meanwhile is made anew.
+klog keeps its files open and buffers them. This module opens the file for each line: lines are few, a crash loses none,
+and a file that was moved or removed meanwhile is created again.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from sidecar.settings.klog import Severity
 
 MEGABYTE: Final = 1024 * 1024
 
-#: Bytes; the size at which a file in --log_dir is followed by another one (klog_file.go, `MaxSize`).
+#: Bytes; at this size a new file in --log_dir is started (klog_file.go, `MaxSize`).
 LARGEST: Final = 1800 * MEGABYTE
 
-#: O_NONBLOCK: a pipe that nobody empties must not stop the program. O_NOCTTY: nor may a terminal take it over.
+#: O_NONBLOCK: a pipe that nobody reads must not block the program. O_NOCTTY: no terminal may take control of it.
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class LogFile:
-    """A file that lines are appended to, in the first directory that takes it."""
+    """A file to append lines to, in the first directory that accepts it."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class LogFile:
         has_header: bool,
         link: str = "",
     ) -> None:
-        """`limit` in bytes: reached, the file of `name` at that time is started over. `link` is to point to it."""
+        """Start a new file, with the `name` for that time, at `limit` bytes. The symlink `link` points to the file."""
         self._directories = directories
         self._new_name = name
         self._limit = limit
@@ -47,16 +47,16 @@ class LogFile:
         self._name = ""
         self._path: str | None = None
         self._is_torn = False
-        #: Why a directory before the one that took the last line did not take it.
+        #: Why an earlier directory did not accept the last line.
         self.refused: OSError | None = None
 
     @property
     def directory(self) -> Path | None:
-        """Where the last line went."""
+        """The directory that the last line went to."""
         return Path(self._path).parent if self._path else None
 
     def append(self, line: str, time: datetime) -> None:
-        """Write the line. Raises OSError if no directory takes it, or the disk is full."""
+        """Write the line. Raises OSError if no directory accepts it, or the disk is full."""
         data = line.encode(errors="backslashreplace")
         self._name = self._name or self._new_name(time)
         before = self._path
@@ -77,7 +77,7 @@ class LogFile:
             os.close(descriptor)
 
     def _write(self, descriptor: int, data: bytes) -> None:
-        if self._is_torn:  # the last line was cut by a full disk: this one is not to be taken for its end
+        if self._is_torn:  # a full disk cut the last line: this one must not look like its end
             data = b"\n" + data
         while data:
             written = os.write(descriptor, data)
@@ -88,7 +88,7 @@ class LogFile:
         failure = OSError()
         self.refused = None
         for directory in self._directories:
-            path = f"{str(directory).rstrip('/')}/{self._name}"  # a Path would let a slash at the end pass
+            path = f"{str(directory).rstrip('/')}/{self._name}"  # a Path would accept a slash at the end
             try:
                 descriptor = os.open(path, _FLAGS | flags | (os.O_NOFOLLOW if self._link else 0), 0o666)
             except OSError as error:
@@ -102,7 +102,7 @@ class LogFile:
 
     def _make_link(self, directory: Path) -> None:
         if self._link:
-            with contextlib.suppress(OSError):  # as in klog: it is a convenience
+            with contextlib.suppress(OSError):  # as in klog: the link is only a convenience
                 (directory / self._link).unlink(missing_ok=True)
                 (directory / self._link).symlink_to(self._name)
 
@@ -115,7 +115,7 @@ class LogFile:
 
 
 def one_file(path: str, megabytes: int, *, has_header: bool) -> LogFile:
-    """Return the file of --log_file; with 0 megabytes it has no limit (`CalculateMaxSize`)."""
+    """Return the file of --log_file; 0 megabytes means no limit (`CalculateMaxSize`)."""
     limit = megabytes * MEGABYTE or sys.maxsize
     directory, name = os.path.split(path)
     return LogFile([Path(directory)], lambda _: name, limit=limit, has_header=has_header)
@@ -124,7 +124,7 @@ def one_file(path: str, megabytes: int, *, has_header: bool) -> LogFile:
 def severity_file(program: str, directory: str, severity: Severity, *, has_header: bool) -> LogFile:
     """Return a severity's file in --log_dir, or else in the directory for temporary files.
 
-    (`createLogDirs`; its name is made by `logName`.)
+    (`createLogDirs`; the name follows `logName`.)
     """
     directories = [Path(name) for name in (directory, os.environ.get("TMPDIR") or "/tmp") if name]  # noqa: S108 - as Go
 

@@ -1,6 +1,6 @@
-"""The levels at which work is logged, beside INFO: what klog calls V(2), V(4) and V(6).
+"""The log levels below INFO: klog's V(2), V(4) and V(6).
 
-A level of loguru is the higher the more it matters. INFO is 20; V(n) is n below it.
+In loguru, a higher level is more important. INFO is 20; V(n) is n below it.
 """
 
 from typing import Final
@@ -13,5 +13,5 @@ PASS: Final = INFO - 2
 #: Each command, with its exit status and time.
 COMMAND: Final = INFO - 4
 
-#: What each command printed.
+#: The output of each command.
 OUTPUT: Final = INFO - 6

@@ -1,6 +1,6 @@
-"""The log: loguru in front, klog behind. Where a line goes is decided as in klog's `output` (klog.go).
+"""Sets up the log: callers use loguru, and lines go where klog's `output` (klog.go) would send them.
 
-What differs stands in the README. Above all, klog ends the program when it cannot write a file; here the line goes to
+The README lists the differences. Above all, klog ends the program if it cannot write a file; here the line goes to
 standard error instead, and the work goes on.
 """
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
     from sidecar.settings.options import Options
 
-#: What loguru calls the severities. Whatever is below its INFO is klog's INFO too, of a higher verbosity.
+#: loguru's names of the severities. Levels below its INFO are klog's INFO, too, with a higher verbosity.
 _SEVERITIES: Final = {"WARNING": Severity.WARNING, "ERROR": Severity.ERROR, "CRITICAL": Severity.FATAL}
 
 
 def start_logging(options: "Options") -> None:
-    """Send every line from now on to where the settings say."""
+    """Start sending every log line to where the settings say."""
     output = _Output(options)
     highest = max(0, options.v, *(level for _, level in options.vmodule.levels))
 
     def is_wanted(record: "Record") -> bool:
-        """Whether -v or --vmodule ask for it (`VDepth`)."""
+        """Whether -v or --vmodule asks for this line (`VDepth`)."""
         verbosity = INFO - record["level"].no
         return verbosity <= 0 or verbosity <= max(options.v, options.vmodule.level(record["file"].name))
 
@@ -44,7 +44,7 @@ def start_logging(options: "Options") -> None:
 
 
 def collect_warnings(options: "Options") -> list[str]:
-    """Log only what -v asks for, for a command that answers on standard output; collect the warnings for its answer."""
+    """Return a list that collects warnings, for a command's answer on standard output; log only what -v asks for."""
     collected: list[str] = []
     logger.remove()
     if options.v or options.vmodule.levels:
@@ -60,7 +60,7 @@ def collect_warnings(options: "Options") -> list[str]:
 
 
 class _Output:
-    """Takes each line to standard error, to files, or both."""
+    """Writes each line to standard error, to files, or both."""
 
     def __init__(self, options: "Options") -> None:
         self._options = options
@@ -103,7 +103,7 @@ class _Output:
         return [self._files[each] for each in reversed(Severity) if each <= severity]
 
     def _append(self, file: LogFile, line: str, entry: Entry) -> bool:
-        """Write a line to a file. Return whether it could be done; say so the first time that it can't."""
+        """Write a line to a file. Return whether that succeeded; report the first failure."""
         try:
             file.append(line, entry.time)
         except OSError as error:
@@ -142,13 +142,13 @@ def _entry(record: "Record") -> Entry:
 
 
 def _stack(entry: Entry) -> str:
-    """Return the calls that led to a line, the outermost first; without those inside loguru and here."""
-    frame = sys._getframe()  # noqa: SLF001 - documented in `sys`, and the way to a stack that is cut
+    """Return the calls that led to a line, outermost first, without those inside loguru and this module."""
+    frame = sys._getframe()  # noqa: SLF001 - documented in `sys`, and the way to get a shortened stack
     while frame.f_back and (frame.f_code.co_filename, frame.f_lineno) != (entry.path, entry.line):
         frame = frame.f_back
     return "".join(traceback.format_stack(frame))
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to say so
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to report it
         sys.stderr.write(line)

@@ -1,4 +1,4 @@
-"""The one wiring: commands, addresses, rules and the reconciler for a set of options."""
+"""Wires commands, addresses, rules and the reconciler together for a set of options."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from sidecar.state.model import Desired, Family
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How to look at a node, and how to change it."""
+    """The means to observe a node and to change it."""
 
     desired: Desired
     commands: Commands
@@ -24,15 +24,15 @@ class Access:
 
     @property
     def programs(self) -> list[str]:
-        """The programs that have to be installed."""
+        """The programs that must be installed."""
         return [iproute.COMMAND, *(name for each in self.backends.values() for name in each.programs)]
 
     def reconciler(self, on_change: Callable[[Action], None] | None = None) -> Reconciler:
-        """Return what observes, and leads to what is desired; `on_change` hears of each change."""
+        """Return the reconciler for the desired state; it calls `on_change` for each change."""
         return Reconciler(self.desired, IpRoute(self.commands.run), self.backends, on_change=on_change)
 
     def for_cleanup(self, desired: Desired) -> "Access":
-        """Return the access that removes this: rules in both backends, and without creating any table."""
+        """Return the access that removes `desired`: rules in both backends, without creating any table."""
         backends = {family: backend.for_cleanup() for family, backend in self.backends.items()}
         return replace(self, desired=desired, backends=backends)
 
@@ -47,8 +47,8 @@ def access(
 ) -> Access:
     """Return the access that these options need.
 
-    Unless it `creates`, looking creates no table. `has_rules`: with a backend for each family of the addresses, even if
-    no rules are desired. It waits for the xtables lock for `longest_wait` seconds at most.
+    Without `creates`, observing creates no table. With `has_rules`, each family of the addresses gets a backend, even
+    if no rules are desired. Commands wait for the xtables lock for at most `longest_wait` seconds.
     """
     desired = desired_state(options)
     of_rules = {rule.family for rule in desired.rules}

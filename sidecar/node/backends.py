@@ -1,11 +1,11 @@
-"""Which iptables: the backend that the node's other components use, found out at the first look.
+"""Chooses the iptables backend: at the first look, it detects the one that the node's other components use.
 
-Two backends keep their rules apart; the kernel goes by both. A rule that lets traffic in has an effect only where the
-rules are that would drop it. The node's own components tell where that is (the order of kubernetes-sigs/
-iptables-wrappers): chains that the kubelet makes for this very purpose, or else the rules that are there.
+The two backends hold separate rules, and the kernel applies both. A rule that lets traffic in has an effect only in
+the backend whose rules would drop it. The node's own components show which that is (in the order of kubernetes-sigs/
+iptables-wrappers): by chains that the kubelet creates for this very purpose, or else by the rules that are there.
 
-Looking must not create anything: legacy makes a table when it is asked for it, so it is asked only for those that
-/proc/net/ip_tables_names lists. And a look that fails tells nothing: it is an error, and tried again.
+Looking must not create anything: legacy creates a table when asked for it, so it is asked only for those that
+/proc/net/ip_tables_names lists. A look that fails proves nothing: it is an error, and is retried.
 """
 
 import copy
@@ -29,10 +29,10 @@ from sidecar.state.model import IPV4, BackendInUse, Chain, Family, Rule
 AUTO: Final = "auto"
 SYSTEM: Final = "system"
 
-#: What the kubelet makes in the mangle table of the backend it uses (kubernetes, pkg/kubelet/kubelet_network_linux.go).
+#: Chains that the kubelet creates in its backend's mangle table (kubernetes, pkg/kubelet/kubelet_network_linux.go).
 HINTS: Final = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 
-#: The chains that packets come to by themselves, by table (man iptables).
+#: The built-in chains of each table, which packets enter without a jump (man iptables).
 _BUILT_IN: Final = {
     "raw": ("PREROUTING", "OUTPUT"),
     "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
@@ -43,9 +43,9 @@ _OTHER: Final = {"nft": "legacy", "legacy": "nft"}
 
 
 class Backend:
-    """The rules of one address family, in the backend that was asked for or found out."""
+    """The rules of one address family, in the requested or detected backend."""
 
-    def __init__(  # noqa: PLR0913 - four for what it is to do, two for a test that is to be the node
+    def __init__(  # noqa: PLR0913 - five for the work, two for tests that simulate the node
         self,
         run: Run,
         family: Family,
@@ -56,9 +56,9 @@ class Backend:
         is_installed: Callable[[str], bool] = is_installed,
         legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,
     ) -> None:
-        """Use the backend that is `requested` (auto, nft, legacy, system); `wait` s at most for the xtables lock.
+        """Use the `requested` backend (auto, nft, legacy, system); wait at most `wait` s for the xtables lock.
 
-        Unless it `creates`, it asks for no table that is not there, as asking legacy for one creates it.
+        Without `creates`, it asks for no table that does not exist, as asking legacy for one creates it.
         """
         self._run = run
         self._family: Family = family
@@ -76,45 +76,45 @@ class Backend:
 
     @property
     def in_use(self) -> BackendInUse | None:
-        """The backend, and why it is this one; None as long as that is not known."""
+        """The backend, and why it was chosen; None until it is known."""
         return self._in_use
 
     @property
     def command(self) -> str:
-        """The program, once it is known which."""
+        """The name of the program; the default one until the backend is known."""
         return self._settled.command if self._settled else self._tool(SYSTEM).command
 
     @property
     def is_legacy(self) -> bool:
-        """Whether it is known to be legacy."""
+        """Whether the backend is known to be legacy."""
         return self._settled is not None and self._settled.is_legacy()
 
     @property
     def release(self) -> Release | None:
-        """The release of the program, once it is known which."""
+        """The release of the program; None until the backend is known."""
         return self._release
 
     @property
     def programs(self) -> tuple[str, str]:
-        """The programs that have to be installed."""
+        """The programs that must be installed."""
         name = self._requested if self._requested != AUTO else next(iter(self._candidates()), SYSTEM)
         return self._tool(name).programs
 
     def for_cleanup(self) -> "Backend":
-        """Return what counts and removes our rules in both backends, and creates no table."""
+        """Return a copy that counts and removes our rules in both backends, and creates no table."""
         made = copy.copy(self)
-        made._in_both, made._creates = True, False  # noqa: SLF001 - of the same class
+        made._in_both, made._creates = True, False  # noqa: SLF001 - an object of the same class
         return made
 
     def observe(self, rules: Sequence[Rule]) -> Seen:
-        """Look at the rules; the first time, find out where. Raises as Iptables.observe does."""
+        """Look at the rules; the first call chooses the backend. Raises as Iptables.observe does."""
         tool = self._settle(rules)
         seen = tool.observe(rules) if self._creates else self.look(rules)
         if not self._in_both:
             return seen
         try:
             left = self._observe_other(rules)
-        except NodeError:  # said at the start, and nothing that a cleanup of the backend in use should wait for
+        except NodeError:  # logged at the start; it must not hold up a cleanup of the backend in use
             return seen
         except SidecarError as error:
             return replace(seen, errors=(*seen.errors, error))
@@ -123,7 +123,7 @@ class Backend:
         return Seen(both, seen.hindrances, (*seen.errors, *left.errors))
 
     def commands(self, action: RuleAction) -> list[Command]:
-        """Return what carries out an action, as Iptables.commands does."""
+        """Return the commands that carry out an action, as Iptables.commands does."""
         tool = self._settle([action.rule])
         if not isinstance(action, RemoveRule):
             return tool.commands(action)
@@ -133,7 +133,7 @@ class Backend:
         return [*here, *there]
 
     def apply(self, action: RuleAction) -> bool:
-        """Carry out one action, as Iptables.apply does; a removal where the last look has seen copies."""
+        """Carry out one action, as Iptables.apply does; remove copies in each backend where the last look saw them."""
         tool = self._settle([action.rule])
         if not isinstance(action, RemoveRule):
             return tool.apply(action)
@@ -143,9 +143,9 @@ class Backend:
         return here or there
 
     def look(self, rules: Sequence[Rule]) -> Seen:
-        """Look at the rules as `observe` does, but create nothing: where a table is not there, they are missing.
+        """Look at the rules as `observe` does, but create nothing: rules of a table that does not exist are missing.
 
-        Where it cannot be known whether the table is there, it is asked for all the same.
+        If it cannot be known whether a table exists, ask iptables for it nevertheless.
         """
         tool = self._settle([])
         missing = {table for table in {rule.table for rule in rules} if self.sees(table) is False}
@@ -155,7 +155,7 @@ class Backend:
         return replace(seen, copies={**dict.fromkeys(absent, 0), **seen.copies})
 
     def sees(self, table: str) -> bool | None:
-        """Whether a table is there to be looked at; None: that cannot be known, and to ask for it may create it."""
+        """Whether a table exists; None if that cannot be known, and asking iptables for it may create it."""
         self._settle([])
         if not self.is_legacy:
             return True
@@ -163,11 +163,11 @@ class Backend:
         return None if tables is None else table in tables
 
     def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
-        """Return the rules of these chains, as Iptables.listed does; of tables that are there."""
+        """Return the rules of these chains, as Iptables.listed does; their tables must exist."""
         return self._settle([]).listed(chains)
 
     def listed_in_other(self, rules: Sequence[Rule]) -> tuple[str, Mapping[Rule, int], int]:
-        """Return the program of the backend that is not in use; our rules there, and how many others there are."""
+        """Return the program of the backend that is not in use, our rules there, and the number of others."""
         self._settle(rules)
         name = _OTHER["legacy" if self.is_legacy else "nft"]
         copies = self._observe_other(rules).copies
@@ -191,10 +191,10 @@ class Backend:
         return self._settled
 
     def _observe_other(self, rules: Sequence[Rule]) -> Seen:
-        """Look at our rules in the backend that is not in use; nothing is there if it is not installed."""
+        """Look at our rules in the backend that is not in use; there are none if it is not installed."""
         name = _OTHER["legacy" if self.is_legacy else "nft"]
         if self._other is None:
-            # It is not to be waited for: nothing that is in use depends on it.
+            # Wait only briefly for it: nothing in use depends on it.
             self._other = Iptables(self._run, self._family, name, min(self._wait, 1.0))
         tables = self._tables(name) if self._has(self._other) else ()
         there = [rule for rule in rules if rule.table in tables]
@@ -212,7 +212,7 @@ class Backend:
             )
 
     def _choose(self) -> tuple[str, str]:
-        """Return a backend, and why it is this one."""
+        """Return a backend, and why it was chosen."""
         candidates = self._candidates()
         if len(candidates) < len(_OTHER):
             return (candidates[0], "the only one that is installed") if candidates else (SYSTEM, "there is no other")
@@ -230,11 +230,11 @@ class Backend:
         return [name for name in _OTHER if self._has(self._tool(name))]
 
     def _count_rules(self, name: str) -> int:
-        """Return how many rules there are in the chains that packets come to by themselves, but for sidecars'."""
+        """Return the number of rules in the built-in chains, without those of sidecars."""
         tables = self._tables(name)
         chains = [(table, chain) for table in tables for chain in _BUILT_IN.get(table, ())]
         listings = self._tool(name).listed(chains)
-        unreadable = len(chains) - len(listings)  # there is something in each of these that iptables cannot print
+        unreadable = len(chains) - len(listings)  # each of these holds a rule that iptables cannot print
         lines = (line for rules in listings.values() for line in rules)
         return unreadable + sum(not (line.startswith("-P") or has_our_shape(line)) for line in lines)
 
@@ -267,21 +267,21 @@ class Backend:
 def registered_tables(family: Family) -> Sequence[str]:
     """Return the legacy tables that the kernel has in this network namespace (net/ipv4/netfilter/ip_tables.c).
 
-    In a user namespace of one's own the file cannot be read; but then it is no node's network, and there are none.
-    Elsewhere that is an error, as not to see is not to know.
+    In a separate user namespace the file cannot be read; but then this is not a node's network, and there are none.
+    Elsewhere that is an error: tables that cannot be seen are unknown.
     """
     return known_tables(family, readable_tables(family))
 
 
 def known_tables(family: Family, tables: Sequence[str] | None) -> Sequence[str]:
-    """Return the tables that could be read; raise BackendUnknown if they could not, and may be there."""
+    """Return the tables that could be read; raise BackendUnknown if they could not be read, but may exist."""
     if tables is None and capabilities.in_initial_user_namespace():
         raise BackendUnknown(_names_of_tables(family))
     return tables or ()
 
 
 def readable_tables(family: Family) -> Sequence[str] | None:
-    """Return the same, or None where the file cannot be read."""
+    """Return the legacy tables that the kernel has, or None if the file cannot be read."""
     try:
         return Path(_names_of_tables(family)).read_text().split()
     except FileNotFoundError:  # the kernel does not have legacy at all

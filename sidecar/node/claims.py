@@ -1,8 +1,8 @@
-"""What the instances on a node need, so that none of them removes what another one needs.
+"""Claims on what an instance needs, so that no instance removes what another one needs.
 
 A rolling update starts the new instance before it stops the old one. Each running instance holds a shared lock for
 each of its claims: on a byte of one file, chosen by the network namespace and the claim, so that any number of claims
-takes one descriptor. A cleanup asks for those locks alone: it gets one only if nobody else has the claim, and an
+takes one descriptor. A cleanup asks for exclusive locks: it gets one only if no other instance has the claim, and an
 instance that starts meanwhile waits until the cleanup is over. The locks end with the process that holds them (man 2
 fcntl, open file description locks).
 """
@@ -23,7 +23,7 @@ from sidecar.state.model import Address, Claim, Interface, RuleSet
 
 DIRECTORY: Final = Path("/run/apiserver-proxy-sidecar")
 
-#: Seconds for which a start waits for another instance's cleanup, and between two tries.
+#: Seconds that a starting instance waits for another instance's cleanup, and seconds between two tries.
 PATIENCE: Final = 60.0
 PAUSE: Final = 0.02
 
@@ -32,7 +32,7 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 
 
 class Claims:
-    """The locks that this process holds."""
+    """The claims that this process holds, as locks."""
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
         self._directory = directory
@@ -43,7 +43,7 @@ class Claims:
     def take(self, claims: Iterable[Claim], *, is_over: Callable[[], bool]) -> None:
         """Make these claims; wait while another instance cleans them up, unless `is_over`.
 
-        If no file can be locked this says so, and nothing is claimed.
+        If no file can be locked, log a warning and claim nothing.
         """
         deadline = time.monotonic() + PATIENCE
         try:
@@ -59,14 +59,14 @@ class Claims:
             )
 
     def claimed_by_others(self) -> frozenset[Claim]:
-        """Give up all claims, for a cleanup; return those that others have, too. The rest is ours to remove."""
+        """Give up all claims before a cleanup; return those that other instances hold. We may remove the rest."""
         if self._file is None:
             return frozenset()
         files = [self._file]
-        if not self._is_current(self._file):  # somebody removed the file, and others may have made another one
+        if not self._is_current(self._file):  # the file was removed, and others may have created a new one
             with contextlib.suppress(OSError):
                 files.append(self._open())
-        # First of all let go: of two that clean up at the same moment, one must get it.
+        # Release the locks first: if two instances clean up at the same moment, one must get each claim.
         for claim in self._claims:
             _lock(self._file, claim, fcntl.F_UNLCK)
         return frozenset(
@@ -97,9 +97,9 @@ class Claims:
 
 
 def held(claims: Iterable[Claim], directory: Path = DIRECTORY) -> frozenset[Claim]:
-    """Return those of the claims that a running instance holds, in whatever container; take nothing.
+    """Return those of the claims that a running instance holds, in whatever container; take no lock.
 
-    Raises OSError if that cannot be looked at; FileNotFoundError: no instance has run here.
+    Raises OSError if the file cannot be read; FileNotFoundError means that no instance has run here.
     """
     file = os.open(directory / "claims", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -115,7 +115,7 @@ def _is_locked(file: int, claim: Claim) -> bool:
 
 
 def _lock(file: int, claim: Claim, kind: int) -> bool:
-    """Lock the byte that stands for a claim, or unlock it; return whether that could be done at once."""
+    """Lock or unlock the byte that stands for a claim, without waiting; return whether it succeeded."""
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, _place(claim), 1, 0))
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""What on the node tells at once that something of ours may be gone: netlink sockets; for legacy, the size of a table.
+"""Notices at once when one of our addresses or rules may be gone: by netlink and, for legacy, by the size of tables.
 
-No process, no thread. The kernel sends netlink messages of addresses and links, and of rules that nftables holds. Of
-legacy's rules it tells nothing; but how many there are in a table, and how long they are, costs 4 µs to ask for.
+Takes no process and no thread. The kernel sends netlink messages about addresses, links and the rules in nftables. It
+sends none about legacy's rules, but asking for the number and size of the rules in a table takes only 4 µs.
 """
 
 import errno
@@ -23,19 +23,19 @@ _IPV4_ADDRESS: Final = 5
 _IPV6_ADDRESS: Final = 9
 _NFTABLES: Final = 7
 
-#: Bytes that the kernel may queue for us. kube-proxy changes thousands of rules at once.
+#: Bytes that the kernel may queue for a socket. kube-proxy changes thousands of rules at once.
 _BUFFER: Final = 2 * 1024 * 1024
 _MESSAGE: Final = 65536
 
-#: Seconds between two looks at the size of legacy's tables.
+#: Seconds between two checks of the size of legacy's tables.
 PROBE_INTERVAL: Final = 1.0
 
 
 class Events:
-    """Watches the node for what may take something of ours away."""
+    """Watches the node for changes that may remove one of our addresses or rules."""
 
     def __init__(self, watch: Watch) -> None:
-        #: The families whose rules are legacy's, as far as that is known by now.
+        #: The families known to use iptables-legacy.
         self.legacy_families: Collection[int] = ()
         self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool]]] = {}
         self._tables = sorted({(family, table) for family, table, _ in watch.chains})
@@ -47,47 +47,47 @@ class Events:
 
     @property
     def descriptors(self) -> Sequence[int]:
-        """What becomes readable when the kernel has told something."""
+        """The descriptors that become readable when the kernel has sent a message."""
         return tuple(self._sockets)
 
     @property
     def probe_interval(self) -> float | None:
-        """Seconds after which `sizes_changed` is to be asked again; None: there is nothing to ask."""
+        """Seconds after which to call `sizes_changed` again; None if no family uses legacy."""
         return PROBE_INTERVAL if self.legacy_families else None
 
     def arrived(self, descriptor: int) -> bool:
-        """Read all that was told; return whether it concerns us."""
+        """Read all messages; return whether any of them concerns us."""
         receiver, concerns = self._sockets[descriptor]
         found = False
         while True:
             try:
-                # All of it is read even if the answer is known: what is left would wake us up again.
+                # Read all messages even if the answer is known: the rest would wake us up again.
                 found = concerns(receiver.recv(_MESSAGE)) or found
             except BlockingIOError:
                 return found
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                found = True  # some of it was lost: it may have concerned us
+                found = True  # messages were lost, and may have concerned us
 
     def forget(self) -> None:
-        """Leave unread what was told until now."""
+        """Discard all messages that have arrived so far."""
         for descriptor in self._sockets:
             self.arrived(descriptor)
 
     def take_sizes(self) -> None:
-        """Remember how large legacy's tables are."""
+        """Remember the sizes of legacy's tables."""
         self._sizes = self._ask()
 
     def sizes_changed(self) -> bool:
-        """Whether somebody changed legacy's tables since `take_sizes`; as many rules of the same length go unseen."""
+        """Whether legacy's tables changed since `take_sizes`; the same number of rules of the same size goes unseen."""
         return self._ask() != self._sizes
 
     def _ask(self) -> dict[tuple[int, str], bytes]:
         if not self.legacy_families:
             return {}
         if self._probe is None:
-            from sidecar.node.legacy_probe import table_size  # noqa: PLC0415 - ctypes is for nodes with legacy only
+            from sidecar.node.legacy_probe import table_size  # noqa: PLC0415 - only nodes with legacy need ctypes
 
             self._probe = table_size
         return {key: self._probe(*key) for key in self._tables if key[0] in self.legacy_families}

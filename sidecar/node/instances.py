@@ -1,11 +1,11 @@
-"""Which sidecars run on this node's network, this one's namesake in Go among them, and what they were told to do.
+"""Finds the sidecars that run on this node's network, including the Go program of the same name, and their settings.
 
-A process is known by its command line, its settings by that and by the environment it was started with: so it needs
-nothing from the other side, and works across containers, for whoever may see the process (root, in the node's pid
-namespace, or in the same container).
+The command line identifies a process; its settings come from there and from its initial environment. So this needs
+no help from the other process, and works across containers for anybody who can see the process (root, in the node's
+pid namespace, or in the same container).
 
 Anybody can start a process with such a name, and root may act on what is read here. So only a process that could do a
-sidecar's work is believed: it has CAP_NET_ADMIN over the same network, in the same user namespace.
+sidecar's work is trusted: it has CAP_NET_ADMIN over the same network, in the same user namespace.
 """
 
 import os
@@ -24,19 +24,19 @@ from sidecar.settings.values import BOOLEANS
 from sidecar.state.model import Address, Claim, IPAddress, RuleSet
 from sidecar.text import visible
 
-#: What begins the command line of this program run by its module.
+#: The first arguments if this program is run as a module.
 _AS_A_MODULE: Final = ["-m", "sidecar"]
 
-#: Options of the interpreter that take the next word as well (man python3).
+#: Options of the interpreter that take the next word as their value (man python3).
 _WITH_A_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
 
-#: The console script, and the one file that scripts/build-pyz makes.
+#: The console script, and the single file that scripts/build-pyz builds.
 _SCRIPTS: Final = (PROGRAM, f"{PROGRAM}.pyz")
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A running sidecar. `variables` are those of its environment that this program knows."""
+    """A running sidecar. `variables` are the variables of its environment that this program knows."""
 
     process: Process
     is_python: bool
@@ -47,7 +47,7 @@ class Instance:
         return f"pid {self.process.pid} ({'this program' if self.is_python else 'not Python: the Go sidecar?'})"
 
     def value(self, name: str) -> str:
-        """Return the text of a setting, made fit to be shown; what an env file sets is not seen."""
+        """Return the text of a setting, fit for display; settings from an env file are not seen."""
         given = self.line.values.get(name)
         if given:
             text = ",".join(given) if name == "ip-address" else given[-1]
@@ -57,40 +57,40 @@ class Instance:
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
-        """The addresses that it was told to hold, as far as that can be seen."""
+        """The addresses in its settings, as far as they can be seen."""
         return tuple(_addresses(self.value("ip-address")))
 
     def claims(self) -> frozenset[Claim]:
-        """Return what it needs on the node, whether it could claim it or not: the addresses, and rules for the port."""
+        """Return what it needs on the node, claimed or not: the addresses, and the rules for the port."""
         addresses = {Address(ip, ip.max_prefixlen, self.value("interface")) for ip in self.addresses}
         port = self.value("port")
-        # An env file may ask for rules: what it says cannot be seen from here.
+        # An env file may ask for rules: its content cannot be seen from here.
         has_rules = BOOLEANS.get(self.value("setup-iptables"), True) or bool(self.value("env-file"))
         rules = {RuleSet(ip, int(port)) for ip in self.addresses} if has_rules and port.isdecimal() else set()
         return frozenset(addresses | rules)
 
 
 def running() -> tuple[list[Instance], list[Instance]]:
-    """Return the instances on this node's network, and those of which it cannot be seen whether they are."""
+    """Return the instances on this node's network, and those whose network cannot be seen."""
     found: dict[bool | None, list[Instance]] = {True: [], False: [], None: []}
     for process, is_near in proc.neighbours():
         each = _instance(process)
-        if each and each.line.command == "run":  # others only look
+        if each and each.line.command == "run":  # the other commands do not hold anything
             found[is_near].append(each)
     return [each for each in found[True] if _is_capable(each.process.pid)], found[None]
 
 
 def claimed() -> frozenset[Claim]:
-    """Return what the running sidecars need, also those that cannot claim it: the Go one, or one with its own /run."""
+    """Return what the running sidecars need, including those that cannot claim it: Go's, or one with its own /run."""
     return frozenset(claim for instance in running()[0] for claim in instance.claims())
 
 
 def _is_capable(pid: int) -> bool:
-    """Whether a process could change this network at all."""
+    """Whether a process is able to change this network."""
     try:
         same = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")  # noqa: PTH115 - as in procfs
         return same and capabilities.has("CAP_NET_ADMIN", pid)
-    except OSError:  # it has ended, or is another user's
+    except OSError:  # it has ended, or belongs to another user
         return False
 
 
@@ -120,7 +120,7 @@ def _instance(process: Process) -> Instance | None:
         return None
     try:
         environment = proc.variables(process.pid)
-    except OSError:  # another user's, or it has ended
+    except OSError:  # it has ended, or belongs to another user
         environment = {}
     known = {flag.variable: environment[flag.variable] for flag in FLAGS.values() if environment.get(flag.variable)}
     return Instance(process, is_python=True, line=invocation.parse(words), variables=known)

@@ -1,4 +1,4 @@
-"""How large a table of iptables-legacy is, by the socket option that iptables itself begins with."""
+"""Asks how large a table of iptables-legacy is, by the socket option that iptables itself uses first."""
 
 import ctypes
 import socket
@@ -8,7 +8,7 @@ from typing import Final
 _GET_INFO: Final = 64
 _LEVELS: Final = {4: (socket.AF_INET, socket.IPPROTO_IP), 6: (socket.AF_INET6, socket.IPPROTO_IPV6)}
 
-#: struct ipt_getinfo: the table's name goes in; entry count and size in bytes are the last eight that come out.
+#: struct ipt_getinfo: the table's name goes in; the last eight bytes that come out are the entry count and the size.
 _NAME: Final = 32
 _INFO: Final = 84
 
@@ -17,15 +17,15 @@ _sockets: Final[dict[int, socket.socket]] = {}
 
 
 def table_size(family: int, table: str) -> bytes:
-    """Return number and size of a table's rules, as bytes to be compared; empty if the kernel does not tell.
+    """Return number and size of a table's rules, as bytes to compare; empty if the kernel refuses.
 
-    To ask creates the table (net/ipv4/netfilter/ip_tables.c, get_info): ask for one that is used.
+    Asking creates the table (net/ipv4/netfilter/ip_tables.c, get_info): ask only for a table that is in use.
     """
     address_family, level = _LEVELS[family]
     try:
         if family not in _sockets:
             _sockets[family] = socket.socket(address_family, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    except OSError:  # without CAP_NET_RAW iptables-legacy does not work either, and says so
+    except OSError:  # without CAP_NET_RAW, iptables-legacy fails too, and says so
         return b""
     info = ctypes.create_string_buffer(table.encode(), _INFO)
     length = ctypes.c_uint32(_INFO)

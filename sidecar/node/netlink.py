@@ -1,4 +1,4 @@
-"""What the kernel tells by netlink, as far as something of ours may be gone by it. Pure: bytes in, answer out."""
+"""Decides whether netlink messages may mean that one of our addresses or rules is gone. Pure, no I/O."""
 
 import struct
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Final
 
 from sidecar.state.model import Desired
 
-#: struct nlmsghdr (linux/netlink.h): length, type, flags, sequence, port. What follows is aligned to 4 bytes.
+#: struct nlmsghdr (linux/netlink.h): length, type, flags, sequence, port. The payload is aligned to 4 bytes.
 _HEADER: Final = struct.Struct("=IHHII")
 #: struct nlattr: length, type.
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -22,7 +22,7 @@ _IFF_UP: Final = 1
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 
-# linux/netfilter/nf_tables.h: message → the attributes that hold table and chain; all are of nftables' subsystem, 10.
+# linux/netfilter/nf_tables.h: message → the attributes for table and chain; all belong to nftables' subsystem, 10.
 _NFTABLES: Final = 10
 _DELTABLE: Final = 2
 _DELCHAIN: Final = 5
@@ -33,7 +33,7 @@ _FAMILIES: Final = {2: 4, 10: 6}
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is watched: an interface, addresses as bytes, and (family, table, chain) triples."""
+    """What to watch: an interface, addresses as bytes, and (family, table, chain) triples."""
 
     interface: bytes
     addresses: frozenset[bytes]
@@ -48,18 +48,18 @@ class Watch:
         )
 
     def concerns_links(self, data: bytes) -> bool:
-        """Whether one of these rtnetlink messages takes an address of ours away, or our interface, or sets it down."""
+        """Whether one of these rtnetlink messages removes a watched address or the interface, or sets it down."""
         return any(self._concerns_link(kind, payload) for kind, payload in messages(data))
 
     def concerns_rules(self, data: bytes) -> bool:
-        """Whether one of these nftables messages takes rules out of a chain of ours."""
+        """Whether one of these nftables messages removes rules from a watched chain."""
         return any(self._concerns_rule(kind, payload) for kind, payload in messages(data))
 
     def _concerns_link(self, kind: int, payload: bytes) -> bool:
         if kind == _DELADDR:
             attributes = dict(_attributes(payload, _ADDRESS_MESSAGE))
             return attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)) in self.addresses
-        # The name is one of the link's attributes, or among its other names, which are nested in one.
+        # The name is an attribute of the link, or nested in the attribute that holds its alternative names.
         if kind == _DELLINK:
             return self.interface in payload
         is_down = kind == _NEWLINK and not _LINK_MESSAGE.unpack_from(payload)[3] & _IFF_UP

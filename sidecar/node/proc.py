@@ -1,6 +1,6 @@
-"""What /proc tells of other processes: who holds a lock, who listens, who else runs this program. Changes nothing.
+"""Reads from /proc which other processes hold a lock, listen, or run this program. Changes nothing.
 
-Much of it is for root only, or for processes of this pid namespace; what cannot be read is left out, and said to be.
+Much of it is readable only by root, or only for this pid namespace; results leave out the rest, and say so.
 """
 
 import os
@@ -17,13 +17,13 @@ from sidecar.node.proc_formats import Listener
 #: The inode of the node's own pid namespace (linux/proc_ns.h, PROC_PID_INIT_INO).
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 
-#: Seconds for which the files of other processes are looked through, and a large file is read.
+#: Seconds spent at most on searching the files of other processes, or on reading a large file.
 PATIENCE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Another process; without arguments where they cannot be read."""
+    """Another process; without arguments if they cannot be read."""
 
     pid: int
     name: str
@@ -35,14 +35,14 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """The processes that have sockets open, by the socket's inode; `complete` if all could be looked at."""
+    """The processes that have sockets open, by the socket's inode; `complete` if all processes could be read."""
 
     by_inode: dict[int, Process]
     complete: bool
 
 
 def process(pid: int) -> Process | None:
-    """Return the process of this number, or None if there is none that can be seen."""
+    """Return the process with this id, or None if there is none, or it cannot be seen."""
     try:
         name = Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
         argv = Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").rstrip("\0").split("\0")
@@ -52,12 +52,12 @@ def process(pid: int) -> Process | None:
 
 
 def sees_all_processes() -> bool:
-    """Whether this is the node's own pid namespace, not that of a container."""
+    """Whether this process is in the node's own pid namespace, not in a container's."""
     return _link("/proc/self/ns/pid") == _INITIAL_PID_NAMESPACE
 
 
 def holders(path: Path) -> list[Process | None]:
-    """Return who holds a lock on a file; None stands for one who cannot be seen from here."""
+    """Return the processes that hold a lock on a file; None stands for one that cannot be seen from here."""
     status = path.stat()
     key = (os.major(status.st_dev), os.minor(status.st_dev)), status.st_ino
     locks = proc_formats.held_locks(Path("/proc/locks").read_text())
@@ -65,17 +65,17 @@ def holders(path: Path) -> list[Process | None]:
 
 
 def listeners() -> list[Listener]:
-    """Return all sockets of this network namespace that wait for TCP connections."""
+    """Return all sockets of this network namespace that listen for TCP connections."""
     found: list[Listener] = []
     for name in ("tcp", "tcp6"):
         path = Path("/proc/net") / name
-        if path.exists():  # there is no tcp6 without IPv6
+        if path.exists():  # without IPv6, tcp6 does not exist
             found += proc_formats.listeners(path.read_text())
     return found
 
 
 def owners(inodes: Collection[int]) -> Owners:
-    """Find out which processes have these sockets open."""
+    """Return which processes have these sockets open."""
     deadline = time.monotonic() + PATIENCE
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, Process] = {}
@@ -108,11 +108,11 @@ def _open_files(pid: int) -> set[str]:
 
 
 def neighbours() -> Iterator[tuple[Process, bool | None]]:
-    """Yield all other processes, and whether they share our network namespace; None: that cannot be seen."""
+    """Yield all other processes, and whether they share our network namespace; None if that cannot be seen."""
     ours = _link("/proc/self/ns/net")
     for pid in _pids():
         found = process(pid) if pid != os.getpid() else None
-        if not found or not found.argv[0]:  # ended, or of the kernel
+        if not found or not found.argv[0]:  # ended, or a kernel thread
             continue
         try:
             yield found, _link(f"/proc/{pid}/ns/net") == ours
@@ -123,13 +123,13 @@ def neighbours() -> Iterator[tuple[Process, bool | None]]:
 
 
 def variables(pid: int) -> dict[str, str]:
-    """Return the environment that a process was started with."""
+    """Return the initial environment of a process."""
     text = Path(f"/proc/{pid}/environ").read_text(errors="surrogateescape")
     return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
 
 
 def lines(path: Path) -> tuple[list[str], bool]:
-    """Return the lines of a file that can be very long, and whether these are all of them."""
+    """Return the lines of a file that can be very long, and whether they are complete."""
     found: list[str] = []
     deadline = time.monotonic() + PATIENCE
     with path.open() as file:
@@ -141,8 +141,8 @@ def lines(path: Path) -> tuple[list[str], bool]:
 
 
 def _link(path: str) -> str:
-    return os.readlink(path)  # noqa: PTH115 - a Path for each open file of the node would take its time
+    return os.readlink(path)  # noqa: PTH115 - a Path for each open file of the node would be slow
 
 
 def _pids() -> list[int]:
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - names are all it takes
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - only the names matter

@@ -1,4 +1,4 @@
-"""What files of /proc/net, /proc/locks and `ip route get` say, turned into values. Pure."""
+"""Parses files of /proc/net, /proc/locks and the output of `ip route` and `ip rule`. Pure, no I/O."""
 
 import ipaddress
 import json
@@ -13,13 +13,13 @@ from sidecar.state.model import IPV6, IPAddress
 #: TCP_LISTEN, as /proc/net/tcp prints it (include/net/tcp_states.h).
 _LISTEN: Final = "0A"
 
-#: `1: FLOCK  ADVISORY  WRITE 27300 00:27:2 0 EOF`; with `->` it waits for the lock of that number (fs/locks.c).
+#: `1: FLOCK  ADVISORY  WRITE 27300 00:27:2 0 EOF`; with `->`, it waits for the lock with that number (fs/locks.c).
 _LOCK: Final = re.compile(r"\d+: (?P<waits>-> ?)?.*? (?P<pid>-?\d+) (?P<major>\w+):(?P<minor>\w+):(?P<inode>\d+) ")
 
 #: `TCP  0A600002:01BB rr`, or with an IPv6 address in brackets (net/netfilter/ipvs/ip_vs_ctl.c).
 _VIRTUAL_SERVER: Final = re.compile(r"(?P<protocol>TCP|UDP|SCTP) +\[?(?P<address>[0-9A-Fa-f:]+?)\]?:(?P<port>\w{4}) ")
 
-#: States in which a connection is over, as far as its two ends go.
+#: States in which a connection is over for both of its ends.
 _OVER: Final = frozenset(("TIME_WAIT", "CLOSE", "LAST_ACK"))
 
 
@@ -28,7 +28,7 @@ class Lock:
     """One line of /proc/locks."""
 
     pid: int
-    """0 or -1: a process that cannot be seen from here, or no process's."""
+    """0 or -1: a process that cannot be seen from here, or no process at all."""
 
     device: tuple[int, int]
     inode: int
@@ -36,7 +36,7 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that waits for TCP connections; the unspecified address stands for all."""
+    """A socket that listens for TCP connections; the unspecified address stands for all."""
 
     ip: IPAddress
     port: int
@@ -45,14 +45,14 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """A line of `ip rule`, as far as it matters which comes first."""
+    """A line of `ip rule`: its priority and its text."""
 
     priority: int
     text: str
 
 
 def held_locks(text: str) -> Iterator[Lock]:
-    """Read /proc/locks, but for those that only wait."""
+    """Parse /proc/locks; leave out processes that only wait."""
     for match in map(_LOCK.match, text.splitlines()):
         if match and not match["waits"]:
             device = int(match["major"], 16), int(match["minor"], 16)
@@ -60,22 +60,22 @@ def held_locks(text: str) -> Iterator[Lock]:
 
 
 def listeners(text: str) -> Iterator[Listener]:
-    """Read /proc/net/tcp or /proc/net/tcp6 (net/ipv4/tcp_ipv4.c, get_tcp4_sock): those that listen."""
+    """Parse the listening sockets in /proc/net/tcp or /proc/net/tcp6 (net/ipv4/tcp_ipv4.c, get_tcp4_sock)."""
     for line in text.splitlines()[1:]:
         columns = line.split()
-        if len(columns) > 9 and columns[3] == _LISTEN:  # noqa: PLR2004 - the tenth is the inode
+        if len(columns) > 9 and columns[3] == _LISTEN:  # noqa: PLR2004 - the tenth column is the inode
             address, _, port = columns[1].partition(":")
             yield Listener(_packed(address), int(port, 16), int(columns[9]))
 
 
 def _packed(text: str) -> IPAddress:
-    """Read an address that is printed as 32-bit words of the machine's byte order."""
+    """Parse an address printed as 32-bit words in the machine's byte order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
 
 
 def virtual_servers(text: str) -> frozenset[tuple[IPAddress, int]]:
-    """Read /proc/net/ip_vs: the addresses and ports for which IPVS takes TCP connections."""
+    """Parse /proc/net/ip_vs: the addresses and ports for which IPVS takes TCP connections."""
     found = set()
     for match in map(_VIRTUAL_SERVER.match, text.splitlines()):
         if match and match["protocol"] == "TCP":
@@ -86,10 +86,10 @@ def virtual_servers(text: str) -> frozenset[tuple[IPAddress, int]]:
 
 
 def tracked(lines: Iterable[str], ip: IPAddress, port: int) -> int:
-    """Count the TCP connections to an address and port that are under way.
+    """Count the open TCP connections to an address and port.
 
-    `lines` are those of /proc/net/nf_conntrack or of `conntrack -L`: the first src, dst, sport and dport are those of
-    the packet that began the connection (net/netfilter/nf_conntrack_standalone.c).
+    `lines` come from /proc/net/nf_conntrack or `conntrack -L`: the first src, dst, sport and dport are those of the
+    packet that began the connection (net/netfilter/nf_conntrack_standalone.c).
     """
     # The kernel prints IPv6 addresses in full.
     needle = f"dst={ip.exploded if ip.version == IPV6 else ip} "
@@ -110,7 +110,7 @@ def _is_to(line: str, ip: IPAddress, port: int) -> bool:
 
 
 def route(text: str) -> tuple[str, str]:
-    """Read `ip -json route get`: the type of the route (local, unicast, …), and where it leads."""
+    """Parse `ip -json route get`: the type of the route (local, unicast, …), and where it leads."""
     shown = _objects(text)[0]
     words = [f"{name} {shown[key]}" for name, key in (("via", "gateway"), ("dev", "dev"), ("table", "table"))
              if key in shown]  # fmt: skip
@@ -118,18 +118,18 @@ def route(text: str) -> tuple[str, str]:
 
 
 def routes_that_are_not_local(text: str) -> tuple[str, ...]:
-    """Read `ip -json route show` of the table local: the types of the routes that do not lead to this node."""
+    """Parse `ip -json route show` for the table local: the types of the routes that do not lead to this node."""
     try:
         shown = json.loads(text)
-    except ValueError:  # nothing at all: there is none
+    except ValueError:  # no output: there are no routes
         return ()
     return tuple(each["type"] for each in shown if each.get("type", "local") != "local")
 
 
 def rules_before_local(text: str, ip: IPAddress) -> tuple[PolicyRule, ...]:
-    """Read `ip -json rule show`: the rules for all that goes to `ip`, before the one that looks into the table local.
+    """Parse `ip -json rule show`: the rules for all traffic to `ip` that come before the lookup in the table local.
 
-    Rules for some of it, by mark or interface for example, are left out: a network plugin has such.
+    Rules for only some of the traffic, for example by mark or interface, are left out: network plugins add such rules.
     """
     found: list[PolicyRule] = []
     for shown in _objects(text):

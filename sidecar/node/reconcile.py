@@ -1,4 +1,4 @@
-"""One pass, and the cleanup: observe, plan, apply, and observe again to see whether it is so."""
+"""Runs one pass, or the cleanup: observe, plan, apply, and observe again to check the result."""
 
 import itertools
 import time
@@ -17,10 +17,10 @@ from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, Re
 from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
 from sidecar.state.plan import notices, obstacles, plan, teardown
 
-#: How often one pass acts before it gives up. More than once is for what others did at the same moment.
+#: How often one pass acts before it gives up. The repeats are for changes that others make at the same moment.
 ROUNDS: Final = 3
 
-#: Seconds between two rounds of a cleanup that has to wait for something, the xtables lock for example.
+#: Seconds between two rounds of a cleanup that has to wait, for example for the xtables lock.
 PAUSE: Final = 0.2
 
 
@@ -38,9 +38,9 @@ class Rules(Protocol):
 
 
 class Reconciler:
-    """Leads the node to the desired state, and back. Nothing is remembered from one call to the next."""
+    """Brings the node to the desired state, and back. It remembers nothing from one call to the next."""
 
-    def __init__(  # noqa: PLR0913 - what it leads to, by what, and for tests what time is
+    def __init__(  # noqa: PLR0913 - the desired state, the tools, and for tests the time
         self,
         desired: Desired,
         iproute: IpRoute,
@@ -50,7 +50,7 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`iptables` holds one entry for each family that has desired rules; `on_change` logs what was changed."""
+        """Take one entry in `iptables` for each family that has desired rules; `on_change` logs each change."""
         self._desired = desired
         families = {rule.family for rule in desired.rules}
         self._rules = {
@@ -63,7 +63,7 @@ class Reconciler:
         self._sleep = sleep
 
     def reconcile(self) -> Report:
-        """Make one pass. Raises Stopped if a signal ended it; every other failure is in the report."""
+        """Run one pass. Raises Stopped if a signal ended it; every other failure is in the report."""
         started = self._clock()
         report = self._reconcile()
         seconds = self._clock() - started
@@ -84,11 +84,11 @@ class Reconciler:
         return Report(tuple(changed), actions, unsolved, tuple(notices(self._desired, observed)), observed)
 
     def cleanup(self, deadline: float) -> Report:
-        """Remove what is desired, until nothing of it is left or `deadline` (of the clock) has come.
+        """Remove the desired state until nothing of it is left, or the clock reaches `deadline`.
 
-        A failure never keeps the rest from being removed, and is tried again: a few times, or where only somebody
-        else has to let go, until the deadline. While rules cannot be looked at for such a reason, their address
-        stays for half of the time. If a second signal ends it, what may be left is logged.
+        After a failure, go on with the rest and retry: a few times, or until the deadline if another process only has
+        to release a resource. If such a failure hides rules, their address stays for half of the time. If a second
+        signal ends the cleanup, log what may be left.
         """
         halfway = (self._clock() + deadline) / 2
         changed: list[Action] = []
@@ -117,7 +117,7 @@ class Reconciler:
         return Report(tuple(changed), self._perhaps_left(observed, changed), failures)
 
     def _perhaps_left(self, observed: Observed, changed: list[Action]) -> tuple[Action, ...]:
-        """Return what there is to remove if all that was not seen is there, but for what was just removed."""
+        """Return what is left to remove, assuming that everything unseen is there except what was just removed."""
         removed = {action.rule for action in changed if isinstance(action, RemoveRule)}
         copies = {**{rule: int(rule not in removed) for rule in self._desired.rules}, **observed.copies}
         links = observed.links
@@ -129,7 +129,7 @@ class Reconciler:
         return teardown(self._desired, Observed(links, copies))
 
     def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
-        """Return what is there, and for what could not be seen, why."""
+        """Return the observed state, and a failure for each part that could not be observed."""
         unseen: list[Failure] = []
         links: tuple[Link, ...] | None = None
         try:
@@ -152,7 +152,7 @@ class Reconciler:
         return Observed(links, copies, hindrances, backends), tuple(unseen)
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
-        """Return what carries these actions out, in order; raise a SidecarError if that takes a look that failed."""
+        """Return the commands for these actions, in order; raise SidecarError if a look that this takes fails."""
         found: list[Command] = []
         for action in actions:
             if isinstance(action, RuleAction):
@@ -162,10 +162,10 @@ class Reconciler:
         return found
 
     def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
-        """Carry out the actions in order, add to `changed` those that changed something, return what failed.
+        """Carry out the actions in order, add to `changed` those that changed something, and return what failed.
 
-        It goes on after a failure. But a tool that hung, had to wait, or may not do what is asked, is not asked
-        again and again; nor is anything asked of an interface that could not be created.
+        A failure does not stop the rest. But a tool that hung, had to wait, or lacks something is not used again in
+        this round; nor is `ip` after it failed to create the interface.
         """
         failed: dict[Action, Failure] = {}
         given_up: set[Family | None] = set()
@@ -202,12 +202,12 @@ def _log_pass(report: Report, seconds: float) -> None:
 
 
 def _still_to_be_done(failed: dict[Action, Failure], actions: tuple[Action, ...]) -> dict[Action, Failure]:
-    """Return the failures of what is still to be done. If somebody else has done it meanwhile, all is well."""
+    """Return the failures of actions that are still to be done; others may have done the rest meanwhile."""
     return {action: failure for action, failure in failed.items() if action in actions}
 
 
 def _worth_another_round(actions: tuple[Action, ...], failed: dict[Action, Failure]) -> bool:
-    """Whether there is something to do that did not just fail for good, and no tool that hung or is not there."""
+    """Whether an action is left that did not just fail for good, and no tool hung or is missing."""
     errors = [failure.error for failure in failed.values()]
     if any(isinstance(error, CommandTimeout | NodeError) for error in errors):
         return False
@@ -215,7 +215,7 @@ def _worth_another_round(actions: tuple[Action, ...], failed: dict[Action, Failu
 
 
 def _reasons(failures: tuple[Failure, ...], earlier: tuple[Failure, ...]) -> tuple[Failure, ...]:
-    """Return the failures, but where one says no more than that time is up, the earlier one that says what took it."""
+    """Return the failures; replace one that only says time is up by the earlier one that says what took so long."""
     known = {failure.attempt: failure for failure in earlier}
     return tuple(
         known.get(failure.attempt, failure) if isinstance(failure.error, DeadlineReached | CommandTimeout) else failure

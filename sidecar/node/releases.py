@@ -1,4 +1,4 @@
-"""Releases of iptables, and what is known to be wrong with them."""
+"""Releases of iptables and their known faults."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _VERSION: Final = re.compile(r"ip6?tables v(\d+)\.(\d+)\.(\d+)(?: \((nf_tables|l
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What `iptables --version` tells."""
+    """The version and backend that `iptables --version` prints."""
 
     number: tuple[int, int, int]
     is_legacy: bool
@@ -21,7 +21,7 @@ class Release:
 
 
 def parse(text: str) -> Release:
-    """Read `iptables v1.8.9 (nf_tables)`. Before 1.8 there was only legacy, and it was not named."""
+    """Parse `iptables v1.8.9 (nf_tables)`. Before 1.8 there was only legacy, and it was not named."""
     match = _VERSION.search(text)
     if not match:
         raise ValueError(f"not the output of `iptables --version`: {text[:80]!r}")
@@ -30,7 +30,7 @@ def parse(text: str) -> Release:
 
 
 def faults(release: Release, family: Family) -> list[str]:
-    """Return what is wrong with a release, as far as it matters to rules like ours."""
+    """Return the faults of a release that affect rules like ours."""
     found = []
     if release.number == (1, 8, 10):
         found.append("its -C does not find rules that are there (kube-router#1676)")

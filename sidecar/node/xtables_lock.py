@@ -1,4 +1,4 @@
-"""The xtables lock's file: why it can't be locked, if that is not because somebody holds it."""
+"""Finds out why the file of the xtables lock cannot be locked, apart from another process holding it."""
 
 import os
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ DEFAULT: Final = Path("/run/xtables.lock")
 
 
 def path(variables: Mapping[str, str] = os.environ) -> Path:
-    """Return where the lock is; the variable is iptables' own (man iptables)."""
+    """Return the path of the lock; the variable is iptables' own (man iptables)."""
     return Path(variables.get("XTABLES_LOCKFILE", DEFAULT))
 
 
 def problem() -> str | None:
-    """Return what is wrong with the file and what to do, or None: it can be locked, once nobody else does."""
+    """Return what is wrong with the file and what to do, or None if it can be locked once nobody else holds it."""
     file = path()
     if file.is_dir():
         return (
@@ -23,7 +23,7 @@ def problem() -> str | None:
             "one without a type makes a directory)"
         )
     try:
-        # As iptables opens it itself (iptables/xshared.c, xtables_lock).
+        # As iptables itself opens it (iptables/xshared.c, xtables_lock).
         os.close(os.open(file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         return (

@@ -1,8 +1,8 @@
-"""The grammar of Go's pflag (https://pkg.go.dev/github.com/spf13/pflag): a command line → words and values.
+"""Parses a command line by the grammar of Go's pflag (https://pkg.go.dev/github.com/spf13/pflag).
 
 `--name=value` and `--name value`; a boolean is `--name` or `--name=value`, never two words; `-v2`, `-v 2`, `-v=2`
-for a flag of one letter; `--` ends the flags. Flags and words may be mixed. `-` and `_` in a name are one, as in the
-programs of Kubernetes (component-base, WordSepNormalizeFunc). What the values mean is not known here.
+for a flag of one letter; `--` ends the flags. Flags and words may be mixed. `-` and `_` in a name are equal, as in the
+programs of Kubernetes (component-base, WordSepNormalizeFunc). This module does not know what the values mean.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from sidecar.text import nearest, quoted
 
 @dataclass(slots=True)
 class CommandLine:
-    """What was found; `values` holds each flag's values in the order in which they were given."""
+    """A parsed command line; `values` holds each flag's values in the order of the command line."""
 
     words: list[str] = field(default_factory=list)
     values: dict[str, list[str]] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class CommandLine:
 
 
 def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[str]) -> CommandLine:
-    """Read a command line; `flags` are all known names, `booleans` those among them that need no value."""
+    """Parse a command line; `flags` are all known names, `booleans` those among them that need no value."""
     line = CommandLine()
     known = {_normal(name): name for name in flags}
     rest = deque(argv)
@@ -47,12 +47,12 @@ def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, s
         given = argument[2:].removeprefix("=") if argument[2:] else None
     name = known.get(_normal(typed))
     word = argument.partition("=")[0]
-    # To pflag, -vmodule=x is the flag -v with the rest as its value; here it is taken for the slip that it is.
+    # To pflag, -vmodule=x is the flag -v with the rest as its value; here it counts as a typo.
     is_slip = not argument.startswith("--") and _normal(word[1:]) != name and _normal(word[1:]) in known
     if name is None or is_slip:
         line.faults.append(f"unknown flag {quoted(word)}{nearest(word.strip('-'), known.values(), '--')}")
         if word == argument and rest and not rest[0].startswith("-"):
-            rest.popleft()  # likely its value, and no fault of its own
+            rest.popleft()  # probably its value, not a fault of its own
         return
     if given is None and name in booleans:
         given = "true"

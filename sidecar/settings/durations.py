@@ -1,4 +1,4 @@
-"""Go durations, both ways: `1m0s`, `1h15m30.5s`, `500ms`. Seconds inside, Go's spelling outside.
+"""Converts between seconds and Go durations: `1m0s`, `1h15m30.5s`, `500ms`.
 
 The grammar is that of Go's time.ParseDuration and Duration.String (https://pkg.go.dev/time#ParseDuration),
 without a sign: a negative interval has no meaning here.
@@ -20,14 +20,14 @@ _SECONDS = {
 _NUMBER_AND_UNIT = re.compile(rf"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)({'|'.join(_SECONDS)})", re.ASCII)
 #: Seconds; Go counts nanoseconds in 64 bits.
 _LONGEST = Decimal(2**63 - 1) / 1_000_000_000
-#: Characters; no duration that a person writes has as many.
+#: Characters; people do not write longer durations.
 _LONGEST_TEXT = 100
 
 _DURATION = re.compile(rf"(?:{_NUMBER_AND_UNIT.pattern})+", re.ASCII)
 
 
 def parse(text: str) -> float:
-    """Return the seconds that a Go duration stands for, in whole nanoseconds; ValueError if it is none."""
+    """Return the seconds of a Go duration, in whole nanoseconds; raise ValueError if it is not a duration."""
     if text == "0":  # the one number that Go takes without a unit
         return 0.0
     if len(text) > _LONGEST_TEXT or not _DURATION.fullmatch(text):

@@ -1,7 +1,7 @@
-"""Work in a child process: what it has to load for that goes away with it.
+"""Runs work in a child process, so that the modules it loads go away with the child.
 
-pydantic takes 11 MiB and half of the time of a start, and is needed once. In a child it loads while this process loads
-the rest, and the daemon stays smaller by as much; every command that it starts, by a fork, is quicker for that.
+pydantic takes 11 MiB and half of the startup time, and is needed only once. A child loads it while this process loads
+the rest, and the daemon stays that much smaller, which speeds up each fork for a command.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-#: linux/prctl.h: which signal the kernel sends to this process when its parent is gone (man 2 prctl).
+#: linux/prctl.h: sets the signal that the kernel sends to this process when its parent is gone (man 2 prctl).
 _PR_SET_PDEATHSIG: Final = 1
 
 
 def begin(work: Callable[[], T]) -> Callable[[], T]:
-    """Start the work in a child; return what waits for its end and returns its result, a plain value.
+    """Start the work in a child; return a function that waits for it and returns its result, a plain value.
 
-    To be called before there are threads. If the child dies, by a bug or a kill, waiting raises ChildProcessError.
-    Where no child is to be had, the work is done here.
+    Call this before any thread starts. If the child dies, by a bug or a kill, waiting raises ChildProcessError.
+    If no child can be started, the work runs in this process.
     """
     parent = os.getpid()
     try:
         read_end, write_end = os.pipe()
         child = os.fork()
-    except OSError:  # too many files or processes; whoever runs the first command tells of it, and tries again
+    except OSError:  # too many files or processes; the first command reports it, and tries again
         return work
     if not child:
         try:
@@ -39,7 +39,7 @@ def begin(work: Callable[[], T]) -> Callable[[], T]:
             with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb") as stream:
                 stream.write(answer)
             os._exit(0)
-        except BaseException:  # noqa: BLE001 - nothing of the parent's code may run on in here
+        except BaseException:  # noqa: BLE001 - the child must not go on in the parent's code
             sys.excepthook(*sys.exc_info())
             os._exit(1)
     os.close(write_end)
@@ -50,14 +50,14 @@ def begin(work: Callable[[], T]) -> Callable[[], T]:
         _, status = os.waitpid(child, 0)
         if status or not answer:
             raise ChildProcessError(f"a child process ended with {os.waitstatus_to_exitcode(status)}")
-        result: T = pickle.loads(answer)  # noqa: S301 - from nobody but our own child
+        result: T = pickle.loads(answer)  # noqa: S301 - only from our own child
         return result
 
     return finish
 
 
 def _die_with(parent: int) -> None:
-    """End with the parent, however that ends: what this process waits for may never come."""
+    """Make this process end with its parent, however that ends: it might wait for input that never comes."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

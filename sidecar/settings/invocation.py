@@ -1,4 +1,4 @@
-"""What was typed: a command word, and the values of its flags. What the values mean is not known here."""
+"""Parses what the user typed: a command word, and the values of its flags, without knowing what they mean."""
 
 import re
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ from sidecar.settings.options import FLAGS
 from sidecar.settings.values import BOOLEANS
 from sidecar.text import nearest, quoted
 
-#: The command words; without one it is the first.
+#: The command words; the first is the default.
 COMMANDS: Final = ("run", "status", "plan", "cleanup", "doctor", "version", "help")
 
 _ASIDE: Final = ("help", "h", "version")
 
 _WORDS_OF_A_BOOLEAN: Final = {*map(str.lower, BOOLEANS), "yes", "no"}
 
-#: What looks like an address, and is no word.
+#: Text that looks like an address rather than a word.
 _ADDRESS: Final = re.compile(r"[0-9.,]+|[0-9a-fA-F:.,]*:[0-9a-fA-F:.,]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """A command, and the values of each flag that was given, in order; `faults` is what is wrong with it.
+    """A command, and the values of each flag on the command line, in order; `faults` says what is wrong with it.
 
-    An unknown command is "unknown", and named among the faults.
+    An unknown command becomes "unknown"; `faults` names it.
     """
 
     command: str
@@ -34,7 +34,7 @@ class Invocation:
 
 
 def parse(argv: Sequence[str]) -> Invocation:
-    """Read the arguments of this program (without its own name)."""
+    """Parse the arguments of this program (without its own name)."""
     booleans = [*_ASIDE, *(flag.name for flag in FLAGS.values() if flag.is_boolean)]
     line = command_line.parse(argv, flags=[*FLAGS, *_ASIDE], booleans=booleans)
     command, *rest = line.words or COMMANDS[:1]
@@ -54,7 +54,7 @@ def _unexpected(word: str) -> str:
 
 
 def _hint(word: str) -> str:
-    """Return what a word was perhaps meant to be."""
+    """Return a hint at what the user may have meant by a word."""
     if word.lower() in _WORDS_OF_A_BOOLEAN:
         return "; a boolean takes its value with =, like --cleanup=false"
     if _ADDRESS.fullmatch(word):

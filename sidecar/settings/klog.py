@@ -1,6 +1,6 @@
-"""What klog v2 (https://github.com/kubernetes/klog) is, but for the writing: its grammar and its line. Pure.
+"""The grammar and the line format of klog v2 (https://github.com/kubernetes/klog). Pure, no I/O.
 
-Each docstring names the function of klog that it follows; all are in klog.go unless another file is named.
+Each docstring names the function of klog that it follows; it is in klog.go unless another file is named.
 """
 
 import enum
@@ -33,10 +33,10 @@ class Vmodule:
     """The value of --vmodule: verbosity by source file."""
 
     levels: tuple[tuple[str, int], ...] = ()
-    """Pattern of a file's name without its suffix, and level."""
+    """Pairs of a pattern, for a file's name without its suffix, and a level."""
 
     def level(self, file: str) -> int:
-        """Return the level for a source file's name, `daemon.py`: the first pattern that matches counts (`setV`)."""
+        """Return the level for a source file's name, like `daemon.py`: the first matching pattern counts (`setV`)."""
         stem = file.removesuffix(".py")
         return next((level for pattern, level in self.levels if _matches(stem, pattern)), 0)
 
@@ -46,7 +46,7 @@ class Vmodule:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The value of --log_backtrace_at: a statement that logs. Line 0: none."""
+    """The value of --log_backtrace_at: the place of a log statement; line 0 means none."""
 
     file: str = ""
     line: int = 0
@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One message, with all that a line can tell of it."""
+    """One message, with everything that a line can say about it."""
 
     severity: Severity
     verbosity: int
@@ -69,13 +69,13 @@ class Entry:
     line: int
     message: str
     facts: Mapping[str, object] = field(default_factory=dict)
-    """The same as values, for JSON."""
+    """The content of the message as values, for JSON."""
 
     stack: str = ""
 
 
 def parse_level(text: str) -> int:
-    """Read -v (`Level.Set`); a negative level means as little as 0."""
+    """Parse -v (`Level.Set`); a negative level has the same effect as 0."""
     level = _integer(text)
     if level is None:
         raise ValueError("not a verbosity: write a number like 2, where 0 is quiet")
@@ -83,7 +83,7 @@ def parse_level(text: str) -> int:
 
 
 def parse_vmodule(text: str) -> Vmodule:
-    """Read --vmodule (`parseModuleSpec`). As there, empty parts and levels of 0 count for nothing."""
+    """Parse --vmodule (`parseModuleSpec`). As in klog, empty parts and levels of 0 are ignored."""
     levels = []
     for part in filter(None, text.split(",")):
         pattern, equals, number = part.partition("=")
@@ -96,7 +96,7 @@ def parse_vmodule(text: str) -> Vmodule:
 
 
 def parse_severity(text: str) -> Severity:
-    """Read --stderrthreshold (`severityValue.Set`): a number or a name, in whatever case."""
+    """Parse --stderrthreshold (`severityValue.Set`): a number, or a name in any case."""
     if text in ("0", "1", "2", "3"):
         return Severity(int(text))
     try:
@@ -106,7 +106,7 @@ def parse_severity(text: str) -> Severity:
 
 
 def parse_place(text: str) -> Place:
-    """Read --log_backtrace_at (`traceLocation.Set`); `:0` is how klog shows that there is none."""
+    """Parse --log_backtrace_at (`traceLocation.Set`); klog writes `:0` for none."""
     if text in ("", ":0"):
         return Place()
     file, _, number = text.partition(":")
@@ -119,7 +119,7 @@ def parse_place(text: str) -> Place:
 def as_text(entry: Entry, *, skip_headers: bool = False, add_dir_header: bool = False) -> str:
     """Return the line: `Lmmdd hh:mm:ss.uuuuuu threadid file:line] msg` (`header`; internal/buffer/buffer.go).
 
-    What a command printed can stand in the message: control characters are shown, so that no line can be forged.
+    A message can contain a command's output: control characters are escaped, so that it cannot forge a line.
     """
     header = ""
     if not skip_headers:
@@ -130,7 +130,7 @@ def as_text(entry: Entry, *, skip_headers: bool = False, add_dir_header: bool = 
 
 
 def as_json(entry: Entry) -> str:
-    """Return the entry as one JSON object, named as Kubernetes' components do.
+    """Return the entry as one JSON object, with the field names of Kubernetes' components.
 
     (component-base/logs/json/json.go: `ts` is milliseconds since 1970, `caller` has the directory, errors are `err`.)
     """
@@ -149,7 +149,7 @@ def as_json(entry: Entry) -> str:
 
 
 def file_header(time: datetime, host: str, built: str) -> str:
-    """Return what a log file starts with (`rotateFile`); `built` says with what and for what this program is made."""
+    """Return the header of a log file (`rotateFile`); `built` names the interpreter and the platform."""
     return (
         f"Log file created at: {time:%Y/%m/%d %H:%M:%S}\n"
         f"Running on machine: {host}\n"
@@ -159,7 +159,7 @@ def file_header(time: datetime, host: str, built: str) -> str:
 
 
 def _sound(value: object) -> object:
-    """Return the value with bytes that are no text made visible, as strict readers of JSON refuse them."""
+    """Return the value with bytes that are not text escaped, as strict JSON parsers refuse them."""
     match value:
         case str():
             return value.encode(errors="backslashreplace").decode()
@@ -170,7 +170,7 @@ def _sound(value: object) -> object:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Compare as Go's filepath.Match does, which negates a class by [^…]; files of ours need no more of it."""
+    """Match as Go's filepath.Match does, which negates a class by [^…]; our file names need no more of it."""
     return fnmatchcase(name, pattern.replace("[^", "[!"))
 
 

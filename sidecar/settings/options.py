@@ -1,7 +1,7 @@
-"""The table of settings: name, type, default, help, group and check of each stand in one line, and nowhere else.
+"""The table of settings: one line holds the name, type, default, help, group and check of a setting.
 
-Flags, `SIDECAR_*` variables, --help, and what pydantic validates (sources.py) follow from it by code; `.env.example`
-and the tables in the README are held to it by tests. To add a setting, add a line.
+Code derives from it the flags, the `SIDECAR_*` variables, --help, and pydantic's model (sources.py); tests hold
+`.env.example` and the tables in the README to it. To add a setting, add a line.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,25 +16,25 @@ from sidecar.state.model import Desired, IPAddress
 
 T = TypeVar("T")
 
-#: What the names of the variables begin with.
+#: The prefix of every variable's name.
 PREFIX: Final = "SIDECAR_"
 
-#: Seconds. Not 0, and not so short that nothing else would be done.
+#: Seconds. Not 0, and long enough to leave time for other work.
 _SHORTEST: Final = 0.01
 
-#: No command and no cleanup takes an hour; a longer time is a slip of the unit.
+#: Seconds. No command and no cleanup takes an hour; a longer time is a wrong unit.
 _LONGEST_TIMEOUT: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One setting as an operator sees it. `default` is spelled as an operator would spell it; None: required."""
+    """One setting as an operator sees it. `default` is spelled as an operator would spell it; None means required."""
 
     group: str
     default: str | None
     help: str
     check: Callable[[str], object]
-    """Turns the text into the value, or raises ValueError with what would be right."""
+    """Turns the text into the value, or raises ValueError that says what would be right."""
 
     is_list: bool
     is_klog: bool
@@ -42,12 +42,12 @@ class Flag:
 
     @property
     def name(self) -> str:
-        """The name of the flag; klog spells its own with underscores."""
+        """The name of the flag; klog's own flags are spelled with underscores."""
         return self.field if self.is_klog else self.field.replace("_", "-")
 
     @property
     def spelled(self) -> str:
-        """The flag as it is typed: -v, --port."""
+        """The flag as you type it: -v, --port."""
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
 
     @property
@@ -62,13 +62,13 @@ class Flag:
 def flag(  # noqa: PLR0913 - the columns of the table
     group: str,
     default: str | None,
-    help: str,  # noqa: A002 - the column is called so
+    help: str,  # noqa: A002 - the name of the column
     check: Callable[[str], T],
     *,
     is_list: bool = False,
     is_klog: bool = False,
 ) -> T:
-    """Declare a setting. To the type checker it is a value of the type that `check` returns."""
+    """Declare a setting. To the type checker, it is a value of the type that `check` returns."""
     return cast("T", field(metadata={"flag": Flag(group, default, help, check, is_list, is_klog)}))
 
 
@@ -79,9 +79,9 @@ _A, _R, _D, _L, _V, _F, _S = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """One value for each setting, checked. Durations are seconds.
+    """One validated value for each setting. Durations are in seconds.
 
-    Names and defaults are those of the Go sidecar, and so of klog v2 (klog.go, `init`), where it has the flag.
+    Where the Go sidecar, and so klog v2 (klog.go, `init`), has the same flag, its name and default are the same.
     """
 
     # fmt: off
@@ -130,16 +130,16 @@ class Options:
     # fmt: on
 
     def changed(self) -> list[str]:
-        """Return the flags that set what differs from the default, wherever it came from."""
+        """Return the flags for all values that differ from the default, whatever their source."""
         texts = self.texts()
         return [f"{flag.spelled}={texts[name]}" for name, flag in FLAGS.items() if texts.get(name, "") != flag.default]
 
     def texts(self) -> dict[str, str]:
-        """Return every option as an operator would spell it, by its flag's name; not the file that they came from."""
+        """Return every option as an operator would spell it, by its flag's name, except --env-file."""
         return {flag.name: _text(getattr(self, flag.field)) for flag in FLAGS.values() if flag.name != "env-file"}
 
 
-#: By name, in the order of the table, which is that of use.
+#: The flags by name, in the order of the table.
 FLAGS: Final[Mapping[str, Flag]] = {
     declared.name: declared
     for declared in (replace(cast("Flag", each.metadata["flag"]), field=each.name) for each in fields(Options))
@@ -148,7 +148,7 @@ FLAGS: Final[Mapping[str, Flag]] = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The options, warnings about them, and whose they are if they are not the caller's own."""
+    """The options, warnings about them, and whose they are if not the user's own."""
 
     options: Options
     warnings: list[str]
@@ -156,7 +156,7 @@ class Loaded:
 
 
 def desired_state(options: Options) -> Desired:
-    """Return what should be on the node."""
+    """Return the desired state of the node."""
     return desired(
         options.ip_address,
         interface=options.interface,

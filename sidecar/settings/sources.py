@@ -1,8 +1,8 @@
-"""Flags, environment and env file → Options: the one file that imports pydantic.
+"""Turns flags, environment and env file into Options. The only file that imports pydantic.
 
-Order: flags, then `SIDECAR_*` variables, then the env file, then defaults. pydantic-settings reads the environment
-and validates each text by the check of its setting (options.py); what was found on the command line is handed to it as
-initial values, which win. Nothing on the node is touched here, and all faults of a configuration are told at once.
+Precedence: flags, then `SIDECAR_*` variables, then the env file, then defaults. pydantic-settings reads the environment
+and validates each text by the check of its setting (options.py); it gets the values of the command line as initial
+values, which win. Nothing here touches the node, and all faults of a configuration are reported at once.
 """
 
 import io
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import new_class
 from typing import Annotated, Final, cast, get_type_hints
 
-from dotenv.parser import Binding, parse_stream  # of pydantic-settings, which reads such files with it
+from dotenv.parser import Binding, parse_stream  # a dependency of pydantic-settings, which parses such files with it
 from pydantic import PlainValidator, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -27,13 +27,13 @@ from sidecar.settings.klog import Vmodule
 from sidecar.settings.options import FLAGS, PREFIX, Options
 from sidecar.text import nearest, quoted
 
-#: Where the source files are.
+#: The directory of the source files.
 PACKAGE: Final = Path(__file__).parents[1]
 
-#: Characters of an env file; more is some other file.
+#: Characters; a longer file is not an env file.
 _LONGEST_FILE: Final = 100_000
 
-#: Variables that Kubernetes sets for each Service of the pod's namespace, by name; others are known by their value.
+#: Names of variables that Kubernetes sets for each Service in the pod's namespace; others are known by their value.
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT|PORT_.+)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 _BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
@@ -49,7 +49,7 @@ class _Sources(BaseSettings):
 
 
 def _model() -> Callable[..., _Sources]:
-    """Return the model that has one field for each setting, with its type and its check."""
+    """Return the model with one field for each setting, with its type and its check."""
     types = get_type_hints(Options)
     annotations = {
         flag.field: Annotated[types[flag.field], NoDecode, PlainValidator(flag.check)] for flag in FLAGS.values()
@@ -62,11 +62,11 @@ _Settings: Final = _model()
 
 
 def load(line: Invocation) -> tuple[Options, list[str]]:
-    """Return the options that flags, environment and env file add up to, and warnings.
+    """Return the options from flags, environment and env file, and warnings.
 
-    Raises ConfigError with all faults at once; the warnings come with them, as they may tell the reason.
+    Raises ConfigError with all faults at once; it includes the warnings, as they may explain the faults.
     """
-    # A list keeps all its values, of anything else the last one counts.
+    # A list keeps all its values; for any other setting, the last value counts.
     flags = {
         FLAGS[name].variable: ",".join(texts) if FLAGS[name].is_list else texts[-1]
         for name, texts in line.values.items()
@@ -78,7 +78,7 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
     origins = Origins(flags, file, path)
     warnings = list(_unknown({**file, **os.environ}))
     faults = [*line.faults, *file_faults]
-    # What the environment does not set, the file may, or else the default holds: they go where the flags go, below.
+    # For settings not in the environment, the env file or else the default counts; both are passed with the flags.
     rest = {
         flag.variable: text
         for flag in FLAGS.values()
@@ -102,7 +102,7 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Tells where each setting's value came from, in the operator's words."""
+    """Names the source of each setting's value, in the operator's words."""
 
     flags: Mapping[str, str]
     file: Mapping[str, str]
@@ -118,12 +118,12 @@ class Origins:
 
 
 def read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
-    """Return the variables in a file like .env.example, and a line if there is a fault in it.
+    """Return the variables in a file like .env.example, and a line if it has a fault.
 
-    What stands in the file is not shown: a path may be wrong, and the file a secret.
+    The content of the file is never shown: the path may be wrong, and the file a secret.
     """
     if "\0" in path:
-        return {}, []  # the setting itself is at fault, and is checked with the others
+        return {}, []  # the check of the setting itself reports this
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             text = file.read(_LONGEST_FILE + 1)
@@ -141,13 +141,13 @@ def read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
 
 
 def _line_number(binding: Binding) -> int:
-    """Return the line a binding stands in; its text begins with the blank lines before it."""
+    """Return the line number of a binding; its text begins with the blank lines before it."""
     text = binding.original.string
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _unknown(variables: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each `SIDECAR_*` variable that means nothing, but for those that tell of a Service."""
+    """Yield a line for each unknown `SIDECAR_*` variable, except those that Kubernetes sets for a Service."""
     known = [variable.removeprefix(PREFIX) for variable in _BY_VARIABLE]
     for name, value in sorted(variables.items()):
         if not name.upper().startswith(PREFIX) or name in _BY_VARIABLE:
@@ -167,7 +167,7 @@ def _contradictions(options: Options, origins: Origins) -> Iterator[str]:
 
 
 def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str]:
-    """Yield a line for what another command is for, where to pass it over would surprise."""
+    """Yield a line for each flag of another command that would be a surprise to ignore."""
     if options.dry_run and command == "run":
         yield f"{origins('dry-run')} is of the command cleanup: the command plan shows what run would do"
     if options.watch and command != "status":
@@ -175,7 +175,7 @@ def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str
 
 
 def _advice(options: Options, origins: Origins) -> Iterator[str]:
-    """Yield a line for what does nothing as it is given, or more than one might think."""
+    """Yield a line for each setting that has no effect, or more effect than you might expect."""
     if options.address_scope == "global" and options.interface == "lo":
         yield (
             f"{origins('address-scope')}=global on lo: the kernel may choose such an address as the source of the "

@@ -1,4 +1,4 @@
-"""The text of --help, from the table of settings."""
+"""Builds the text of --help from the table of settings."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -6,12 +6,12 @@ from typing import Final
 
 from sidecar.settings.options import FLAGS, Flag
 
-#: How wide the column of names is.
+#: Width of the column of names.
 _NAME: Final = 19
 
 
 def usage() -> str:
-    """Return every flag with its variable, its default and its help, a line each."""
+    """Return the help text, with one line for each flag: its variable, its default and its help."""
     lines = [
         "Usage: apiserver-proxy-sidecar [run] --ip-address=ADDRESS[,ADDRESS...] [flags]",
         "       apiserver-proxy-sidecar status | plan | cleanup | doctor [flags]",
@@ -41,7 +41,7 @@ def usage() -> str:
 
 
 def _rows(group: Sequence[Flag]) -> Iterator[str]:
-    """Yield a line for each flag; a group with longer names has columns of its own."""
+    """Yield a line for each flag; a group with longer names has its own column widths."""
     is_wide = any(len(flag.spelled) > _NAME for flag in group)
     names, variables, defaults = (34, 40, 4) if is_wide else (_NAME, 26, 8)
     for flag in group:

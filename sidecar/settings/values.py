@@ -1,4 +1,4 @@
-"""The text of one setting → its value. Each function raises ValueError with what would be right instead."""
+"""Turns the text of one setting into its value. Each function raises ValueError that says what would be right."""
 
 import re
 from collections.abc import Callable
@@ -22,10 +22,10 @@ _BROADCAST: Final = IPv4Address("255.255.255.255")
 #: The kernel's IFNAMSIZ, without the NUL at the end (linux/if.h).
 _LONGEST_INTERFACE: Final = 15
 
-#: Megabytes; their bytes are counted in 64 bits.
+#: Megabytes; the size in bytes must fit in 64 bits.
 _LARGEST_FILE: Final = 2**43
 
-#: What Kubernetes sets `<SERVICE>_PORT` and others to.
+#: The beginning of the value that Kubernetes gives `<SERVICE>_PORT` and others.
 _SERVICE_URL: Final = re.compile("(tcp|udp|sctp)://")
 
 
@@ -35,7 +35,7 @@ _ENDPOINT: Final = re.compile(r"(?:\[([^\]%]*:[^\]%]*)\]|([^:]*)):([^:]*)")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The value of --health-address: an IP address, empty for all, and a port; port 0: none is wanted."""
+    """The value of --health-address: an IP address, empty for all, and a port; port 0 means no endpoint."""
 
     host: str = ""
     port: int = 0
@@ -48,14 +48,14 @@ class Endpoint:
 
 
 def boolean(text: str) -> bool:
-    """Read one of ParseBool's words."""
+    """Parse one of ParseBool's words."""
     if text not in BOOLEANS:
         raise ValueError("not a boolean: write true or false")
     return BOOLEANS[text]
 
 
 def port(text: str) -> int:
-    """Read a number from 1 to 65535."""
+    """Parse a number from 1 to 65535."""
     if is_of_a_service(text):
         raise ValueError(
             "set by Kubernetes for a Service named `sidecar`, not by you: "
@@ -68,12 +68,12 @@ def port(text: str) -> int:
 
 
 def is_of_a_service(text: str) -> bool:
-    """Whether this is what Kubernetes puts into a variable, to tell of a Service of the pod's namespace."""
+    """Whether Kubernetes sets such a value in a variable for a Service in the pod's namespace."""
     return bool(_SERVICE_URL.match(text))
 
 
 def endpoint(text: str) -> Endpoint:
-    """Read host:port; empty means that none is wanted."""
+    """Parse host:port; an empty text means no endpoint."""
     if not text:
         return Endpoint()
     found = _ENDPOINT.fullmatch(text)
@@ -85,9 +85,9 @@ def endpoint(text: str) -> Endpoint:
 
 
 def interface(text: str) -> str:
-    """Accept what the kernel accepts as a name (net/core/dev.c, dev_valid_name), and what `ip` reads as one.
+    """Accept a name that the kernel accepts (net/core/dev.c, dev_valid_name) and that `ip` reads as one.
 
-    To it `%d` asks for a number, and in a batch `#` begins a comment and `"` is a quote (lib/utils.c, makeargs).
+    To `ip`, `%d` asks for a number, and in a batch `#` begins a comment and `"` is a quote (lib/utils.c, makeargs).
     """
     if not 1 <= len(text.encode(errors="surrogateescape")) <= _LONGEST_INTERFACE:
         raise ValueError("not an interface name: it has 1 to 15 bytes")
@@ -99,7 +99,7 @@ def interface(text: str) -> str:
 
 
 def addresses(text: str) -> tuple[IPAddress, ...]:
-    """Read addresses that are separated by commas."""
+    """Parse addresses separated by commas."""
     return tuple(_address(part.strip()) for part in text.split(","))
 
 
@@ -129,7 +129,7 @@ def _address(text: str) -> IPAddress:
 
 
 def duration(shortest: float, longest: float = float("inf")) -> Callable[[str], float]:
-    """Return what reads a duration between these, all in seconds."""
+    """Return a parser for a duration between these limits, in seconds."""
 
     def parse(text: str) -> float:
         seconds = durations.parse(text)
@@ -142,7 +142,7 @@ def duration(shortest: float, longest: float = float("inf")) -> Callable[[str], 
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Return what reads one of these words."""
+    """Return a parser for one of these words."""
 
     def parse(text: str) -> str:
         if text not in words:
@@ -153,7 +153,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def file_size(text: str) -> int:
-    """Read megabytes."""
+    """Parse a size in megabytes."""
     number = _number(text)
     if number is None or number > _LARGEST_FILE:
         raise ValueError("not a size: write a whole number of megabytes, or 0 for no limit")
@@ -161,12 +161,12 @@ def file_size(text: str) -> int:
 
 
 def path(text: str) -> str:
-    """Accept what the kernel can take for a path; whether there is such a file is another matter."""
+    """Accept any path that the kernel can take; the file need not exist."""
     if "\0" in text:
         raise ValueError("not a path: there is a NUL in it")
     return text
 
 
 def _number(text: str) -> int | None:
-    """Return the number that a few digits stand for. int() takes more, and is slow with a great many."""
+    """Return the number, if the text is 1 to 13 digits. int() accepts more, and is slow with very many digits."""
     return int(text) if re.fullmatch("[0-9]{1,13}", text) else None

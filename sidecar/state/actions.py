@@ -1,4 +1,4 @@
-"""What can be done to a node, and how a pass or a cleanup ended.
+"""The actions that change a node, and the report of a pass or a cleanup.
 
 `todo` and `done` are the words for an action in the log, `facts` the same as values.
 """
@@ -40,7 +40,7 @@ class _OnRule:
 
 @dataclass(frozen=True, slots=True)
 class CreateLink(_OnInterface):
-    """Create an interface, marked as ours, and set it up."""
+    """Create an interface, mark it as ours, and set it up."""
 
     kind: str
 
@@ -117,7 +117,7 @@ class AddRule(_OnRule):
 
 @dataclass(frozen=True, slots=True)
 class MoveToFront(_OnRule):
-    """Put a rule in front of all others, without a moment in which it is missing."""
+    """Put a rule in front of all others, without ever leaving it out."""
 
     behind: str
 
@@ -136,7 +136,7 @@ class MoveToFront(_OnRule):
 
 @dataclass(frozen=True, slots=True)
 class RemoveSurplus(_OnRule):
-    """Remove copies of a rule, but one."""
+    """Remove all copies of a rule but one."""
 
     surplus: int
 
@@ -187,12 +187,12 @@ Action: TypeAlias = LinkAction | RuleAction
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Something that was tried in vain."""
+    """An attempt that failed."""
 
     attempt: str
     error: SidecarError
     about: Facts = field(default_factory=dict)
-    """What it was tried with."""
+    """The objects of the attempt."""
 
     @property
     def facts(self) -> Facts:
@@ -204,12 +204,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that an operator should know, though nothing is missing because of it."""
+    """A fact that an operator should know, although nothing is missing because of it."""
 
     text: str
     facts: Facts = field(default_factory=dict)
     certain: bool = True
-    """False: perhaps it matters; said to who asks for more than the usual log."""
+    """If False, it may not matter, and is logged only at a higher verbosity."""
 
     def __str__(self) -> str:
         return self.text
@@ -217,16 +217,16 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a pass, or a cleanup, ended: what was read back, not what was asked for."""
+    """How a pass or a cleanup ended, according to what was read back, not to what was attempted."""
 
     changed: tuple[Action, ...]
     remaining: tuple[Action, ...]
-    """What would still have to be done."""
+    """Actions that are still to be done."""
 
     failures: tuple[Failure, ...]
     notices: tuple[Notice, ...] = ()
     observed: Observed | None = None
-    """What the last look of a pass has seen."""
+    """The state that the last look of a pass observed."""
 
     @property
     def in_sync(self) -> bool:
@@ -238,5 +238,5 @@ class Report:
 
 
 def exit_code(failures: Sequence[Failure], *, in_sync: bool) -> int:
-    """Return what the worst of the failures means; without any, whether everything is in sync."""
+    """Return the exit code of the worst failure; without failures, 0 if in sync and else 1."""
     return max((failure.error.exit_code for failure in failures), default=0 if in_sync else 1)

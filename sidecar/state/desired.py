@@ -1,4 +1,4 @@
-"""What should be on the node, from plain values. The five rules stand here, and nowhere else."""
+"""Builds the desired state from plain values. The only place that spells out the five rules."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -7,11 +7,11 @@ from typing import Final
 
 from sidecar.state.model import Address, Claim, Desired, Interface, IPAddress, Rule, RuleSet
 
-#: The kind of link that is created where the interface is missing (man 8 ip-link): it only holds addresses.
+#: The kind of link to create if the interface is missing (man 8 ip-link): it only holds addresses.
 LINK_KIND: Final = "dummy"
 
-#: They let traffic to the address in, and keep it out of connection tracking: the address is local to the machine.
-#: The spelling is that of `iptables -S`, so that a listing can be compared with it, letter by letter.
+#: These rules let traffic to the address in, and keep it out of connection tracking: the address is local to the node.
+#: They are spelled as `iptables -S` prints them, so that a listing can be compared with them letter by letter.
 RULES: Final = (
     "-t raw    -A PREROUTING -d {address} -p tcp -m tcp --dport {port} -j NOTRACK",
     "-t raw    -A OUTPUT     -d {address} -p tcp -m tcp --dport {port} -j NOTRACK",
@@ -31,7 +31,7 @@ _SHAPE: Final = re.compile(
 )
 
 
-def desired(  # noqa: PLR0913 - one for each thing that an operator can ask for, all by keyword
+def desired(  # noqa: PLR0913 - one for each setting that an operator can choose, all by keyword
     ips: Sequence[IPAddress],
     *,
     interface: str,
@@ -42,7 +42,7 @@ def desired(  # noqa: PLR0913 - one for each thing that an operator can ask for,
     link_kind: str = LINK_KIND,
     remove_duplicates: bool = False,
 ) -> Desired:
-    """Return what should be there: every IP address once, as /32 or /128, and with `setup_iptables` its rules."""
+    """Return the desired state: every IP address once, as /32 or /128, and with `setup_iptables` its rules."""
     addresses = tuple(Address(ip, ip.max_prefixlen, interface) for ip in dict.fromkeys(ips))
     rules = tuple(rule for address in addresses for rule in rules_for(address, port)) if setup_iptables else ()
     return Desired(interface, addresses, scope, rules, insert, link_kind, remove_duplicates)
@@ -54,18 +54,18 @@ def has_our_shape(line: str) -> bool:
 
 
 def port_of(line: str, address: Address) -> int | None:
-    """Return the port of a line of `iptables -S` that is one of the five rules for an address; None: it is not."""
+    """Return the port of a line of `iptables -S` if it is one of the five rules for an address, or else None."""
     return int(line.split()[-3]) if has_our_shape(line) and address.cidr in line.split() else None
 
 
 def claims(desired: Desired, port: int) -> tuple[Claim, ...]:
-    """Return what an instance that wants this needs: the addresses, their rules, the interface."""
+    """Return what an instance with this desired state needs: the addresses, their rules, the interface."""
     rules = tuple(RuleSet(address.ip, port) for address in desired.addresses) if desired.rules else ()
     return (*desired.addresses, *rules, Interface(desired.interface))
 
 
 def without(desired: Desired, port: int, claimed: Collection[Claim]) -> Desired:
-    """Return what is desired but for what is claimed."""
+    """Return the desired state without what is claimed."""
     kept = {
         rule for each in desired.addresses if RuleSet(each.ip, port) not in claimed for rule in rules_for(each, port)
     }

@@ -1,4 +1,4 @@
-"""What is there of the desired state: one item for each interface, address and rule, for a person and a program."""
+"""Compares the observed with the desired state: one item for each interface, address and rule, for `status`."""
 
 import enum
 from collections.abc import Iterator
@@ -9,26 +9,26 @@ from sidecar.state.plan import is_ours, obstacles, on, plan
 
 
 class State(enum.Enum):
-    """What was found of an interface, an address or a rule."""
+    """The state of an interface, an address or a rule."""
 
     PRESENT = "present"
     MISSING = "missing"
     COPIES = "copies"
-    """A rule is there more than once."""
+    """The rule is there more than once."""
     ELSEWHERE = "elsewhere"
-    """An address is on another interface instead of its own."""
+    """The address is on another interface instead of its own."""
     UNUSABLE = "unusable"
-    """An address is there, but the kernel does not let anybody use it."""
+    """The address is there, but the kernel does not allow its use."""
     DOWN = "down"
     NO_EFFECT = "no effect"
-    """A rule is behind another one that drops its traffic."""
+    """The rule is behind another one that drops its traffic."""
     UNKNOWN = "unknown"
-    """It could not be observed."""
+    """The object could not be observed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An interface, an address or a rule that is desired."""
+    """A desired interface, address or rule."""
 
     kind: str
     name: str
@@ -47,7 +47,7 @@ def survey(desired: Desired, observed: Observed) -> tuple[Item, ...]:
 
 
 def is_in_sync(desired: Desired, observed: Observed) -> bool:
-    """Whether everything was observed, and nothing is left to do: the same as `run` means by it."""
+    """Whether everything was observed, and nothing is left to do: the same meaning as in `run`."""
     is_known = observed.links is not None and all(rule in observed.copies for rule in desired.rules)
     return is_known and not plan(desired, observed) and not any(obstacles(desired, observed))
 
@@ -101,24 +101,24 @@ def of_rule(observed: Observed, rule: Rule) -> Item:
 
 
 def held(observed: Observed, address: Address) -> LinkAddress | None:
-    """Return the address as its interface has it, or None if that does not have it."""
+    """Return the address as found on its interface, or None if it is not there."""
     link = observed.link(address.interface)
     return on(link, address) if link else None
 
 
 def elsewhere(observed: Observed, address: Address) -> list[tuple[Link, LinkAddress]]:
-    """Return the other interfaces that have the address, and how they have it."""
+    """Return the other interfaces that have the address, and the address as found on each."""
     others = [link for link in observed.links or () if not link.goes_by(address.interface)]
     return [(link, found) for link in others for found in link.addresses if found.ip == address.ip]
 
 
 def is_exact(address: Address, found: LinkAddress) -> bool:
-    """Whether an address was found with its own prefix length, and without a peer."""
+    """Whether an address was found with the desired prefix length, and without a peer."""
     return found.prefix_length == address.prefix_length and not found.is_peer
 
 
 def has_scope(desired: Desired, found: LinkAddress) -> bool:
-    """Whether an address has the desired scope; the kernel gives an IPv6 address the one that its prefix implies."""
+    """Whether an address has the desired scope; the kernel derives the scope of an IPv6 address from its prefix."""
     return found.ip.version == IPV6 or found.scope == desired.scope
 
 

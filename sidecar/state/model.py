@@ -1,4 +1,4 @@
-"""The values that travel between the floors: all frozen, none knows how it is observed or applied."""
+"""The values that all packages share: all are frozen, and none knows how it is observed or applied."""
 
 import enum
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ IPV6: Final = 6
 #: A table and one of its chains.
 Chain: TypeAlias = tuple[str, str]
 
-#: What a line of the log tells, as values; they become the fields of a log in JSON.
+#: The content of a log line, as values; they become the fields of a JSON log.
 Facts: TypeAlias = dict[str, str | int | float]
 
 
@@ -41,7 +41,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One iptables rule; `match` holds everything behind the chain's name, target included."""
+    """One iptables rule; `match` holds everything after the chain's name, including the target."""
 
     family: Family
     table: str
@@ -67,7 +67,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """The five rules of an IP address and a port."""
+    """The five rules for an IP address and a port."""
 
     ip: IPAddress
     port: int
@@ -79,7 +79,7 @@ class RuleSet:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface by its name."""
+    """An interface, identified by its name."""
 
     name: str
 
@@ -87,44 +87,44 @@ class Interface:
         return f"interface {self.name}"
 
 
-#: What an instance needs on the node, so that no other one removes it.
+#: An object that an instance needs on the node, so that no other instance removes it.
 Claim: TypeAlias = Address | RuleSet | Interface
 
-#: What can be repaired, and counted by itself.
+#: An object that can be repaired, and is counted separately.
 Object: TypeAlias = Interface | Address | Rule
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What should be on the node."""
+    """The desired state of the node."""
 
     interface: str
     addresses: tuple[Address, ...]
     scope: str
     rules: tuple[Rule, ...]
     insert: bool
-    """True: rules go in front of the others in their chain; False: behind them."""
+    """Whether rules go in front of the others in their chain, not behind them."""
 
     link_kind: str
-    """The kind of link to create where the interface is missing; empty: none is created."""
+    """The kind of link to create if the interface is missing; if empty, none is created."""
 
     remove_duplicates: bool
-    """Whether the addresses are taken off other interfaces."""
+    """Whether to remove the addresses from other interfaces."""
 
 
 class AddressState(enum.Enum):
-    """What the kernel thinks of an IPv6 address (linux/if_addr.h); an IPv4 address is always usable."""
+    """The kernel's state of an IPv6 address (linux/if_addr.h); an IPv4 address is always usable."""
 
     USABLE = enum.auto()
     TENTATIVE = enum.auto()
     """Duplicate address detection is under way."""
     DUPLICATE = enum.auto()
-    """It failed: another host on the link has the address."""
+    """Duplicate address detection failed: another host on the link has the address."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkAddress:
-    """An IP address as it was found on a link."""
+    """An IP address as found on a link."""
 
     ip: IPAddress
     prefix_length: int
@@ -134,7 +134,7 @@ class LinkAddress:
     """Whether it is one end of a point-to-point link."""
 
     made_by_kernel: bool = False
-    """Whether the kernel gave it to the link by itself, from its hardware address."""
+    """Whether the kernel derived it from the link's hardware address."""
 
     @property
     def cidr(self) -> str:
@@ -143,18 +143,18 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as it was found."""
+    """An interface as found on the node."""
 
     name: str
     altnames: tuple[str, ...] = ()
     kind: str = ""
-    """Of a virtual link: dummy, veth, …"""
+    """The kind of a virtual link: dummy, veth, …"""
 
     alias: str = ""
     is_up: bool = True
     addresses: tuple[LinkAddress, ...] = ()
     has_dependents: bool = False
-    """Whether other links are stacked upon it, or enslaved to it."""
+    """Whether other links are stacked on it, or enslaved to it."""
 
     def goes_by(self, name: str) -> bool:
         return name == self.name or name in self.altnames
@@ -162,16 +162,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Hindrance:
-    """A rule in front of one of ours that keeps its traffic from it."""
+    """A rule in front of one of our rules that keeps traffic from reaching it."""
 
     line: str
     certain: bool
-    """False: perhaps, or only some of it; or what it jumps to does."""
+    """If False, it does so perhaps, for only some of the traffic, or in the chain that it jumps to."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendInUse:
-    """The iptables by which the rules of a family are observed and changed, and why it is this one."""
+    """The iptables that observes and changes the rules of a family, and why it was chosen."""
 
     family: Family
     command: str
@@ -181,26 +181,26 @@ class BackendInUse:
 
     @property
     def name(self) -> str:
-        """Return it as --iptables-backend spells it."""
+        """Return the backend as --iptables-backend spells it."""
         return self.command.partition("-")[2] or "system"
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is on the node, as far as it could be seen. What could not be seen is unknown, never absent."""
+    """The observed state of the node. Objects that could not be observed are unknown, never absent."""
 
     links: tuple[Link, ...] | None
-    """All interfaces, with their addresses; None: could not look."""
+    """All interfaces, with their addresses; None if they could not be observed."""
 
     copies: Mapping[Rule, int]
-    """How many copies of each of our rules there are; a rule that is not in here could not be looked for."""
+    """The number of copies of each of our rules; a rule that is not in here could not be observed."""
 
     hindrances: Mapping[Rule, Hindrance] = field(default_factory=dict)
-    """What stands before a rule that is there."""
+    """The hindrance in front of a rule that is there."""
 
     backends: tuple[BackendInUse, ...] = ()
-    """By family, as far as it is known which are in use."""
+    """The backends in use, one for each family for which it is known."""
 
     def link(self, name: str) -> Link | None:
-        """Return the link that goes by this name, if it was seen."""
+        """Return the link with this name or alternative name, if it was observed."""
         return next((link for link in self.links or () if link.goes_by(name)), None)

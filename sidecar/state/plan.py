@@ -1,7 +1,7 @@
-"""The decisions: desired and observed state in; actions, obstacles and notices out. No I/O: every case can be tested.
+"""Decides what to do: turns desired and observed state into actions, obstacles and notices. No I/O, so easy to test.
 
-Nothing is said about what could not be looked at: acting on a guess is worse than waiting for the next look. From any
-half-done list of actions, looking and planning again leads to the same goal.
+Objects that could not be observed cause no action: acting on a guess is worse than waiting for the next look. After any
+half-done list of actions, observing and planning again leads to the same desired state.
 """
 
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ from sidecar.state.actions import (
 )
 from sidecar.state.model import IPV4, IPV6, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
 
-#: The alias (man 8 ip-link) of a link that this program created. Without it none is taken for ours.
+#: The alias (man 8 ip-link) of a link that this program created. A link without it is not ours.
 MARK: Final = PROGRAM
 
 LOOPBACK: Final = "lo"
 
 
 def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
-    """Return what leads from the observed state to the desired one: the interface, its addresses, then rules."""
+    """Return the actions that lead from the observed to the desired state: the interface, its addresses, then rules."""
     return (
         *_prepare_link(desired, observed),
         *_correct_addresses(desired, observed),
@@ -43,9 +43,9 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
 
 
 def whole_plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
-    """Return the plan, and what is to be done once that is done, to the end.
+    """Return the plan, followed by all later plans until nothing is left to do.
 
-    A pass looks again in between; this foresees what it will see.
+    A pass observes again in between; this foresees what it will observe.
     """
     actions: list[Action] = []
     while new := plan(desired, observed):
@@ -56,11 +56,11 @@ def whole_plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
 
 
 def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> tuple[Action, ...]:
-    """Return what takes away everything desired that is there: rules first.
+    """Return the actions that remove everything desired that is there: rules first.
 
-    The address goes last, so that it answers for as long as anything still leads to it. With `patient` it stays
-    while it is unknown whether its rules are there. An interface goes if this program created it, and nothing but
-    what is desired is on it.
+    The addresses go after the rules, so that they answer for as long as anything still leads to them. With `patient`,
+    an address stays while it is unknown whether its rules are there. The interface goes last, and only if this program
+    created it and it holds nothing but desired addresses.
     """
     rules = (RemoveRule(rule, observed.copies[rule]) for rule in desired.rules if observed.copies.get(rule))
     link = observed.link(desired.interface)
@@ -75,7 +75,7 @@ def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> 
 
 
 def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
-    """Yield what keeps the desired state from being reached, that no action can change."""
+    """Yield the obstacles to the desired state that no action can remove."""
     if observed.links is None:
         return
     link = observed.link(desired.interface)
@@ -90,7 +90,7 @@ def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
 
 
 def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
-    """Yield what an operator should know of a node, though nothing is missing."""
+    """Yield what an operator should know about the node, although nothing is missing."""
     link = observed.link(desired.interface)
     if link and not link.is_up and not _may_be_set_up(link):
         text = (
@@ -128,7 +128,7 @@ def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -
 
 
 def _foresee(observed: Observed, action: Action) -> Observed:
-    """Return what there will be when an action of a plan has been carried out."""
+    """Return the state after an action of a plan has been carried out."""
     links, copies, hindrances = observed.links or (), dict(observed.copies), dict(observed.hindrances)
     match action:
         case CreateLink(interface, kind):
@@ -195,8 +195,8 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | M
                 pass
             case 1:
                 hindrance = observed.hindrances.get(rule)
-                # Not for what cannot be judged: it may well be meant to come first, as a list of banned hosts is, and
-                # whoever wants a jump to be first would move it back.
+                # Only if certain: another rule may be meant to come first, such as a list of banned hosts, and a
+                # program that wants its jump to be first would move it back.
                 if desired.insert and hindrance and hindrance.certain:
                     yield MoveToFront(rule, hindrance.line)
             case 0:
@@ -206,10 +206,10 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | M
 
 
 def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
-    """Return the address as it is on the link.
+    """Return the address as found on the link.
 
-    IPv4 takes the same address with another prefix length beside it, IPv6 does not (net/ipv6/addrconf.c,
-    ipv6_add_addr): unless `exactly`, it counts there as the address, which it is for every purpose of ours.
+    IPv4 allows the same address twice with different prefix lengths, IPv6 does not (net/ipv6/addrconf.c,
+    ipv6_add_addr): for IPv6, unless `exactly`, any prefix length counts, as it serves our purpose.
     """
     for found in link.addresses:
         is_exact = found.prefix_length == address.prefix_length and not found.is_peer
@@ -225,7 +225,7 @@ def _works(link: Link, address: Address) -> bool:
 
 
 def _is_removable(duplicate: LinkAddress) -> bool:
-    """Whether nothing else goes with an address: of one with a network, the kernel takes others and routes away too."""
+    """Whether nothing else goes with an address: with a network, the kernel removes other addresses and routes, too."""
     return duplicate.prefix_length == duplicate.ip.max_prefixlen and not duplicate.is_peer
 
 
@@ -236,12 +236,12 @@ def _duplicates(desired: Desired, observed: Observed, address: Address) -> Itera
 
 
 def _may_be_set_up(link: Link) -> bool:
-    """Leave a link of somebody else's down: there may be a reason. lo is so only in a namespace that is new."""
+    """Whether we may set a link up; others may be down for a reason. lo is down only in a new namespace."""
     return link.name == LOOPBACK or is_ours(link)
 
 
 def _is_ours_alone(desired: Desired, link: Link) -> bool:
-    """Whether we created a link, and nothing is on it but what is desired and what the kernel put there itself."""
+    """Whether we created a link, and it holds only desired addresses and those that the kernel added."""
     if not desired.link_kind or (link.alias, link.kind) != (MARK, desired.link_kind) or link.has_dependents:
         return False
     expected = {(address.ip, address.prefix_length) for address in desired.addresses}
