@@ -96,7 +96,7 @@ def _its_env_file(instance: Instance) -> Mapping[str, str]:
     if not is_near:
         raise ConfigError([f"--ip-address is required: {instance} reads {path} in a container of its own: ask there"])
     if not whole.is_file():
-        raise ConfigError([f"--ip-address is required: {path}, which {instance} reads, is no regular file"])
+        raise ConfigError([f"--ip-address is required: {path}, which {instance} reads, is not a regular file"])
     file, faults = sources.read_env_file(str(whole), f"{instance}: --env-file")
     if faults:
         raise ConfigError(faults)

@@ -204,11 +204,11 @@ class Backend:
         try:
             number = sum(self._observe_other(rules).copies.values())
         except SidecarError as error:
-            logger.bind(**error.facts).warning(f"could not look for rules of ours in the other backend: {error}")
+            logger.bind(**error.facts).warning(f"could not look for our rules in the other backend: {error}")
             return
         if self._other and number:
             logger.bind(family=self._family, copies=number).warning(
-                f"rules of ours are in the other backend ({self._other.command}): {number}; a cleanup removes them too"
+                f"our rules are in the other backend, too ({self._other.command}): {number}; a cleanup removes them too"
             )
 
     def _choose(self) -> tuple[str, str]:

@@ -128,7 +128,7 @@ def read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
         with Path(path).open(encoding="utf-8-sig") as file:
             text = file.read(_LONGEST_FILE + 1)
     except (OSError, UnicodeError) as error:
-        return {}, [f"{origin}={quoted(path)}: {getattr(error, 'strerror', None) or 'is no text in UTF-8'}"]
+        return {}, [f"{origin}={quoted(path)}: {getattr(error, 'strerror', None) or 'is not text in UTF-8'}"]
     if len(text) > _LONGEST_FILE:
         return {}, [f"{origin}={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
     bindings = list(parse_stream(io.StringIO(text)))
@@ -136,7 +136,7 @@ def read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
     faults = []
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        faults = [f"{quoted(path, 200)}: line {wrong[0]}{more} is no NAME=value"]
+        faults = [f"{quoted(path, 200)}: line {wrong[0]}{more} is not NAME=value"]
     return {each.key: each.value for each in bindings if each.key and each.value is not None}, faults
 
 
@@ -169,9 +169,9 @@ def _contradictions(options: Options, origins: Origins) -> Iterator[str]:
 def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str]:
     """Yield a line for each flag of another command that would be a surprise to ignore."""
     if options.dry_run and command == "run":
-        yield f"{origins('dry-run')} is of the command cleanup: the command plan shows what run would do"
+        yield f"{origins('dry-run')} works only with `cleanup`; `plan` shows what `run` would do"
     if options.watch and command != "status":
-        yield f"{origins('watch')} is of the command status"
+        yield f"{origins('watch')} works only with `status`"
 
 
 def _advice(options: Options, origins: Origins) -> Iterator[str]:

@@ -18,7 +18,7 @@ BAD: list[tuple[list[str], str]] = [
     (["verison"], "did you mean version?"),
     (["verison", "--port=0"], "--port=0: not a port"),
     (["--ip-adress", "10.96.0.2"], "did you mean --ip-address?"),
-    ([GOOD, "--env-file=/etc/passwd"], "is no NAME=value"),
+    ([GOOD, "--env-file=/etc/passwd"], "is not NAME=value"),
     (["start", GOOD], "unknown command start"),
     (["RUN", GOOD], "unknown command RUN"),
     (["", GOOD], "unknown command : it is one of"),

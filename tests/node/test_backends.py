@@ -162,7 +162,7 @@ def test_rules_of_ours_in_the_other_backend_are_told_and_go_with_a_cleanup(
     reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend})
     assert reconciler.reconcile().in_sync
     node.legacy |= {"raw", "filter"}  # as /proc tells from now on, for one of the two backends
-    assert any("rules of ours are in the other backend" in line and line.count(": 10;") for line in log)
+    assert any("our rules are in the other backend, too" in line and line.count(": 10;") for line in log)
     assert len(node.namespace.rules(other, node.family)) == 11  # a pass leaves them
     reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend.for_cleanup()})
     assert reconciler.cleanup(float("inf")).in_sync
@@ -177,7 +177,7 @@ def test_the_backend_that_is_not_in_use_keeps_nothing_from_being_done(node: Node
     reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend})
     assert reconciler.reconcile().in_sync
     node.legacy |= {"raw", "filter"}  # as /proc tells from now on
-    assert any("could not look for rules of ours in the other backend: " in line for line in log)
+    assert any("could not look for our rules in the other backend: " in line for line in log)
     reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend.for_cleanup()})
     report = reconciler.cleanup(time.monotonic() + 3)
     assert node.namespace.rules("legacy", node.family) == []

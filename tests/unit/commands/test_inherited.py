@@ -268,10 +268,10 @@ def test_a_file_that_is_none_or_has_faults_is_told(running: Running, tmp_path: P
     for name in ("pipe", "nothing"):
         running(instance(f"--env-file={tmp_path}/{name}"))
         (fault,) = faults("status")
-        assert fault.endswith(f"/{name}, which pid {PID} (this program) reads, is no regular file")
+        assert fault.endswith(f"/{name}, which pid {PID} (this program) reads, is not a regular file")
     (tmp_path / "env").write_text("SIDECAR_IP_ADDRESS=10.96.0.4\nwhat is this\n")
     running(instance(f"--env-file={tmp_path}/env"))
-    assert faults("status") == [f"{tmp_path}/env: line 2 is no NAME=value"]
+    assert faults("status") == [f"{tmp_path}/env: line 2 is not NAME=value"]
 
 
 def test_the_file_of_one_that_has_ended_cannot_be_found(running: Running) -> None:

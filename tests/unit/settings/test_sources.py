@@ -327,7 +327,7 @@ def test_an_env_file_is_read_once(tmp_path: Path) -> None:
 def test_a_line_of_the_file_that_is_none_is_a_fault(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("# a comment\n\nSIDECAR_PORT\n= x\nexport SIDECAR_INTERFACE='lo' # fine\n")
-    assert faults(REQUIRED, f"--env-file={file}") == [f"{file}: line 3 (and 1 more) is no NAME=value"]
+    assert faults(REQUIRED, f"--env-file={file}") == [f"{file}: line 3 (and 1 more) is not NAME=value"]
 
 
 def test_unknown_variables_are_named_with_the_nearest_known_one(
@@ -378,9 +378,9 @@ def test_a_flag_that_does_nothing_or_more_than_one_might_think_is_a_warning(argv
 @pytest.mark.parametrize(
     ("argv", "fault"),
     [
-        (["--dry-run"], "--dry-run is of the command cleanup: the command plan shows what run would do"),
-        (["run", "--watch"], "--watch is of the command status"),
-        (["doctor", "--watch"], "--watch is of the command status"),
+        (["--dry-run"], "--dry-run works only with `cleanup`; `plan` shows what `run` would do"),
+        (["run", "--watch"], "--watch works only with `status`"),
+        (["doctor", "--watch"], "--watch works only with `status`"),
     ],
 )
 def test_what_belongs_to_another_command_is_not_passed_over(argv: list[str], fault: str) -> None:
