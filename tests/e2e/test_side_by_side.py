@@ -141,7 +141,6 @@ def test_where_the_directory_cannot_be_used_it_says_so_and_cleans_up(namespace: 
         each.wait_for("cannot use /run/apiserver-proxy-sidecar")
         each.wait_for("in sync")
     first.stop()  # which the other one works against, as it cannot know better
-    second.wait_for("added 10.96.0.2/32 to lo")
     until(namespace.in_place)
     assert second.stop() == 0
     assert namespace.is_clean()
