@@ -6,7 +6,7 @@ from loguru import logger
 
 from sidecar.commands import findings_text
 from sidecar.commands.output import Answer, Terminal
-from sidecar.commands.status import LONGEST_WAIT
+from sidecar.commands.status import LONGEST_LOOK
 from sidecar.doctor.checks import diagnose
 from sidecar.doctor.findings import Finding, exit_code
 from sidecar.doctor.view import View
@@ -36,7 +36,7 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
     else:
         logger.remove()  # the findings say it all
     commands = Commands(options.command_timeout)
-    node = access(options, commands, creates=False, has_rules=True, longest_wait=LONGEST_WAIT)
+    node = access(options, commands, creates=False, has_rules=True, longest_look=LONGEST_LOOK)
     return diagnose(
         View(node.desired, options.port, commands.run, node.backends, options.iptables_backend, warnings=warnings)
     )

@@ -25,7 +25,7 @@ from sidecar.state.plan import notices, obstacles
 SCHEMA: Final = "status/v1"
 
 #: Seconds to wait at most for the xtables lock: the user expects an answer soon.
-LONGEST_WAIT: Final = 1.0
+LONGEST_LOOK: Final = 1.0
 
 #: Seconds between two looks with --watch, if nothing happens.
 WATCH_INTERVAL: Final = 2.0
@@ -74,7 +74,7 @@ def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Stat
     commands = Commands(loaded.options.command_timeout)
     # Nothing is changed here, so a signal can end the running command and with it the look.
     wakeup = Wakeup(on_stop=commands.interrupt, on_interrupt=commands.interrupt)
-    node = access(loaded.options, commands, creates=False, longest_wait=LONGEST_WAIT)
+    node = access(loaded.options, commands, creates=False, longest_look=LONGEST_LOOK)
     reconciler = node.reconciler()
 
     def look() -> Status:

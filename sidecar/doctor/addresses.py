@@ -10,7 +10,7 @@ from sidecar.doctor.findings import Finding, Level, counted, finding
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import AddressUnusable, OutputUnreadable
 from sidecar.node import iproute, proc_formats
-from sidecar.state import inventory
+from sidecar.state import compare, inventory
 from sidecar.state.actions import AddAddress, CreateLink, RemoveAddress, SetLinkUp
 from sidecar.state.inventory import State
 from sidecar.state.model import IPV6, Address, AddressState, Facts, Link, LinkAddress
@@ -65,16 +65,16 @@ def address(view: View) -> Iterator[Finding]:
     view.links()
     observed = view.observed()
     for each in view.desired.addresses:
-        held = inventory.held(observed, each)
+        held = compare.held(observed, each)
         if held is None:
             yield _missing(view, each)
             continue
         is_unusable = inventory.of_address(view.desired, observed, each).state is State.UNUSABLE
         yield (_unusable if is_unusable else _usable)(view, each, held)
-        for other, found in inventory.elsewhere(observed, each):
+        for other, found in compare.elsewhere(observed, each):
             removal = view.commands(RemoveAddress(Address(found.ip, found.prefix_length, other.name)))
             facts: Facts = {**each.facts, "interface": other.name}
-            yield finding(Level.WARNING, f"{found.cidr} is on {other.name} as well", commands=removal, facts=facts)
+            yield finding(Level.WARNING, compare.also_on(other, found), commands=removal, facts=facts)
 
 
 def _missing(view: View, address: Address) -> Finding:
@@ -89,7 +89,7 @@ def _missing(view: View, address: Address) -> Finding:
     here = [found for link, found in view.places(address) if link.goes_by(address.interface)]
     for instead in sorted(here, key=lambda found: found.prefix_length != address.prefix_length)[:1]:
         found += f", but {instead.cidr}{' with a peer' if instead.is_peer else ''} is"
-    found += "".join(f"; it is on {link.name}" for link, _ in inventory.elsewhere(view.observed(), address))
+    found += "".join(f"; it is on {link.name}" for link, _ in compare.elsewhere(view.observed(), address))
     return finding(Level.FAULT, found, commands=commands, facts=address.facts)
 
 
@@ -103,10 +103,9 @@ def _unusable(view: View, address: Address, held: LinkAddress) -> Finding:
 
 
 def _usable(view: View, address: Address, held: LinkAddress) -> Finding:
-    if not inventory.is_exact(address, held):
-        found = f"{held.cidr} is on {address.interface} instead of {address.cidr}: it is used, and cleanup leaves it"
-        return finding(Level.NOTE, found, facts=address.facts)
-    if not inventory.has_scope(view.desired, held):
+    if not compare.is_exact(address, held):
+        return finding(Level.NOTE, compare.taken_as_it_is(held, address.interface), facts=address.facts)
+    if not compare.has_scope(view.desired, held):
         found = f"{address} has scope {held.scope} instead of {view.desired.scope}"
         return finding(Level.WARNING, found, commands=_added_again(view, address), facts=address.facts)
     return finding(Level.OK, f"{address}, scope {held.scope}", facts=address.facts)

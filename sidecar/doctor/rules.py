@@ -53,14 +53,13 @@ def _faults(view: View, rule: Rule) -> Iterator[Finding]:
     hindrance = view.observed().hindrances.get(rule)
     if not hindrance:
         return
-    facts = {**facts, "behind": hindrance.line}
-    found = f"without effect behind `{hindrance.line}`: {rule}"
+    facts, found = {**facts, "behind": hindrance.line}, hindrance.effect_on(rule)
     if hindrance.certain:
         level = Level.FAULT if rule.match[-1] == "ACCEPT" else Level.WARNING
         remedy = "" if view.desired.insert else "to keep it there, run with --rule-position=insert"
         yield finding(level, found, remedy, view.commands(MoveToFront(rule, hindrance.line)), facts)
     else:
-        yield finding(Level.NOTE, f"perhaps {found}", facts=facts)
+        yield finding(Level.NOTE, found, facts=facts)
 
 
 def _left_over(view: View, family: Family) -> Iterator[Finding]:

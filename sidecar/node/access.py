@@ -43,19 +43,25 @@ def access(
     *,
     creates: bool = True,
     has_rules: bool = False,
-    longest_wait: float = math.inf,
+    longest_look: float = math.inf,
 ) -> Access:
     """Return the access that these options need.
 
     Without `creates`, observing creates no table. With `has_rules`, each family of the addresses gets a backend, even
-    if no rules are desired. Commands wait for the xtables lock for at most `longest_wait` seconds.
+    if no rules are desired. Commands that look wait for the xtables lock for at most `longest_look` seconds.
     """
     desired = desired_state(options)
     of_rules = {rule.family for rule in desired.rules}
     of_addresses: set[Family] = {address.ip.version for address in desired.addresses}
-    wait = min(options.iptables_wait, longest_wait)
     backends = {
-        family: Backend(commands.run, family, options.iptables_backend, wait, creates=creates)
+        family: Backend(
+            commands.run,
+            family,
+            options.iptables_backend,
+            options.iptables_wait,
+            creates=creates,
+            longest_look=longest_look,
+        )
         for family in sorted(of_addresses if has_rules else of_rules)
     }
     return Access(desired, commands, backends)

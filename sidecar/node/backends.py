@@ -9,6 +9,7 @@ Looking must not create anything: legacy creates a table when asked for it, so i
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,17 +54,20 @@ class Backend:
         wait: float,
         *,
         creates: bool = True,
+        longest_look: float = math.inf,
         is_installed: Callable[[str], bool] = is_installed,
         legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,
     ) -> None:
         """Use the `requested` backend (auto, nft, legacy, system); wait at most `wait` s for the xtables lock.
 
-        Without `creates`, it asks for no table that does not exist, as asking legacy for one creates it.
+        What looks waits for at most `longest_look` s. Without `creates`, it asks for no table that does not exist, as
+        asking legacy for one creates it.
         """
         self._run = run
         self._family: Family = family
         self._requested = requested
         self._wait = wait
+        self._wait_to_look = min(wait, longest_look)
         self._is_installed = is_installed
         self._legacy_tables = legacy_tables or readable_tables
         self._settled: Iptables | None = None
@@ -124,12 +128,12 @@ class Backend:
 
     def commands(self, action: RuleAction) -> list[Command]:
         """Return the commands that carry out an action, as Iptables.commands does."""
-        tool = self._settle([action.rule])
+        tool = self._settle([action.rule]).waiting(self._wait)
         if not isinstance(action, RemoveRule):
             return tool.commands(action)
         rule, left = action.rule, self._leftovers.get(action.rule, 0)
         here = tool.commands(RemoveRule(rule, action.copies - left)) if action.copies > left else []
-        there = self._other.commands(RemoveRule(rule, left)) if left and self._other else []
+        there = self._other.waiting(self._wait).commands(RemoveRule(rule, left)) if left and self._other else []
         return [*here, *there]
 
     def apply(self, action: RuleAction) -> bool:
@@ -258,7 +262,7 @@ class Backend:
             raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
 
     def _tool(self, name: str) -> Iptables:
-        return Iptables(self._run, self._family, name, self._wait)
+        return Iptables(self._run, self._family, name, self._wait_to_look)
 
     def _has(self, tool: Iptables) -> bool:
         return all(map(self._is_installed, tool.programs))

@@ -9,9 +9,10 @@ What was measured about it and matters here (1.8.9 and 1.8.11, both backends):
 Exit status, not wording, decides what the failure of a command means.
 """
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from sidecar.errors import (
     CommandError,
@@ -49,8 +50,13 @@ class IptablesProgram:
         #: None: not known yet.
         self._legacy = None if backend == "system" else backend == "legacy"
         self.command = _PREFIX[family] + _SUFFIX[backend]
-        # iptables takes whole seconds, and with 0 it would not wait at all.
-        self._wait = ("-w", str(max(1, math.ceil(wait))))
+        self._wait = _wait(wait)
+
+    def waiting(self, wait: float) -> Self:
+        """Return the same program, whose commands wait for the lock for `wait` seconds."""
+        made = copy.copy(self)
+        made._wait = _wait(wait)  # noqa: SLF001 - an object of the same class
+        return made
 
     @property
     def programs(self) -> tuple[str, str]:
@@ -157,3 +163,8 @@ class IptablesProgram:
         if self._legacy is None:
             self._legacy = "(nf_tables)" not in self.run(self.command, "--version").stdout
         return self._legacy
+
+
+def _wait(seconds: float) -> tuple[str, str]:
+    """Return the option: iptables takes whole seconds, and with 0 it would not wait at all."""
+    return "-w", str(max(1, math.ceil(seconds)))

@@ -11,6 +11,16 @@ from sidecar.errors import SidecarError
 from sidecar.state.model import Address, Facts, Observed, Rule
 
 
+class _Words:
+    """An action in words: a template (see `str.format`) that is filled in with the action."""
+
+    def __init__(self, template: str) -> None:
+        self._template = template
+
+    def __get__(self, action: object, _owner: type | None = None) -> str:
+        return self._template.format(action)
+
+
 @dataclass(frozen=True, slots=True)
 class _OnInterface:
     interface: str
@@ -43,76 +53,45 @@ class CreateLink(_OnInterface):
     """Create an interface, mark it as ours, and set it up."""
 
     kind: str
-
-    @property
-    def todo(self) -> str:
-        return f"create interface {self.interface} ({self.kind})"
-
-    @property
-    def done(self) -> str:
-        return f"interface {self.interface} missing, created ({self.kind})"
+    todo = _Words("create interface {0.interface} ({0.kind})")
+    done = _Words("interface {0.interface} missing, created ({0.kind})")
 
 
 @dataclass(frozen=True, slots=True)
 class SetLinkUp(_OnInterface):
-    @property
-    def todo(self) -> str:
-        return f"set interface {self.interface} up"
-
-    @property
-    def done(self) -> str:
-        return f"interface {self.interface} was down, set up"
+    todo = _Words("set interface {0.interface} up")
+    done = _Words("interface {0.interface} was down, set up")
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteLink(_OnInterface):
     """Delete an interface that this program created."""
 
-    @property
-    def todo(self) -> str:
-        return f"delete interface {self.interface}"
-
-    @property
-    def done(self) -> str:
-        return f"deleted interface {self.interface}"
+    todo = _Words("delete interface {0.interface}")
+    done = _Words("deleted interface {0.interface}")
 
 
 @dataclass(frozen=True, slots=True)
 class AddAddress(_OnAddress):
     scope: str
-
-    @property
-    def todo(self) -> str:
-        return f"add {self.address.cidr} to {self.address.interface}"
-
-    @property
-    def done(self) -> str:
-        return f"added {self.address.cidr} to {self.address.interface}"
+    todo = _Words("add {0.address.cidr} to {0.address.interface}")
+    done = _Words("added {0.address.cidr} to {0.address.interface}")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveAddress(_OnAddress):
-    @property
-    def todo(self) -> str:
-        return f"remove {self.address.cidr} from {self.address.interface}"
-
-    @property
-    def done(self) -> str:
-        return f"removed {self.address.cidr} from {self.address.interface}"
+    todo = _Words("remove {0.address.cidr} from {0.address.interface}")
+    done = _Words("removed {0.address.cidr} from {0.address.interface}")
 
 
 @dataclass(frozen=True, slots=True)
 class AddRule(_OnRule):
     insert: bool
-
-    @property
-    def todo(self) -> str:
-        return f"add rule: {self.rule}"
+    todo = _Words("add rule: {0.rule}")
 
     @property
     def done(self) -> str:
-        where = ", in front" if self.insert else ""
-        return f"rule missing, added{where}: {self.rule}"
+        return f"rule missing, added{', in front' if self.insert else ''}: {self.rule}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +99,8 @@ class MoveToFront(_OnRule):
     """Put a rule in front of all others, without ever leaving it out."""
 
     behind: str
-
-    @property
-    def todo(self) -> str:
-        return f"move to the front, behind `{self.behind}` it has no effect: {self.rule}"
-
-    @property
-    def done(self) -> str:
-        return f"moved to the front, it was behind `{self.behind}`: {self.rule}"
+    todo = _Words("move to the front, behind `{0.behind}` it has no effect: {0.rule}")
+    done = _Words("moved to the front, it was behind `{0.behind}`: {0.rule}")
 
     @property
     def facts(self) -> Facts:
@@ -135,49 +108,36 @@ class MoveToFront(_OnRule):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveSurplus(_OnRule):
-    """Remove all copies of a rule but one."""
-
-    surplus: int
-
-    @property
-    def todo(self) -> str:
-        return f"remove {_copies(self.surplus)} too many: {self.rule}"
-
-    @property
-    def done(self) -> str:
-        return f"removed {_copies(self.surplus)} too many: {self.rule}"
-
-    @property
-    def facts(self) -> Facts:
-        return self.rule.facts | {"copies": self.surplus}
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveRule(_OnRule):
-    """Remove every copy of a rule."""
-
+class _OnCopies(_OnRule):
     copies: int
-
-    @property
-    def todo(self) -> str:
-        return f"remove rule{self._times}: {self.rule}"
-
-    @property
-    def done(self) -> str:
-        return f"removed rule{self._times}: {self.rule}"
 
     @property
     def facts(self) -> Facts:
         return self.rule.facts | {"copies": self.copies}
 
     @property
-    def _times(self) -> str:
-        return f" ({_copies(self.copies)})" if self.copies > 1 else ""
+    def number(self) -> str:
+        return "1 copy" if self.copies == 1 else f"{self.copies} copies"
 
 
-def _copies(number: int) -> str:
-    return "1 copy" if number == 1 else f"{number} copies"
+@dataclass(frozen=True, slots=True)
+class RemoveSurplus(_OnCopies):
+    """Remove this many copies of a rule, all but one."""
+
+    todo = _Words("remove {0.number} too many: {0.rule}")
+    done = _Words("removed {0.number} too many: {0.rule}")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRule(_OnCopies):
+    """Remove every copy of a rule."""
+
+    todo = _Words("remove rule{0.times}: {0.rule}")
+    done = _Words("removed rule{0.times}: {0.rule}")
+
+    @property
+    def times(self) -> str:
+        return f" ({self.number})" if self.copies > 1 else ""
 
 
 LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | RemoveAddress

@@ -4,8 +4,9 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sidecar.state.model import IPV6, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed, Rule
-from sidecar.state.plan import is_ours, obstacles, on, plan
+from sidecar.state.compare import elsewhere, has_scope, held
+from sidecar.state.model import Address, AddressState, Desired, Facts, LinkAddress, Observed, Rule
+from sidecar.state.plan import is_ours, obstacles, plan
 
 
 class State(enum.Enum):
@@ -98,28 +99,6 @@ def of_rule(observed: Observed, rule: Rule) -> Item:
             return Item("rule", name, State.PRESENT, facts=facts)
         case copies:
             return Item("rule", name, State.COPIES, f"{copies} copies", {**facts, "copies": copies})
-
-
-def held(observed: Observed, address: Address) -> LinkAddress | None:
-    """Return the address as found on its interface, or None if it is not there."""
-    link = observed.link(address.interface)
-    return on(link, address) if link else None
-
-
-def elsewhere(observed: Observed, address: Address) -> list[tuple[Link, LinkAddress]]:
-    """Return the other interfaces that have the address, and the address as found on each."""
-    others = [link for link in observed.links or () if not link.goes_by(address.interface)]
-    return [(link, found) for link in others for found in link.addresses if found.ip == address.ip]
-
-
-def is_exact(address: Address, found: LinkAddress) -> bool:
-    """Whether an address was found with the desired prefix length, and without a peer."""
-    return found.prefix_length == address.prefix_length and not found.is_peer
-
-
-def has_scope(desired: Desired, found: LinkAddress) -> bool:
-    """Whether an address has the desired scope; the kernel derives the scope of an IPv6 address from its prefix."""
-    return found.ip.version == IPV6 or found.scope == desired.scope
 
 
 def _differences(desired: Desired, address: Address, found: LinkAddress) -> Iterator[str]:

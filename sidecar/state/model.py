@@ -168,6 +168,9 @@ class Hindrance:
     certain: bool
     """If False, it does so perhaps, for only some of the traffic, or in the chain that it jumps to."""
 
+    def effect_on(self, rule: Rule) -> str:
+        return f"{'' if self.certain else 'perhaps '}without effect behind `{self.line}`: {rule}"
+
 
 @dataclass(frozen=True, slots=True)
 class BackendInUse:

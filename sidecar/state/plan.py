@@ -25,7 +25,8 @@ from sidecar.state.actions import (
     RemoveSurplus,
     SetLinkUp,
 )
-from sidecar.state.model import IPV4, IPV6, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+from sidecar.state.compare import also_on, elsewhere, has_scope, held, is_exact, on, taken_as_it_is, works
+from sidecar.state.model import Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
 
 #: The alias (man 8 ip-link) of a link that this program created. A link without it is not ours.
 MARK: Final = PROGRAM
@@ -83,7 +84,7 @@ def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
         for address in desired.addresses:
             yield Failure(f"add {address.cidr}", InterfaceMissing(desired.interface), address.facts)
     for address in desired.addresses:
-        found = on(link, address) if link else None
+        found = held(observed, address)
         if found and found.state is not AddressState.USABLE:
             failed = found.state is AddressState.DUPLICATE
             yield Failure(f"use {address}", AddressUnusable(duplicate=failed), address.facts)
@@ -98,32 +99,30 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
         )
         yield Notice(text, {"interface": link.name})
     for address in desired.addresses:
-        found = on(link, address) if link else None
-        if found and (found.is_peer or found.prefix_length != address.prefix_length):
-            yield Notice(f"{found.cidr} on {desired.interface} is taken as it is, and cleanup leaves it", address.facts)
-        elif found and found.ip.version == IPV4 and found.scope != desired.scope:
+        found = held(observed, address)
+        if found and not is_exact(address, found):
+            yield Notice(taken_as_it_is(found, desired.interface), address.facts)
+        elif found and not has_scope(desired, found):
             text = f"{address} keeps its scope {found.scope}; for scope {desired.scope} remove it, it is added again"
             yield Notice(text, address.facts)
         yield from _notice_duplicates(desired, observed, address)
     for rule, hindrance in observed.hindrances.items():
+        is_movable = hindrance.certain and not desired.insert
+        remedy = "; --rule-position=insert puts it in front" if is_movable else ""
         facts = rule.facts | {"behind": hindrance.line}
-        if hindrance.certain:
-            remedy = "" if desired.insert else "; --rule-position=insert puts it in front"
-            yield Notice(f"without effect behind `{hindrance.line}`: {rule}{remedy}", facts)
-        else:
-            yield Notice(f"perhaps without effect behind `{hindrance.line}`: {rule}", facts, certain=False)
+        yield Notice(f"{hindrance.effect_on(rule)}{remedy}", facts, certain=hindrance.certain)
 
 
 def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[Notice]:
     link = observed.link(desired.interface)
-    for other, duplicate in _duplicates(desired, observed, address):
-        text = f"{duplicate.cidr} is on {other.name} as well"
+    for other, duplicate in elsewhere(observed, address):
+        text = also_on(other, duplicate)
         facts: Facts = {"address": duplicate.cidr, "interface": other.name}
         if not _is_removable(duplicate):
             yield Notice(f"{text}, with more than itself: it is left there", facts)
         elif not desired.remove_duplicates:
             yield Notice(f"{text}; --remove-duplicates takes it off there", facts)
-        elif link and not _works(link, address):
+        elif link and not works(link, address):
             yield Notice(f"{text}, and left there while it does not work on {desired.interface}", facts)
 
 
@@ -182,8 +181,8 @@ def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAct
     for address in desired.addresses:
         if link is None or on(link, address) is None:
             yield AddAddress(address, desired.scope)
-        elif desired.remove_duplicates and _works(link, address):
-            for other, duplicate in _duplicates(desired, observed, address):
+        elif desired.remove_duplicates and works(link, address):
+            for other, duplicate in elsewhere(observed, address):
                 if _is_removable(duplicate):
                     yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))
 
@@ -205,34 +204,9 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | M
                 yield RemoveSurplus(rule, copies - 1)
 
 
-def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
-    """Return the address as found on the link.
-
-    IPv4 allows the same address twice with different prefix lengths, IPv6 does not (net/ipv6/addrconf.c,
-    ipv6_add_addr): for IPv6, unless `exactly`, any prefix length counts, as it serves our purpose.
-    """
-    for found in link.addresses:
-        is_exact = found.prefix_length == address.prefix_length and not found.is_peer
-        if found.ip == address.ip and (is_exact or (found.ip.version == IPV6 and not exactly)):
-            return found
-    return None
-
-
-def _works(link: Link, address: Address) -> bool:
-    """Whether the address is on the link, and can be used there."""
-    found = on(link, address)
-    return link.is_up and found is not None and found.state is AddressState.USABLE
-
-
 def _is_removable(duplicate: LinkAddress) -> bool:
     """Whether nothing else goes with an address: with a network, the kernel removes other addresses and routes, too."""
     return duplicate.prefix_length == duplicate.ip.max_prefixlen and not duplicate.is_peer
-
-
-def _duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[tuple[Link, LinkAddress]]:
-    for link in observed.links or ():
-        if not link.goes_by(desired.interface):
-            yield from ((link, found) for found in link.addresses if found.ip == address.ip)
 
 
 def _may_be_set_up(link: Link) -> bool:

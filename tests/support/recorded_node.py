@@ -119,7 +119,7 @@ class RecordedNode:
 
     def view(self) -> View:
         families: list[Family] = sorted({address.ip.version for address in self.desired.addresses})
-        backends = {family: Backend(self.run, family, self.backend, 1.0) for family in families}
+        backends = {family: Backend(self.run, family, self.backend, 5.0, longest_look=1.0) for family in families}
         return View(self.desired, self.port, self.run, backends, self.backend, warnings=self.warnings)
 
     def findings(self, *topics: str) -> list[Finding]:
@@ -177,7 +177,7 @@ class RecordedNode:
         match argv[1:]:
             case ["--noflush", "-w", "1"]:
                 return self._list(argv[0].removesuffix("-restore"), list(_asked(stdin)))
-            case ["-w", "1", "-t", table, "-S", chain]:
+            case ["-w", "1" | "5", "-t", table, "-S", chain]:
                 return self._list(argv[0], [(table, chain)])
             case ["-w", "1", "-t", table, "-C", chain, *_] if (table, chain) in self.opaque:
                 return Result(3, "", NOT_JUDGED)

@@ -110,7 +110,7 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
         (lambda node: show(node, CIDR, scope="global"),
          [(WARNING, f"{CIDR} on lo has scope global instead of host", (DELETE, ADD))]),
         (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
-         [(NOTE, f"fd00:10:96::2/64 is on lo instead of {CIDR6}: it is used, and cleanup leaves it", ())]),
+         [(NOTE, f"fd00:10:96::2/64 on lo is taken as it is, and cleanup leaves it", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global"),
          [(OK, f"{CIDR6} on lo, scope global", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True),

@@ -93,9 +93,9 @@ def test_addresses_for_which_there_is_no_time(node: RecordedNode) -> None:
     assert node.texts("connect") == [f"ok: {WHERE} answers from this node in 1.2 ms", late]
 
 
-LO_IS_LET_IN = "iptables-nft -w 1 -t filter -I INPUT -i lo -j ACCEPT"
+LO_IS_LET_IN = "iptables-nft -w 5 -t filter -I INPUT -i lo -j ACCEPT"
 OURS = "INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT"
-TO_FRONT = f"printf '*filter\\n-D {OURS}\\n-I {OURS}\\nCOMMIT\\n' | iptables-nft-restore --noflush -w 1"
+TO_FRONT = f"printf '*filter\\n-D {OURS}\\n-I {OURS}\\nCOMMIT\\n' | iptables-nft-restore --noflush -w 5"
 REJECT = "-A INPUT -i lo -p tcp -m tcp --dport 443 -j REJECT --reject-with tcp-reset"
 NO_REASON = "see the findings above on rules and routes; if there are none: is the proxy's queue full?"
 TABLES_OF_NFT = (

@@ -27,13 +27,13 @@ def node(mocker: MockerFixture, tmp_path: Path) -> RecordedNode:
 RAW_OUT = "OUTPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK"
 RAW_IN = "PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK"
 LET_IN = "INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT"
-RAW = "iptables-nft -w 1 -t raw"
+RAW = "iptables-nft -w 5 -t raw"
 
 
 def restore(table: str, *lines: str) -> tuple[str]:
     """Return the command that runs these lines in one transaction."""
     text = "".join(f"{line}\\n" for line in (f"*{table}", *lines, "COMMIT"))
-    return (f"printf '{text}' | iptables-nft-restore --noflush -w 1",)
+    return (f"printf '{text}' | iptables-nft-restore --noflush -w 5",)
 
 
 TO_FRONT = restore("filter", f"-D {LET_IN}", f"-I {LET_IN}")

@@ -22,7 +22,7 @@ NODES = Path(__file__).parents[2] / "e2e" / "nodes"
 
 BOTH_NO_RULES = desired([IPV4, IPV6], interface="lo", port=443)
 
-NAT = "iptables-nft -w 1 -t nat"
+NAT = "iptables-nft -w 5 -t nat"
 DNAT = "-d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 192.0.2.1:6443"
 OR_RULES = "or run with --setup-iptables instead: untracked traffic is not rewritten"
 WITH_RULES = "let it pass: --setup-iptables --rule-position=insert"
@@ -121,7 +121,7 @@ def test_each_family_is_asked_by_its_own_program(node: RecordedNode) -> None:
     first, second = node.findings("taken")
     assert rows([first]) == [NOT_TAKEN]
     assert second.found == f"`-A {line} [fd00::1]:6443` in nat takes traffic to [fd00:10:96::2]:443"
-    assert second.commands == (f"ip6tables-nft -w 1 -t nat -D {line} '[fd00::1]:6443'",)
+    assert second.commands == (f"ip6tables-nft -w 5 -t nat -D {line} '[fd00::1]:6443'",)
 
 
 def restore(node: RecordedNode, path: Path) -> None:
@@ -149,14 +149,14 @@ def test_a_service_has_the_address(node: RecordedNode) -> None:
 POLICY = ("-A INPUT -j POLICY", "-A POLICY -p tcp -m tcp --dport 0:1023 -j DROP")
 IN = "INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT"
 OUT = "OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j ACCEPT"
-FILTER, MANGLE = (f"iptables-nft -w 1 -t {table}" for table in ("filter", "mangle"))
+FILTER, MANGLE = (f"iptables-nft -w 5 -t {table}" for table in ("filter", "mangle"))
 OR_ALLOW = "or allow the address and port there, if the program that set it puts its rules in front again"
 SET_AGAIN = "the program that set it may set it again: allow the address and port there"
 
 
 def to_front(rule: str) -> tuple[str]:
     """Return the command that moves a rule in filter."""
-    return (f"printf '*filter\\n-D {rule}\\n-I {rule}\\nCOMMIT\\n' | iptables-nft-restore --noflush -w 1",)
+    return (f"printf '*filter\\n-D {rule}\\n-I {rule}\\nCOMMIT\\n' | iptables-nft-restore --noflush -w 5",)
 
 
 def front(node: RecordedNode, table: str, *lines: str) -> None:

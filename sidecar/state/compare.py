@@ -1,0 +1,53 @@
+"""Compares an address as found on the node with the desired one, and words what status, plan and doctor say of it."""
+
+from sidecar.state.model import IPV6, Address, AddressState, Desired, Link, LinkAddress, Observed
+
+
+def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
+    """Return the address as found on the link.
+
+    IPv4 allows the same address twice with different prefix lengths, IPv6 does not (net/ipv6/addrconf.c,
+    ipv6_add_addr): for IPv6, unless `exactly`, any prefix length counts, as it serves our purpose.
+    """
+    for found in link.addresses:
+        if found.ip == address.ip and (is_exact(address, found) or (found.ip.version == IPV6 and not exactly)):
+            return found
+    return None
+
+
+def held(observed: Observed, address: Address) -> LinkAddress | None:
+    """Return the address as found on its interface, or None if it is not there."""
+    link = observed.link(address.interface)
+    return on(link, address) if link else None
+
+
+def elsewhere(observed: Observed, address: Address) -> list[tuple[Link, LinkAddress]]:
+    """Return the other interfaces that have the address, and the address as found on each."""
+    others = [link for link in observed.links or () if not link.goes_by(address.interface)]
+    return [(link, found) for link in others for found in link.addresses if found.ip == address.ip]
+
+
+def works(link: Link, address: Address) -> bool:
+    """Whether the address is on the link, and can be used there."""
+    found = on(link, address)
+    return link.is_up and found is not None and found.state is AddressState.USABLE
+
+
+def is_exact(address: Address, found: LinkAddress) -> bool:
+    """Whether an address was found with the desired prefix length, and without a peer."""
+    return found.prefix_length == address.prefix_length and not found.is_peer
+
+
+def has_scope(desired: Desired, found: LinkAddress) -> bool:
+    """Whether an address has the desired scope; the kernel derives the scope of an IPv6 address from its prefix."""
+    return found.ip.version == IPV6 or found.scope == desired.scope
+
+
+def also_on(other: Link, found: LinkAddress) -> str:
+    """Return in words that another interface has the address, too."""
+    return f"{found.cidr} is on {other.name} as well"
+
+
+def taken_as_it_is(found: LinkAddress, interface: str) -> str:
+    """Return in words that the address was found with another prefix length, or with a peer."""
+    return f"{found.cidr} on {interface} is taken as it is, and cleanup leaves it"
