@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from sidecar.commands.output import Answer, Terminal
     from sidecar.settings.options import Loaded
 
-#: How many faults are printed before the rest is counted.
-MOST_FAULTS: Final = 10
+MOST_FAULTS: Final = 10  # how many faults are printed before the rest is counted
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from sidecar.commands.output import Answer, Terminal, as_json, notes, wrapped
@@ -32,9 +32,7 @@ class Cleaned:
 
     removed: tuple[str, ...]
     absent: tuple[str, ...]
-    kept: tuple[str, ...]
-    """Objects that stay because another instance needs them."""
-
+    kept: tuple[str, ...]  # objects that stay because another instance needs them
     left: tuple[str, ...]
     failures: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -169,15 +167,5 @@ def cleaned_text(cleaned: Cleaned) -> str:
 
 def cleaned_json(cleaned: Cleaned) -> str:
     """Return the same as one JSON object on one line."""
-    return as_json(
-        {
-            "schema": SCHEMA,
-            "exit": cleaned.exit_code,
-            "removed": list(cleaned.removed),
-            "absent": list(cleaned.absent),
-            "kept": list(cleaned.kept),
-            "left": list(cleaned.left),
-            "warnings": list(cleaned.warnings),
-            "failures": list(cleaned.failures),
-        }
-    )
+    shown = asdict(cleaned)
+    return as_json({"schema": SCHEMA, "exit": shown.pop("exit_code"), **shown})

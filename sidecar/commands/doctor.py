@@ -1,28 +1,42 @@
-"""The command `doctor`: turns settings into findings."""
+"""The command `doctor`: turns settings into findings, and prints them for people or as JSON for programs."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from loguru import logger
 
-from sidecar.commands import findings_text
-from sidecar.commands.output import Answer, Terminal
+from sidecar.commands.output import GREEN, MAGENTA, RED, WIDTH, YELLOW, Answer, Terminal, as_json, coloured, wrapped
 from sidecar.commands.status import LONGEST_LOOK
 from sidecar.doctor.checks import diagnose
-from sidecar.doctor.findings import Finding, exit_code
+from sidecar.doctor.findings import Finding, Level, exit_code
 from sidecar.doctor.view import View
 from sidecar.log.setup import start_logging
 from sidecar.node.access import access
 from sidecar.node.command import Commands
 from sidecar.settings.options import Loaded, Options
+from sidecar.text import visible
+
+SCHEMA: Final = "doctor/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
+_INDENT: Final = 14  # columns before each finding's text
+
+_MARKS: Final = {Level.OK: "✓", Level.NOTE: "·", Level.WARNING: "!", Level.FAULT: "✗", Level.UNKNOWN: "?"}
+#: For a terminal that cannot print these characters.
+_PLAIN_MARKS: Final = {Level.OK: "+", Level.NOTE: "-", Level.WARNING: "!", Level.FAULT: "X", Level.UNKNOWN: "?"}
+#: A word of a shell command, including quoted parts.
+_WORD: Final = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|[^\s'"])+""")
+
+_COLOURS: Final = {Level.OK: GREEN, Level.WARNING: YELLOW, Level.FAULT: RED, Level.UNKNOWN: MAGENTA}
 
 
 def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
     """Yield the findings. Raises OSError if no command can be run at all."""
     found = doctor(loaded.options, loaded.warnings)
     if loaded.options.output == "json":
-        text = findings_text.findings_json(found)
+        text = findings_json(found)
     else:
-        text = findings_text.findings_text(found, is_coloured=terminal.is_coloured, encoding=terminal.encoding)
+        text = findings_text(found, is_coloured=terminal.is_coloured, encoding=terminal.encoding)
     yield text, exit_code(found)
 
 
@@ -40,3 +54,83 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
     return diagnose(
         View(node.desired, options.port, commands.run, node.backends, options.iptables_backend, warnings=warnings)
     )
+
+
+def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:
+    """Return a summary, then a line for each finding; what to do stands below it, ready to paste."""
+    marks = _MARKS if _can_print("".join(_MARKS.values()), encoding) else _PLAIN_MARKS
+    lines = wrapped(summary(findings), 0, breaks_words=False)
+    for each in findings:
+        begin = f"{marks[each.level]} {each.topic:<{_INDENT - 3}} "
+        first, *rest = wrapped(begin + each.found, _INDENT, breaks_words=False)
+        if is_coloured and (colour := _COLOURS.get(each.level)):
+            first = coloured(first, colour, 1)
+        lines += [first, *rest]
+        lines += _what_to_do(each)
+    text = "\n".join(lines)
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
+
+
+def findings_json(findings: Sequence[Finding]) -> str:
+    """Return the same as one JSON object, with the facts as values."""
+    shown: dict[str, object] = {"schema": SCHEMA, "exit": exit_code(findings), "summary": summary(findings)}
+    shown["findings"] = [
+        {
+            "level": each.level.value,
+            "topic": each.topic,
+            "found": visible(each.found),
+            "remedy": each.remedy,
+            "commands": [visible(command) for command in each.commands],
+            "facts": {name: visible(value) if isinstance(value, str) else value for name, value in each.facts.items()},
+        }
+        for each in findings
+    ]
+    return as_json(shown, indent=2)
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return one line: the number of faults, warnings and unknowns, and the first of the worst."""
+    numbers = Counter(each.level for each in findings)
+    counted = list(_counted(numbers))
+    worst = next((level for level in (Level.FAULT, Level.WARNING) if numbers[level]), None)
+    if worst is None:
+        return ", ".join(("nothing wrong found", *counted))
+    first = next(each for each in findings if each.level is worst)
+    return f"{', '.join(counted)}; first: {first.topic}: {visible(first.found)}"
+
+
+def _counted(numbers: Counter[Level]) -> Iterator[str]:
+    for level in (Level.FAULT, Level.WARNING, Level.UNKNOWN):
+        if number := numbers[level]:
+            yield f"{number} {level.value}{'' if number == 1 or level is Level.UNKNOWN else 's'}"
+
+
+def _what_to_do(finding: Finding) -> Iterator[str]:
+    """Yield the commands as one block that is ready to paste, and then the remedy in words."""
+    begin = "    do: "
+    for command in map(visible, finding.commands):
+        for line in _continued(command, WIDTH - len(begin)):
+            yield f"{begin}{line}"
+            begin = " " * len(begin)
+    if finding.remedy:
+        also = "  note: " if finding.commands else begin
+        yield from wrapped(f"{also}{finding.remedy}", len(begin), breaks_words=False)
+
+
+def _continued(command: str, width: int) -> Iterator[str]:
+    """Yield the lines of a command, continued between words so that a shell reads them as one command."""
+    line = ""
+    for word in _WORD.findall(command):
+        if line.strip() and len(line) + len(word) + len(" \\") > width:
+            yield f"{line}\\"
+            line = "    "
+        line += f"{word} "
+    yield line.rstrip()
+
+
+def _can_print(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

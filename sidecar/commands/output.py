@@ -8,8 +8,7 @@ from typing import Final, TypeAlias
 
 from sidecar.text import visible
 
-#: Columns per line.
-WIDTH: Final = 100
+WIDTH: Final = 100  # columns per line
 
 GREEN, YELLOW, RED, MAGENTA = "32", "33", "31", "35"
 
@@ -24,18 +23,13 @@ class Terminal:
     is_tty: bool
     is_coloured: bool
     encoding: str
-    is_read: Callable[[], bool]
-    """Returns whether anybody still reads the output."""
+    is_read: Callable[[], bool]  # returns whether anybody still reads the output
 
 
 def wrapped(text: str, indent: int = 2, *, breaks_words: bool = True) -> list[str]:
     """Return the text, escaped, in lines of at most WIDTH columns; all but the first are indented."""
     return textwrap.wrap(
-        visible(text),
-        WIDTH,
-        subsequent_indent=" " * indent,
-        break_long_words=breaks_words,
-        break_on_hyphens=False,
+        visible(text), WIDTH, subsequent_indent=" " * indent, break_long_words=breaks_words, break_on_hyphens=False
     )
 
 

@@ -16,8 +16,7 @@ from sidecar.state.actions import Action, Failure, exit_code
 from sidecar.state.plan import obstacles, whole_plan
 from sidecar.text import visible
 
-#: The version of the JSON: it changes when a field is removed or its meaning changes.
-SCHEMA: Final = "plan/v1"
+SCHEMA: Final = "plan/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
 
 #: An action and its commands, ready to paste.
 Step: TypeAlias = tuple[Action, tuple[str, ...]]
@@ -31,15 +30,10 @@ class Plan:
     failures: tuple[str, ...]
     exit_code: int
     schema: str
-    nothing: str
-    """The line to print if there is nothing to do."""
-
-    origin: str = ""
-    """Whose settings these are, if not the user's own."""
-
+    nothing: str  # the line to print if there is nothing to do
+    origin: str = ""  # whose settings these are, if not the user's own
     warnings: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    """Objects that stay because another instance needs them."""
+    kept: tuple[str, ...] = ()  # objects that stay because another instance needs them
 
 
 def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:

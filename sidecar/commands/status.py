@@ -21,20 +21,11 @@ from sidecar.state.inventory import Item, State, is_in_sync, survey
 from sidecar.state.model import BackendInUse
 from sidecar.state.plan import notices, obstacles
 
-#: The version of the JSON: it changes when a field is removed or its meaning changes.
-SCHEMA: Final = "status/v1"
-
-#: Seconds to wait at most for the xtables lock: the user expects an answer soon.
-LONGEST_LOOK: Final = 1.0
-
-#: Seconds between two looks with --watch, if nothing happens.
-WATCH_INTERVAL: Final = 2.0
-
-#: Width of the state column, before the name.
-STATE_COLUMNS: Final = 11
-
-#: Moves the cursor to the upper left, and clears everything below (man 4 console_codes).
-_CLEAR: Final = "\x1b[H\x1b[J"
+SCHEMA: Final = "status/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
+LONGEST_LOOK: Final = 1.0  # seconds to wait at most for the xtables lock: the user expects an answer soon
+WATCH_INTERVAL: Final = 2.0  # seconds between two looks with --watch, if nothing happens
+STATE_COLUMNS: Final = 11  # width of the state column, before the name
+_CLEAR: Final = "\x1b[H\x1b[J"  # moves the cursor to the upper left, and clears everything below (man 4 console_codes)
 
 _COLOURS: Final = {State.PRESENT: GREEN, State.NO_EFFECT: YELLOW, State.UNKNOWN: MAGENTA}
 
@@ -47,12 +38,8 @@ class Status:
     in_sync: bool
     exit_code: int
     backends: tuple[BackendInUse, ...]
-    settings: tuple[str, ...]
-    """The flags that differ from the default."""
-
-    origin: str
-    """Whose settings these are, if not the user's own."""
-
+    settings: tuple[str, ...]  # the flags that differ from the default
+    origin: str  # whose settings these are, if not the user's own
     warnings: tuple[str, ...]
     failures: tuple[str, ...]
 

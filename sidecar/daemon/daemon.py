@@ -19,8 +19,7 @@ from sidecar.settings import durations
 from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveSurplus, Report
 from sidecar.state.model import Desired, Observed
 
-#: Seconds until the first retry, and until the first pass after a change.
-SOON: Final = 1.0
+SOON: Final = 1.0  # seconds until the first retry, and until the first pass after a change
 
 #: Passes that events may trigger at once, and how many per second after that.
 BURST: Final = 5.0
@@ -30,11 +29,8 @@ PASSES_PER_SECOND: Final = 2.5
 SEPARATELY: Final = 3
 COUNTED_FOR: Final = 60.0
 
-#: How many addresses a log line names before it counts the rest.
-SHOWN: Final = 4
-
-#: Seconds until the next try while another process holds the xtables lock.
-LOCK_RETRY: Final = 2.0
+SHOWN: Final = 4  # how many addresses a log line names before it counts the rest
+LOCK_RETRY: Final = 2.0  # seconds until the next try while another process holds the xtables lock
 
 
 def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell

@@ -32,8 +32,7 @@ LONGEST_REQUEST: Final = 4096
 #: Connections that may wait to be accepted. The kernel drops further ones, and their clients retry after 1 s.
 _BACKLOG: Final = 1024
 
-#: Seconds to wait when accepting a connection fails.
-_PAUSE: Final = 0.1
+_PAUSE: Final = 0.1  # seconds to wait when accepting a connection fails
 
 _REQUEST: Final = re.compile(rb"([A-Za-z]+) (?:http://[^/\s]*)?(/[^\s?#]*)\S* HTTP/1\.[0-9]\r?\n")
 _END: Final = re.compile(rb"\r?\n\r?\n")

@@ -33,8 +33,7 @@ from sidecar.state.inventory import State, survey
 from sidecar.state.model import Desired, Interface, Object, Observed
 from sidecar.text import visible
 
-#: Seconds that a busy node may take beyond the expected time.
-SLACK: Final = 5.0
+SLACK: Final = 5.0  # seconds that a busy node may take beyond the expected time
 
 #: Upper bounds of the histograms' buckets, in seconds.
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -47,8 +46,7 @@ REASONS: Final = ("timeout", "signal", "lock", "exit_status")
 _ANSWERS: Final = (0, 1)
 _LOCK: Final = 4
 
-#: How many lines say what is missing before the rest is counted.
-_MOST_LINES: Final = 20
+_MOST_LINES: Final = 20  # how many lines say what is missing before the rest is counted
 
 
 @dataclass(slots=True)
@@ -81,9 +79,7 @@ class Counts:
 
     repairs: dict[Object, int] = field(default_factory=dict)
     copies_removed: dict[str, int] = field(default_factory=lambda: {"address": 0, "rule": 0})
-    in_sync: dict[Object, bool] = field(default_factory=dict)
-    """Without objects that could not be observed."""
-
+    in_sync: dict[Object, bool] = field(default_factory=dict)  # without objects that could not be observed
     commands: dict[str, Histogram] = field(default_factory=dict)
     command_failures: dict[tuple[str, str], int] = field(default_factory=dict)
     lock_wait_seconds: float = 0.0

@@ -13,8 +13,7 @@ from sidecar.node.events import Events
 
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
-#: Milliseconds, the most that poll(2) takes. A check every 24 days does no harm.
-_LONGEST_POLL: Final = 2**31 - 1
+_LONGEST_POLL: Final = 2**31 - 1  # milliseconds, the most that poll(2) takes. A check every 24 days does no harm
 
 
 class Woken(enum.Enum):

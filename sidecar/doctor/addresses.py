@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from sidecar.doctor.findings import Finding, Level, counted, finding
+from sidecar.doctor.findings import Finding, Level, counted
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import AddressUnusable, OutputUnreadable
 from sidecar.node import iproute, proc_formats
 from sidecar.state import compare, inventory
 from sidecar.state.actions import AddAddress, CreateLink, RemoveAddress, SetLinkUp
 from sidecar.state.inventory import State
-from sidecar.state.model import IPV6, Address, AddressState, Facts, Link, LinkAddress
-from sidecar.state.plan import LOOPBACK, is_ours
+from sidecar.state.model import IPV6, LOOPBACK, Address, AddressState, Facts, Link, LinkAddress
+from sidecar.state.plan import is_ours
 
-#: How many routes are looked up, one by one; more would take too long.
-MOST_ADDRESSES: Final = 16
+MOST_ADDRESSES: Final = 16  # how many routes are looked up, one by one; more would take too long
 
 #: Programs that manage interfaces, where they keep a file for each by its index, and what it says if they do.
 _MANAGERS: Final = (
@@ -35,19 +34,19 @@ def interface(view: View) -> Iterator[Finding]:
         kind = desired.link_kind
         remedy = "" if kind else "create it, or set --interface to another one; see: ip link show"
         creation = view.commands(CreateLink(desired.interface, kind)) if kind else ()
-        yield finding(Level.FAULT, f"{item.name} does not exist", remedy, creation, item.facts)
+        yield Finding(Level.FAULT, f"{item.name} does not exist", remedy, creation, item.facts)
         return
     facts: Facts = {"interface": link.name, "kind": link.kind}
     if item.state is State.DOWN:
         found = f"{link.name} is down: nothing reaches its addresses"
-        yield finding(Level.FAULT, found, commands=view.commands(SetLinkUp(link.name)), facts=facts)
+        yield Finding(Level.FAULT, found, commands=view.commands(SetLinkUp(link.name)), facts=facts)
     else:
         creator = "" if link.name == LOOPBACK else f", {'' if is_ours(link) else 'not '}created by this program"
-        yield finding(Level.OK, f"{link.name} is up{creator}", facts=facts)
+        yield Finding(Level.OK, f"{link.name} is up{creator}", facts=facts)
     if manager := _manager(link):
         found = f"{link.name} is managed by {manager}, which may remove addresses that it did not add"
         remedy = f"keep this program running, as it adds them again at once; or configure {manager} to leave them alone"
-        yield finding(Level.NOTE, found, remedy, facts=facts)
+        yield Finding(Level.NOTE, found, remedy, facts=facts)
 
 
 def _manager(link: Link) -> str:
@@ -74,7 +73,7 @@ def address(view: View) -> Iterator[Finding]:
         for other, found in compare.elsewhere(observed, each):
             removal = view.commands(RemoveAddress(Address(found.ip, found.prefix_length, other.name)))
             facts: Facts = {**each.facts, "interface": other.name}
-            yield finding(Level.WARNING, compare.also_on(other, found), commands=removal, facts=facts)
+            yield Finding(Level.WARNING, compare.also_on(other, found), commands=removal, facts=facts)
 
 
 def _missing(view: View, address: Address) -> Finding:
@@ -90,25 +89,25 @@ def _missing(view: View, address: Address) -> Finding:
     for instead in sorted(here, key=lambda found: found.prefix_length != address.prefix_length)[:1]:
         found += f", but {instead.cidr}{' with a peer' if instead.is_peer else ''} is"
     found += "".join(f"; it is on {link.name}" for link, _ in compare.elsewhere(view.observed(), address))
-    return finding(Level.FAULT, found, commands=commands, facts=address.facts)
+    return Finding(Level.FAULT, found, commands=commands, facts=address.facts)
 
 
 def _unusable(view: View, address: Address, held: LinkAddress) -> Finding:
     again = _added_again(view, address)
     if held.state is AddressState.DUPLICATE:
         found = f"another host on the link has {address} (dadfailed): it is not used here"
-        return finding(Level.FAULT, found, "remove it on the other host first", again, address.facts)
+        return Finding(Level.FAULT, found, "remove it on the other host first", again, address.facts)
     found = f"{address} is {AddressUnusable(duplicate=False)}"
-    return finding(Level.FAULT, found, commands=again, facts=address.facts)
+    return Finding(Level.FAULT, found, commands=again, facts=address.facts)
 
 
 def _usable(view: View, address: Address, held: LinkAddress) -> Finding:
     if not compare.is_exact(address, held):
-        return finding(Level.NOTE, compare.taken_as_it_is(held, address.interface), facts=address.facts)
+        return Finding(Level.NOTE, compare.taken_as_it_is(held, address.interface), facts=address.facts)
     if not compare.has_scope(view.desired, held):
         found = f"{address} has scope {held.scope} instead of {view.desired.scope}"
-        return finding(Level.WARNING, found, commands=_added_again(view, address), facts=address.facts)
-    return finding(Level.OK, f"{address}, scope {held.scope}", facts=address.facts)
+        return Finding(Level.WARNING, found, commands=_added_again(view, address), facts=address.facts)
+    return Finding(Level.OK, f"{address}, scope {held.scope}", facts=address.facts)
 
 
 def _added_again(view: View, address: Address) -> tuple[str, ...]:
@@ -132,13 +131,13 @@ def route(view: View) -> Iterator[Finding]:
             kind, leads = _read_route(argv, result.stdout)
             found = f"{each.ip} does not stay on this node: {kind} {leads}"
         if kind == "local":
-            yield finding(Level.OK, f"{each.ip} is local")
+            yield Finding(Level.OK, f"{each.ip} is local")
         else:
             remedy = f"if that does not help, see: ip -{each.ip.version} route show table all {each.ip}"
-            yield finding(Level.FAULT, found, remedy, _detour(view, each), each.facts)
+            yield Finding(Level.FAULT, found, remedy, _detour(view, each), each.facts)
     if len(present) > MOST_ADDRESSES:
         left = counted(len(present) - MOST_ADDRESSES, "more address", "more addresses")
-        yield finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
+        yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
 
 
 def _read_route(argv: tuple[str, ...], text: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from sidecar.doctor.findings import Finding, Level, counted, finding
+from sidecar.doctor.findings import Finding, Level, counted
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError, pasteable
 from sidecar.node import releases
@@ -11,12 +11,10 @@ from sidecar.node.iptables import Iptables
 from sidecar.node.programs import path_of
 from sidecar.state.actions import RemoveRule
 from sidecar.state.model import IPV4, BackendInUse, Facts, Family
+from sidecar.text import quoted
 
-#: Characters of an error that a finding shows.
-_LONGEST: Final = 300
-
-#: Seconds for which a command that is shown waits for the xtables lock.
-_WAIT: Final = 5.0
+_LONGEST: Final = 300  # characters of an error that a finding shows
+_WAIT: Final = 5.0  # seconds for which a command that is shown waits for the xtables lock
 
 
 def backend(view: View) -> Iterator[Finding]:
@@ -27,7 +25,7 @@ def backend(view: View) -> Iterator[Finding]:
         try:
             view.seen(family)
         except SidecarError as error:
-            yield finding(Level.UNKNOWN, f"which is in use for IPv{family}: {_shortened(error)}")
+            yield Finding(Level.UNKNOWN, f"which is in use for IPv{family}: {quoted(str(error), _LONGEST)}")
             continue
         if each.in_use and each.release:
             yield from _in_use(each.in_use, releases.faults(each.release, family))
@@ -38,11 +36,11 @@ def backend(view: View) -> Iterator[Finding]:
 def _in_use(used: BackendInUse, faults: list[str]) -> Iterator[Finding]:
     name = f"{used.command} {used.version}"
     facts: Facts = {"family": used.family, "backend": used.command, "version": used.version}
-    yield finding(Level.OK, f"IPv{used.family} rules by {name}: {used.reason}", facts=facts)
+    yield Finding(Level.OK, f"IPv{used.family} rules by {name}: {used.reason}", facts=facts)
     for fault in faults:
         level = Level.NOTE if used.is_legacy else Level.WARNING
         remedy = "use another release; this program counts rules in listings instead, other programs may not"
-        yield finding(level, f"{name}: {fault}", remedy, facts=facts)
+        yield Finding(level, f"{name}: {fault}", remedy, facts=facts)
 
 
 def _default(view: View, used: BackendInUse) -> Iterator[Finding]:
@@ -53,12 +51,12 @@ def _default(view: View, used: BackendInUse) -> Iterator[Finding]:
     try:
         release = releases.parse(view.run(name, "--version").stdout)
     except (SidecarError, ValueError) as error:
-        yield finding(Level.UNKNOWN, f"whether {name} on this node is nft or legacy: {_shortened(error)}")
+        yield Finding(Level.UNKNOWN, f"whether {name} on this node is nft or legacy: {quoted(str(error), _LONGEST)}")
         return
     if release.is_legacy != used.is_legacy:
         kind = "legacy" if release.is_legacy else "nft"
         found = f"{name} on this node is {kind}; use {used.command} to list the rules that are in use"
-        yield finding(Level.NOTE, found, facts={"family": used.family})
+        yield Finding(Level.NOTE, found, facts={"family": used.family})
 
 
 def _other_backend(view: View, family: Family) -> Iterator[Finding]:
@@ -66,19 +64,14 @@ def _other_backend(view: View, family: Family) -> Iterator[Finding]:
     try:
         command, copies, others = view.backends[family].listed_in_other(rules)
     except SidecarError as error:
-        yield finding(Level.UNKNOWN, f"the other backend's IPv{family} rules: {_shortened(error)}")
+        yield Finding(Level.UNKNOWN, f"the other backend's IPv{family} rules: {quoted(str(error), _LONGEST)}")
         return
     if number := sum(copies.values()):
         other = Iptables(view.run, family, command.partition("-")[2], _WAIT)
         removals = [RemoveRule(rule, count) for rule, count in copies.items() if count]
         deletions = tuple(pasteable(*each) for action in removals for each in other.commands(action))
         found = f"our rules are in the other backend, too ({command}): {number}; they have an effect there as well"
-        yield finding(Level.WARNING, found, commands=deletions, facts={"copies": number})
+        yield Finding(Level.WARNING, found, commands=deletions, facts={"copies": number})
     if others:
         found = f"{command} has {counted(others, 'rule')} of other programs: the kernel applies both backends' rules"
-        yield finding(Level.NOTE, found, facts={"rules": others})
-
-
-def _shortened(error: Exception) -> str:
-    text = str(error)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+        yield Finding(Level.NOTE, found, facts={"rules": others})

@@ -19,8 +19,7 @@ _EXTENSIONS: Final = 0xA3
 _DNS_NAME: Final = 0x82
 _IP_ADDRESS: Final = 0x87
 
-#: 2.5.29.17, as it is encoded.
-_SUBJECT_ALT_NAME: Final = bytes((0x55, 0x1D, 0x11))
+_SUBJECT_ALT_NAME: Final = bytes((0x55, 0x1D, 0x11))  # 2.5.29.17, as it is encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, TypeAlias
 
-from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, rules, traffic
-from sidecar.doctor.findings import Finding, Level, finding, unknown
+from sidecar.doctor import addresses, backend, instances, listener, node, rules, traffic
+from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
 
@@ -15,7 +15,7 @@ Check: TypeAlias = Callable[[View], Iterator[Finding]]
 def settings(view: View) -> Iterator[Finding]:
     """Yield what is odd about the settings."""
     for warning in view.warnings:
-        yield finding(Level.WARNING, warning)
+        yield Finding(Level.WARNING, warning)
 
 
 #: Topic → check, in this order: a finding is easier to understand after those before it.
@@ -36,7 +36,7 @@ CHECKS: Final[dict[str, Check]] = {
     "listener": listener.listener,
     "connect": listener.connect,
     "tls": listener.tls,
-    "conntrack": conntrack.conntrack,
+    "conntrack": traffic.conntrack,
     "instances": instances.instances,
 }
 
@@ -52,4 +52,4 @@ def _guarded(check: Check, view: View) -> Iterator[Finding]:
     except SidecarError as error:
         yield unknown(error)
     except (OSError, ValueError) as error:
-        yield finding(Level.UNKNOWN, f"could not be checked: {error}")
+        yield Finding(Level.UNKNOWN, f"could not be checked: {error}")

@@ -17,22 +17,19 @@ class Level(enum.Enum):
 
     FAULT = "fault"
     WARNING = "warning"
-    UNKNOWN = "unknown"
-    """The check could not run; the finding says why."""
-    NOTE = "note"
-    """Worth knowing, no alarm."""
+    UNKNOWN = "unknown"  # the check could not run; the finding says why
+    NOTE = "note"  # worth knowing, no alarm
     OK = "ok"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fact: what was checked (`topic`), what was found there, and what to do about it.
+    """One fact: what was found, and what to do about it.
 
     `commands` do it, one after the other in a shell; `remedy` is what a person has to do, besides or instead.
     """
 
     level: Level
-    topic: str
     found: str
     remedy: str = ""
     commands: tuple[str, ...] = ()
@@ -40,24 +37,13 @@ class Finding:
     node_lacks: bool = False
     """Whether the node cannot do it as it is: a command, a privilege or kernel support is missing."""
 
-
-def finding(  # noqa: PLR0913 - as Finding has them
-    level: Level,
-    found: str,
-    remedy: str = "",
-    commands: tuple[str, ...] = (),
-    facts: Facts | None = None,
-    *,
-    node_lacks: bool = False,
-) -> Finding:
-    """Return what a check found; whoever runs the check adds the topic."""
-    return Finding(level, "", found, remedy, commands, facts or {}, node_lacks)
+    topic: str = ""  # the check that found it; whoever runs the check sets it
 
 
 def unknown(error: SidecarError, subject: str = "") -> Finding:
     """Return that something could not be found out, and why."""
     text = f"{subject}: {error}" if subject else str(error)
-    return finding(Level.UNKNOWN, text, facts=error.facts, node_lacks=isinstance(error, NodeError))
+    return Finding(Level.UNKNOWN, text, facts=error.facts, node_lacks=isinstance(error, NodeError))
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sidecar import PROGRAM
-from sidecar.doctor.findings import Finding, Level, finding
+from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.view import View
 from sidecar.node import claims, proc
 from sidecar.node.instances import Instance, running
 from sidecar.state.inventory import is_in_sync
 from sidecar.state.model import Address, Claim, Facts
 
-#: How many addresses, or instances, are named.
-_SHOWN: Final = 6
+_SHOWN: Final = 6  # how many addresses, or instances, are named
 
 
 def instances(view: View) -> Iterator[Finding]:
@@ -26,7 +25,7 @@ def instances(view: View) -> Iterator[Finding]:
     for each in found:
         if not any(address.ip in each.addresses for address in view.desired.addresses):
             text = f"{each} runs on this node for {each.value('ip-address') or 'addresses that cannot be seen'}"
-            yield finding(Level.NOTE, text, facts={"pid": each.process.pid})
+            yield Finding(Level.NOTE, text, facts={"pid": each.process.pid})
 
 
 def _compare(view: View, each: Instance, address: Address) -> Finding:
@@ -34,10 +33,10 @@ def _compare(view: View, each: Instance, address: Address) -> Finding:
     other = [f"--{name}={each.value(name)}" for name, text in here.items() if each.value(name) != text]
     facts: Facts = {**address.facts, "pid": each.process.pid}
     if not other:
-        return finding(Level.OK, f"{each} holds {address.ip}", facts=facts)
+        return Finding(Level.OK, f"{each} holds {address.ip}", facts=facts)
     requested = " ".join(f"--{name}={text}" for name, text in here.items())
     text = f"{each} holds {address.ip} with {' '.join(other)}; this check is for {requested}"
-    return finding(Level.WARNING, text, "give both the same flags, or stop one of them", facts=facts)
+    return Finding(Level.WARNING, text, "give both the same flags, or stop one of them", facts=facts)
 
 
 def _unheld(view: View, addresses: Sequence[Address], hidden: Sequence[Instance]) -> Iterator[Finding]:
@@ -48,22 +47,22 @@ def _unheld(view: View, addresses: Sequence[Address], hidden: Sequence[Instance]
     except FileNotFoundError:
         pass  # no instance has run here, or its directory is not mounted
     except OSError as error:
-        yield finding(Level.UNKNOWN, f"whether an instance claims the addresses: {error.strerror}")
+        yield Finding(Level.UNKNOWN, f"whether an instance claims the addresses: {error.strerror}")
         return
     if claimed:
         held = [address for address in addresses if address in claimed]
-        yield finding(Level.OK, f"an instance that cannot be seen from here holds {_list(held)}")
+        yield Finding(Level.OK, f"an instance that cannot be seen from here holds {_list(held)}")
     alone = [address for address in addresses if address not in claimed]
     if alone and not proc.sees_all_processes():
         reason = "only the processes of this container can be seen"
-        yield finding(Level.UNKNOWN, f"whether another instance holds {_list(alone)}: {reason}")
+        yield Finding(Level.UNKNOWN, f"whether another instance holds {_list(alone)}: {reason}")
     elif alone and hidden:
         names = " or ".join(map(str, hidden[:_SHOWN]))
-        yield finding(Level.UNKNOWN, f"whether {names} holds {_list(alone)}: only root can see its network")
+        yield Finding(Level.UNKNOWN, f"whether {names} holds {_list(alone)}: only root can see its network")
     elif alone:
         text = f"no instance is running for {_list(alone)}: nothing repairs what other programs remove"
         level = Level.NOTE if is_in_sync(view.desired, view.observed()) else Level.WARNING
-        yield finding(level, text, f"start {PROGRAM} as a service or a pod")
+        yield Finding(level, text, f"start {PROGRAM} as a service or a pod")
 
 
 def _list(addresses: Sequence[Address]) -> str:

@@ -8,24 +8,19 @@ from typing import Final
 
 from sidecar.doctor import probe
 from sidecar.doctor.certificate import Certificate
-from sidecar.doctor.findings import Finding, Level, finding
+from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.traffic import drops_replies_to_this_node
-from sidecar.doctor.view import NO_TIME, View, socket_name
+from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import SidecarError
 from sidecar.node import proc
 from sidecar.node.proc_formats import Listener
 from sidecar.node.programs import is_installed
 from sidecar.state.actions import AddRule, MoveToFront
-from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, Rule
+from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, Rule, socket_name
 
-#: Seconds for all connections together.
-PATIENCE: Final = 1.5
-
-#: How long before its end a certificate should have been renewed.
-SOON: Final = timedelta(days=3)
-
-#: How many names of a certificate, or addresses, are shown.
-_SHOWN: Final = 6
+PATIENCE: Final = 1.5  # seconds for all connections together
+SOON: Final = timedelta(days=3)  # how long before its end a certificate should have been renewed
+_SHOWN: Final = 6  # how many names of a certificate, or addresses, are shown
 
 #: The tables that iptables-nft makes, in the families ip and ip6; and families whose tables do not see our traffic.
 _OF_IPTABLES: Final = frozenset(("raw", "mangle", "nat", "filter", "security"))
@@ -47,7 +42,7 @@ def listener(view: View) -> Iterator[Finding]:
         if not all(each.inode in owners.by_inode for each in here):
             who.append("a process that cannot be seen from here (other user, or other container)")
         verb = "listens" if len(who) == 1 else "listen"
-        yield finding(Level.OK, f"{', '.join(who)} {verb} on {view.where(address)}")
+        yield Finding(Level.OK, f"{', '.join(who)} {verb} on {view.where(address)}")
 
 
 def _silence(view: View, address: Address, listeners: Sequence[Listener]) -> Finding:
@@ -59,7 +54,7 @@ def _silence(view: View, address: Address, listeners: Sequence[Listener]) -> Fin
     elif others := sorted(socket_name(each.ip, each.port) for each in listeners if each.port == view.port):
         text += f", only on {' and '.join(list(dict.fromkeys(others))[:_SHOWN])}"
         remedy = f"let the proxy listen on {address.ip}"
-    return finding(Level.FAULT, text, remedy, facts=address.facts)
+    return Finding(Level.FAULT, text, remedy, facts=address.facts)
 
 
 def _accepts(listener: Listener, address: Address) -> bool:
@@ -75,9 +70,9 @@ def connect(view: View) -> Iterator[Finding]:
     for address in view.listening:
         where = view.where(address)
         if not any(place.state is AddressState.USABLE and link.is_up for link, place in view.places(address)):
-            yield finding(Level.NOTE, f"not tried: {address.ip} cannot be used on this node as it is")
+            yield Finding(Level.NOTE, f"not tried: {address.ip} cannot be used on this node as it is")
         elif time.monotonic() > deadline:
-            yield finding(Level.UNKNOWN, f"{address.ip} was not tried {NO_TIME}")
+            yield Finding(Level.UNKNOWN, f"{address.ip} was not tried {NO_TIME}")
         else:
             answer = view.answers[address] = probe.connect(address.ip, view.port)
             facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6)}
@@ -86,7 +81,7 @@ def connect(view: View) -> Iterator[Finding]:
                 yield _no_connection(view, address, text, facts)
             else:
                 took = f"{answer.seconds * 1000:.1f} ms"
-                yield finding(Level.OK, f"{where} answers from this node in {took}", facts=facts)
+                yield Finding(Level.OK, f"{where} answers from this node in {took}", facts=facts)
 
 
 def _no_connection(view: View, address: Address, found: str, facts: Facts) -> Finding:
@@ -94,17 +89,17 @@ def _no_connection(view: View, address: Address, found: str, facts: Facts) -> Fi
     if met := _drops_replies(view, address):
         opening = AddRule(Rule(address.ip.version, "filter", "INPUT", ("-i", "lo", "-j", "ACCEPT")), insert=True)
         text = f"{found}; `{met}` drops the replies, which come in over lo"
-        return finding(Level.FAULT, text, "pods may not be affected", view.commands(opening), facts)
+        return Finding(Level.FAULT, text, "pods may not be affected", view.commands(opening), facts)
     for rule, hindrance in view.observed().hindrances.items():
         if rule.match[-1] == "ACCEPT" and address.cidr in rule.match and not hindrance.certain:
             move = view.commands(MoveToFront(rule, hindrance.line))
             remedy = "to keep our rule in front, change what sets up the other one"
-            return finding(Level.FAULT, f"{found}; perhaps because of `{hindrance.line}`", remedy, move, facts)
+            return Finding(Level.FAULT, f"{found}; perhaps because of `{hindrance.line}`", remedy, move, facts)
     if hidden := _hidden_tables(view):
         text = f"{found}; perhaps because of nft's {' or '.join(hidden[:_SHOWN])}, which iptables does not show"
-        return finding(Level.FAULT, text, f"see: nft list {hidden[0]}", facts=facts)
+        return Finding(Level.FAULT, text, f"see: nft list {hidden[0]}", facts=facts)
     remedy = "see the findings above on rules and routes; if there are none: is the proxy's queue full?"
-    return finding(Level.FAULT, found, remedy, facts=facts)
+    return Finding(Level.FAULT, found, remedy, facts=facts)
 
 
 def _drops_replies(view: View, address: Address) -> str:
@@ -138,7 +133,7 @@ def tls(view: View) -> Iterator[Finding]:
             found = f"{where} does not speak TLS, as an API server would: {answer.tls_failure}"
             remedy = "see the proxy's log: does it reach the API server, and is this its right port?"
             facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6)}
-            yield finding(Level.WARNING, found, remedy, facts=facts)
+            yield Finding(Level.WARNING, found, remedy, facts=facts)
             continue
         certificate = answer.certificate
         names, until = certificate.names, f"{certificate.not_after:%Y-%m-%d %H:%M} UTC"
@@ -147,21 +142,21 @@ def tls(view: View) -> Iterator[Finding]:
         shown = ", ".join(names[:_SHOWN]) or "nothing"
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         found = f"certificate for {shown}{more}, until {until}; its trust was not verified"
-        yield finding(Level.OK, found, facts=facts)
+        yield Finding(Level.OK, found, facts=facts)
         if not any(_is_ip(name, address) for name in names):
             found = f"the certificate is not for {address.ip}: clients have to use one of its names"
-            yield finding(Level.NOTE, found, facts=facts)
+            yield Finding(Level.NOTE, found, facts=facts)
 
 
 def _validity(certificate: Certificate, which: str, until: str, facts: Facts) -> Iterator[Finding]:
     now = datetime.now(UTC)
     if certificate.not_after <= now:
-        yield finding(Level.FAULT, f"{which} has expired: {until}", "renew it", facts=facts)
+        yield Finding(Level.FAULT, f"{which} has expired: {until}", "renew it", facts=facts)
     elif certificate.not_before > now:
         found = f"{which} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC"
-        yield finding(Level.FAULT, found, "set the clock of this node, or renew the certificate", facts=facts)
+        yield Finding(Level.FAULT, found, "set the clock of this node, or renew the certificate", facts=facts)
     elif certificate.not_after - now < SOON:
-        yield finding(Level.WARNING, f"{which} expires soon: {until}", "renew it", facts=facts)
+        yield Finding(Level.WARNING, f"{which} expires soon: {until}", "renew it", facts=facts)
 
 
 def _is_ip(name: str, address: Address) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 
 from sidecar import PROGRAM, __version__
 from sidecar.doctor import kernel
-from sidecar.doctor.findings import Finding, Level, finding, unknown
+from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.kernel import Feature
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
@@ -18,15 +18,14 @@ from sidecar.node.programs import missing_command, path_of
 from sidecar.state.inventory import State, of_interface
 from sidecar.state.model import Facts, Family
 
-#: Seconds between the two checks of the lock: most processes hold it for a moment only.
-PAUSE: Final = 0.5
+PAUSE: Final = 0.5  # seconds between the two checks of the lock: most processes hold it for a moment only
 
 
 def program(_: View) -> Iterator[Finding]:
     """Yield what runs here, and on what."""
     version, release = platform.python_version(), platform.release()
     found = f"{PROGRAM} {__version__}, Python {version}, kernel {release} ({platform.machine()})"
-    yield finding(Level.OK, found, facts={"version": __version__, "python": version, "kernel": release})
+    yield Finding(Level.OK, found, facts={"version": __version__, "python": version, "kernel": release})
 
 
 def privileges(view: View) -> Iterator[Finding]:
@@ -40,9 +39,9 @@ def privileges(view: View) -> Iterator[Finding]:
     lacking = capabilities.missing(*steps)
     for name in lacking:
         remedy = f"run as root (uid 0, here {uid}), or add {name.removeprefix('CAP_')} to the container's capabilities"
-        yield finding(Level.FAULT, f"{name} is missing: {steps[name]} need it", remedy, node_lacks=True)
+        yield Finding(Level.FAULT, f"{name} is missing: {steps[name]} need it", remedy, node_lacks=True)
     if held := [name for name in steps if name not in lacking]:
-        yield finding(Level.OK, f"uid {uid}, {' and '.join(held)}", facts={"uid": uid})
+        yield Finding(Level.OK, f"uid {uid}, {' and '.join(held)}", facts={"uid": uid})
 
 
 def commands(view: View) -> Iterator[Finding]:
@@ -54,16 +53,16 @@ def commands(view: View) -> Iterator[Finding]:
     for name, is_needed in needed.items():
         if name not in paths and is_needed:
             found, _, remedy = str(missing_command(name)).partition(": ")
-            yield finding(Level.FAULT, found, remedy, node_lacks=True)
+            yield Finding(Level.FAULT, found, remedy, node_lacks=True)
         elif name not in paths:
-            yield finding(Level.NOTE, f"{name} is not installed, so the rules of other programs cannot be checked")
+            yield Finding(Level.NOTE, f"{name} is not installed, so the rules of other programs cannot be checked")
     if iproute.COMMAND in paths:
         try:
             paths[iproute.COMMAND] += _release_of_ip(view)
         except SidecarError as error:
             yield unknown(error)
     if paths:
-        yield finding(Level.OK, ", ".join(paths.values()))
+        yield Finding(Level.OK, ", ".join(paths.values()))
 
 
 def _release_of_ip(view: View) -> str:
@@ -78,14 +77,14 @@ def lock(view: View) -> Iterator[Finding]:
     if not path.exists():
         if is_needed and not os.access(path.parent, os.W_OK):
             found, remedy = f"{path} does not exist and cannot be created", "mount the node's (type FileOrCreate)"
-            yield finding(Level.FAULT, found, remedy, node_lacks=True)
+            yield Finding(Level.FAULT, found, remedy, node_lacks=True)
         else:
-            yield finding(Level.OK, f"{path} does not exist; iptables-legacy creates it")
+            yield Finding(Level.OK, f"{path} does not exist; iptables-legacy creates it")
         return
     if problem := xtables_lock.problem():
         found, _, remedy = problem.partition(": ")
         level = Level.FAULT if is_needed else Level.WARNING if path.is_dir() else Level.NOTE
-        yield finding(level, found, remedy, node_lacks=is_needed)
+        yield Finding(level, found, remedy, node_lacks=is_needed)
         return
     holders = proc.holders(path)
     if holders:
@@ -93,13 +92,13 @@ def lock(view: View) -> Iterator[Finding]:
         again = proc.holders(path)
         holders = [each for each in holders if each in again]
     if not holders:
-        yield finding(Level.OK, f"{path} is a file that nobody holds")
+        yield Finding(Level.OK, f"{path} is a file that nobody holds")
     for holder in holders:
         who = str(holder) if holder else "a process that cannot be seen from here"
         remedy = f"if it does not release the lock, end it: kill {holder.pid}" if holder else ""
         level = Level.WARNING if is_needed else Level.NOTE
         facts: Facts = {"pid": holder.pid} if holder else {}
-        yield finding(level, f"{path} is held by {who}; iptables commands are waiting for it", remedy, facts=facts)
+        yield Finding(level, f"{path} is held by {who}; iptables commands are waiting for it", remedy, facts=facts)
 
 
 def kernel_support(view: View) -> Iterator[Finding]:
@@ -115,14 +114,14 @@ def kernel_support(view: View) -> Iterator[Finding]:
                 there.append(name)
             case False:
                 remedy = f"modprobe {feature.module}, or use a kernel with {feature.option}"
-                yield finding(Level.FAULT, f"does not have {name}", remedy, node_lacks=True)
+                yield Finding(Level.FAULT, f"does not have {name}", remedy, node_lacks=True)
             case None:
                 reason = "neither the kernel's configuration nor its modules can be read here"
-                yield finding(Level.UNKNOWN, f"whether it has {name} ({feature.module}): {reason}")
+                yield Finding(Level.UNKNOWN, f"whether it has {name} ({feature.module}): {reason}")
     if there:
-        yield finding(Level.OK, f"has {', '.join(there)}")
+        yield Finding(Level.OK, f"has {', '.join(there)}")
     elif not needed:
-        yield finding(Level.OK, "nothing is needed of it: there are no rules to add, and the interface exists")
+        yield Finding(Level.OK, "nothing is needed of it: there are no rules to add, and the interface exists")
 
 
 def _has_notrack(view: View, family: Family) -> bool:

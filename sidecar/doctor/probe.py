@@ -11,8 +11,7 @@ from sidecar.doctor import certificate
 from sidecar.doctor.certificate import Certificate
 from sidecar.state.model import IPAddress
 
-#: Seconds for a connection, and for a TLS handshake.
-TIMEOUT: Final = 1.0
+TIMEOUT: Final = 1.0  # seconds for a connection, and for a TLS handshake
 
 #: The name that pods know the API server by: a proxy that goes by SNI needs one.
 _SERVER_NAME: Final = "kubernetes.default.svc"
@@ -23,12 +22,9 @@ class Answer:
     """What a connection has brought."""
 
     seconds: float
-    failure: str = ""
-    """Why there is no connection; empty if there is one."""
-
+    failure: str = ""  # why there is no connection; empty if there is one
     certificate: Certificate | None = None
-    tls_failure: str = ""
-    """Why there is no certificate."""
+    tls_failure: str = ""  # why there is no certificate
 
 
 def connect(ip: IPAddress, port: int) -> Answer:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from sidecar.doctor.findings import Finding, Level, counted, finding, unknown
+from sidecar.doctor.findings import Finding, Level, counted, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
 from sidecar.node import claims
@@ -16,7 +16,7 @@ from sidecar.state.model import Facts, Family, Rule, RuleSet
 def rules(view: View) -> Iterator[Finding]:
     """Yield which of our rules are there, how often, and which have no effect in their place."""
     if not view.desired.rules:
-        yield finding(Level.OK, "none are needed: --setup-iptables is not set")
+        yield Finding(Level.OK, "none are needed: --setup-iptables is not set")
         return
     for family, backend in view.backends.items():
         try:
@@ -24,7 +24,7 @@ def rules(view: View) -> Iterator[Finding]:
         except SidecarError as error:
             yield unknown(error, f"the IPv{family} rules could not be listed")
             continue
-        yield from (finding(Level.UNKNOWN, str(error)) for error in seen.errors)
+        yield from (Finding(Level.UNKNOWN, str(error)) for error in seen.errors)
         desired = [rule for rule in view.desired.rules if rule.family == family]
         good = 0
         for rule in desired:
@@ -37,7 +37,7 @@ def rules(view: View) -> Iterator[Finding]:
             yield unknown(error, f"whether IPv{family} rules for another port are left")
         if good:
             text = f"{good} of {len(desired)} IPv{family} rules are as they should be"
-            yield finding(Level.OK, text, facts={"rules": good, "backend": backend.command})
+            yield Finding(Level.OK, text, facts={"rules": good, "backend": backend.command})
 
 
 def _faults(view: View, rule: Rule) -> Iterator[Finding]:
@@ -46,10 +46,10 @@ def _faults(view: View, rule: Rule) -> Iterator[Finding]:
     facts: Facts = {**item.facts, "copies": view.observed().copies.get(rule, 0)}
     if item.state is State.MISSING:
         addition = view.commands(AddRule(rule, view.desired.insert))
-        yield finding(Level.FAULT, f"missing: {rule}", commands=addition, facts=facts)
+        yield Finding(Level.FAULT, f"missing: {rule}", commands=addition, facts=facts)
     elif item.state is State.COPIES:
         removal = view.commands(RemoveSurplus(rule, int(facts["copies"]) - 1))
-        yield finding(Level.WARNING, f"{item.detail}: {rule}", commands=removal, facts=facts)
+        yield Finding(Level.WARNING, f"{item.detail}: {rule}", commands=removal, facts=facts)
     hindrance = view.observed().hindrances.get(rule)
     if not hindrance:
         return
@@ -57,9 +57,9 @@ def _faults(view: View, rule: Rule) -> Iterator[Finding]:
     if hindrance.certain:
         level = Level.FAULT if rule.match[-1] == "ACCEPT" else Level.WARNING
         remedy = "" if view.desired.insert else "to keep it there, run with --rule-position=insert"
-        yield finding(level, found, remedy, view.commands(MoveToFront(rule, hindrance.line)), facts)
+        yield Finding(level, found, remedy, view.commands(MoveToFront(rule, hindrance.line)), facts)
     else:
-        yield finding(Level.NOTE, found, facts=facts)
+        yield Finding(Level.NOTE, found, facts=facts)
 
 
 def _left_over(view: View, family: Family) -> Iterator[Finding]:
@@ -78,7 +78,7 @@ def _left_over(view: View, family: Family) -> Iterator[Finding]:
                 rules = counted(len(removals), "rule is", "rules are")
                 text = f"{rules} left for {address.ip} and port {port}, perhaps from an earlier --port"
                 facts: Facts = {**address.facts, "port": port}
-                yield finding(Level.WARNING, text, commands=view.commands(*removals), facts=facts)
+                yield Finding(Level.WARNING, text, commands=view.commands(*removals), facts=facts)
 
 
 def _lines(view: View, family: Family, table: str, chain: str) -> tuple[str, ...]:

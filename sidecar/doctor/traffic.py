@@ -1,4 +1,4 @@
-"""Checks of what other programs do to the traffic: nat, IPVS, chains that drop it."""
+"""Checks of what happens to the traffic: nat, IPVS, chains that drop it, connections that are tracked."""
 
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -6,14 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from sidecar.doctor.findings import Finding, Level, finding, unknown
+from sidecar.doctor.findings import Finding, Level, counted, unknown
 from sidecar.doctor.view import NO_TIME, View
-from sidecar.errors import SidecarError
-from sidecar.firewall.conditions import LOOPBACK, Traffic
+from sidecar.errors import CommandError, SidecarError
+from sidecar.firewall.conditions import Traffic
 from sidecar.firewall.walk import BLOCKING, Met, way
-from sidecar.node import proc_formats
+from sidecar.node import proc, proc_formats
+from sidecar.node.programs import is_installed
 from sidecar.state.actions import AddRule, MoveToFront, RemoveRule
-from sidecar.state.model import Address, Facts, Family, Rule
+from sidecar.state.model import LOOPBACK, Address, Facts, Family, Rule
 
 _REDIRECTING: Final = frozenset(("DNAT", "REDIRECT", "NETMAP"))
 
@@ -32,6 +33,8 @@ _POLICY_CHAINS: Final = {"cali-": "Calico", "KUBE-ROUTER-": "kube-router", "KUBE
 _OWNED: Final = {"KUBE-": "a Service", "DOCKER": "a container", "CNI-": "a pod's hostPort", "cali-": "Calico"}
 
 _VIRTUAL_SERVERS: Final = Path("/proc/net/ip_vs")
+_CONNECTIONS: Final = Path("/proc/net/nf_conntrack")
+_COUNT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
 def taken(view: View) -> Iterator[Finding]:
@@ -43,7 +46,7 @@ def taken(view: View) -> Iterator[Finding]:
     for address in by_ipvs:
         found = f"IPVS takes traffic to {view.where(address)}: it is the address of a Service (kube-proxy in mode ipvs)"
         remedy = "choose an address that no Service uses; see: ipvsadm -Ln"
-        yield finding(Level.FAULT, found, remedy, facts=address.facts)
+        yield Finding(Level.FAULT, found, remedy, facts=address.facts)
     yield from _for_each_address(view, partial(_redirections, by_ipvs=by_ipvs))
 
 
@@ -59,10 +62,10 @@ def _for_each_address(view: View, check: Callable[[View, Address], Iterator[Find
         subject = f"what other programs' rules do to {address.ip}"
         if number and view.is_late():
             left = f"{address.ip}" + (f" and {len(addresses) - number - 1} more" if number + 1 < len(addresses) else "")
-            yield finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
+            yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
             return
         if not view.has_seen(address.ip.version):
-            yield finding(Level.UNKNOWN, f"{subject}: the rules could not be listed, see above")
+            yield Finding(Level.UNKNOWN, f"{subject}: the rules could not be listed, see above")
             continue
         try:
             yield from check(view, address)
@@ -82,9 +85,9 @@ def _redirections(view: View, address: Address, *, by_ipvs: Collection[Address])
             reported.add(met.line)
             yield _redirection(view, address, met, certain=bool(certain))
     if left_out:
-        yield finding(Level.UNKNOWN, f"whether nat rules take traffic to {address.ip}: {left_out}")
+        yield Finding(Level.UNKNOWN, f"whether nat rules take traffic to {address.ip}: {left_out}")
     elif not reported and address not in by_ipvs:
-        yield finding(Level.OK, f"neither nat rules nor IPVS take traffic to {view.where(address)}")
+        yield Finding(Level.OK, f"neither nat rules nor IPVS take traffic to {view.where(address)}")
 
 
 def _redirection(view: View, address: Address, met: Met, *, certain: bool) -> Finding:
@@ -94,14 +97,14 @@ def _redirection(view: View, address: Address, met: Met, *, certain: bool) -> Fi
         found = (
             f"`{met.line}` in nat would take traffic to {where}, but for our NOTRACK rules: untracked traffic is not"
         )
-        return finding(Level.NOTE, f"{found} rewritten")
+        return Finding(Level.NOTE, f"{found} rewritten")
     level, verb = (Level.FAULT, "takes") if certain else (Level.WARNING, "may take")
     found = f"`{met.line}` in nat {verb} traffic to {where}"
     remedy = "" if view.desired.rules else "or run with --setup-iptables instead: untracked traffic is not rewritten"
     if owner := next((name for prefix, name in _OWNED.items() if met.chain.startswith(prefix)), None):
         remedy = f"choose an address and port that {owner} does not use; {remedy}".removesuffix("; ")
-        return finding(level, found, remedy, facts=facts)
-    return finding(level, found, remedy, _removal(view, address.ip.version, "nat", met), facts)
+        return Finding(level, found, remedy, facts=facts)
+    return Finding(level, found, remedy, _removal(view, address.ip.version, "nat", met), facts)
 
 
 def _drops(view: View, address: Address) -> Iterator[Finding]:
@@ -128,15 +131,15 @@ def _drops(view: View, address: Address) -> Iterator[Finding]:
         lines = [line for lines in listings.values() for line in lines]
         engines |= {name for prefix, name in _POLICY_CHAINS.items() if any(f" {prefix}" in line for line in lines)}
     for left_out in unread:
-        yield finding(Level.UNKNOWN, f"whether other chains drop traffic of {address.ip}: {left_out}")
+        yield Finding(Level.UNKNOWN, f"whether other chains drop traffic of {address.ip}: {left_out}")
     if engines and untracked:
         found = (
             f"{' and '.join(sorted(engines))} has policy chains: to rules that rely on connection tracking, replies "
             f"from {address.ip} do not look like replies, as they are untracked"
         )
-        yield finding(Level.NOTE, found, "allow them by address and port")
+        yield Finding(Level.NOTE, found, "allow them by address and port")
     elif not is_dropped and not unread:
-        yield finding(Level.OK, f"no rule was found that drops traffic to or from {address.ip}")
+        yield Finding(Level.OK, f"no rule was found that drops traffic to or from {address.ip}")
 
 
 def _our_rule(view: View, address: Address, table: str, chain: str) -> Rule | None:
@@ -156,15 +159,15 @@ def _drop_before(view: View, ours: Rule, met: Met, found: str) -> Finding:
     action = MoveToFront(ours, met.line) if is_there else AddRule(ours, insert=True)
     remedy = "or allow the address and port there, if the program that set it puts its rules in front again"
     text = f"{found}, before our rule in {ours.chain} lets it pass"
-    return finding(Level.FAULT, text, remedy, view.commands(action), {"rule": met.line})
+    return Finding(Level.FAULT, text, remedy, view.commands(action), {"rule": met.line})
 
 
 def _drop(view: View, address: Address, table: str, met: Met, found: str) -> Finding:
     facts: Facts = {"rule": met.line}
     if table == "filter":
-        return finding(Level.FAULT, found, "let it pass: --setup-iptables --rule-position=insert", facts=facts)
+        return Finding(Level.FAULT, found, "let it pass: --setup-iptables --rule-position=insert", facts=facts)
     remedy = "the program that set it may set it again: allow the address and port there"
-    return finding(Level.FAULT, found, remedy, _removal(view, address.ip.version, table, met), facts)
+    return Finding(Level.FAULT, found, remedy, _removal(view, address.ip.version, table, met), facts)
 
 
 def drops_replies_to_this_node(view: View, address: Address) -> Met | None:
@@ -181,3 +184,43 @@ def _removal(view: View, family: Family, table: str, met: Met) -> tuple[str, ...
     if verb == "-P":
         return (f"{view.backends[family].command} -t {table} -P {chain} ACCEPT",)
     return view.commands(RemoveRule(Rule(family, table, chain, tuple(words)), 1))
+
+
+def conntrack(view: View) -> Iterator[Finding]:
+    """Yield whether connections to each address are in the kernel's table of tracked connections."""
+    try:
+        lines, complete = _connections(view)
+    except (OSError, CommandError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        yield Finding(Level.UNKNOWN, f"the tracked connections could not be listed: {reason}")
+        return
+    for address in view.desired.addresses:
+        number = proc_formats.tracked(lines, address.ip, view.port)
+        where = view.where(address)
+        connections = counted(number, f"connection to {where} is", f"connections to {where} are")
+        facts = {**address.facts, "connections": number}
+        if number and view.desired.rules:
+            deletion = f"conntrack -D -p tcp -d {address.ip} --dport {view.port}"
+            found = f"{connections} tracked, though our rules should prevent that"
+            yield Finding(Level.WARNING, found, commands=(deletion,), facts=facts)
+        elif number:
+            yield Finding(Level.NOTE, f"{connections} tracked, as expected without --setup-iptables", facts=facts)
+        elif complete:
+            yield Finding(Level.OK, f"no connection to {where} is tracked")
+    if not complete:
+        yield Finding(Level.UNKNOWN, f"only the first {len(lines)} tracked connections were checked, {NO_TIME}")
+
+
+def _connections(view: View) -> tuple[list[str], bool]:
+    """Return a line for each tracked connection, and whether these are all."""
+    if _CONNECTIONS.exists():
+        return proc.lines(_CONNECTIONS)
+    if is_installed("conntrack"):
+        argv = ("conntrack", "-L", "-p", "tcp")
+        result = view.run(*argv)
+        if result.exit:
+            raise CommandError(argv, "", f"exited with {result.exit}", result.stderr)
+        return result.stdout.splitlines(), True
+    if not _COUNT.exists():
+        return [], True  # the kernel tracks nothing at all
+    raise OSError(0, f"there is no {_CONNECTIONS}, and no program conntrack: apt-get install conntrack")

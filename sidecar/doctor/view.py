@@ -16,16 +16,13 @@ from sidecar.node.command import Command, Run
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables import Seen
 from sidecar.state.actions import Action, RuleAction
-from sidecar.state.model import IPV6, Address, Desired, Family, IPAddress, Link, LinkAddress, Observed
+from sidecar.state.model import Address, Desired, Family, Link, LinkAddress, Observed, socket_name
 
 #: How many chains of other programs are read for one address; a node can have tens of thousands.
 MOST_CHAINS: Final = 200
 
-#: Seconds after which no more chains of other programs are read, for whichever address.
-PATIENCE: Final = 0.8
-
-#: Why something was left out.
-NO_TIME: Final = "for lack of time"
+PATIENCE: Final = 0.8  # seconds after which no more chains of other programs are read, for whichever address
+NO_TIME: Final = "for lack of time"  # why something was left out
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
@@ -57,8 +54,7 @@ class View:
         self.backends = backends
         self.requested_backend = requested_backend
         self.warnings = warnings
-        self.listening: list[Address] = []
-        """The addresses on which something listens; the check of that fills it in."""
+        self.listening: list[Address] = []  # the addresses on which something listens; the check of that fills it in
         self.answers = dict[Address, Answer]()
         """What a connection to an address has brought; the check of that fills it in."""
         self._links: dict[str, tuple[Link, ...] | SidecarError] = {}
@@ -173,11 +169,6 @@ class View:
                 listed = {}
             known |= {chain: listed.get((table, chain)) for chain in new}
         return {chain: lines for chain in chains if (lines := known[chain]) is not None}
-
-
-def socket_name(ip: IPAddress, port: int) -> str:
-    """Return an address with a port, as one would type it."""
-    return f"[{ip}]:{port}" if ip.version == IPV6 else f"{ip}:{port}"
 
 
 def _once(results: dict[_Key, _Value | SidecarError], key: _Key, observe: Callable[[], _Value]) -> _Value:

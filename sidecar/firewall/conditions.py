@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Final, Self, TypeAlias
 
-from sidecar.state.model import Rule
+from sidecar.state.model import LOOPBACK, Rule
 
-LOOPBACK: Final = "lo"
-
-#: Any interface but lo.
-NOT_LOOPBACK: Final = f"! {LOOPBACK}"
+NOT_LOOPBACK: Final = f"! {LOOPBACK}"  # any interface but lo
 
 #: Stands for the port of a client: the first of net.ipv4.ip_local_port_range, as the kernel sets it.
 _CLIENT_PORT: Final = "32768"
@@ -43,14 +40,10 @@ class Matches(enum.Enum):
 class Traffic:
     """TCP packets to an address and port, or from them."""
 
-    address: str
-    """As /32 or /128."""
-
+    address: str  # as /32 or /128
     port: int
     inward: bool
-    untracked: bool
-    """Whether a NOTRACK rule has exempted it from connection tracking."""
-
+    untracked: bool  # whether a NOTRACK rule has exempted it from connection tracking
     interface: str = NOT_LOOPBACK
     """LOOPBACK: from this node to itself, so both from and to the address; empty: any interface."""
 

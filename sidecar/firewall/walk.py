@@ -28,11 +28,8 @@ ENDING: Final = BLOCKING | frozenset(
     | {"TARPIT"}
 )
 
-#: How deep chains may call each other. Beyond that, nothing is known.
-_DEEPEST: Final = 64
-
-#: Rules that are judged on one way; what comes after is not known.
-MOST_RULES: Final = 20_000
+_DEEPEST: Final = 64  # how deep chains may call each other. Beyond that, nothing is known
+MOST_RULES: Final = 20_000  # rules that are judged on one way; what comes after is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,8 @@ class Met:
     chain: str
     line: str
     target: str
-    certain: bool
-    """Whether all of the traffic comes to its target."""
-
-    matches_all: bool = True
-    """Whether it matches all that comes to it."""
+    certain: bool  # whether all of the traffic comes to its target
+    matches_all: bool = True  # whether it matches all that comes to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +123,8 @@ class _Walk:
         self._quick = Quick(self._options)
         self._passing = passing
         self._left = most
-        self.skips_uncertain = False
-        """Whether to pass over rules that cannot match all of the traffic."""
-        self.ends = False
-        """Whether the way ends for all of the traffic; known once it has been followed."""
+        self.skips_uncertain = False  # whether to pass over rules that cannot match all of the traffic
+        self.ends = False  # whether the way ends for all of the traffic; known once it has been followed
 
     def follow(self, start: str) -> Iterator[Met]:
         """Yield the rules that end the way, or may, in order."""

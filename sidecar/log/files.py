@@ -19,8 +19,7 @@ from sidecar.settings.klog import Severity
 
 MEGABYTE: Final = 1024 * 1024
 
-#: Bytes; at this size a new file in --log_dir is started (klog_file.go, `MaxSize`).
-LARGEST: Final = 1800 * MEGABYTE
+LARGEST: Final = 1800 * MEGABYTE  # bytes; at this size a new file in --log_dir is started (klog_file.go, `MaxSize`)
 
 #: O_NONBLOCK: a pipe that nobody reads must not block the program. O_NOCTTY: no terminal may take control of it.
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

@@ -7,11 +7,6 @@ from typing import Final
 
 INFO: Final = 20
 
-#: Each pass, in one line.
-PASS: Final = INFO - 2
-
-#: Each command, with its exit status and time.
-COMMAND: Final = INFO - 4
-
-#: The output of each command.
-OUTPUT: Final = INFO - 6
+PASS: Final = INFO - 2  # each pass, in one line
+COMMAND: Final = INFO - 4  # each command, with its exit status and time
+OUTPUT: Final = INFO - 6  # the output of each command

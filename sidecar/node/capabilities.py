@@ -8,8 +8,7 @@ from typing import Final
 #: Bits of the capability sets in /proc/PID/status (linux/capability.h).
 _BITS: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 
-#: The ioctl that returns the user namespace that owns a namespace (man 2 ioctl_ns).
-_NS_GET_USERNS: Final = 0xB701
+_NS_GET_USERNS: Final = 0xB701  # the ioctl that returns the user namespace that owns a namespace (man 2 ioctl_ns)
 
 
 def missing(*capabilities: str) -> tuple[str, ...]:

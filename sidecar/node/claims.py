@@ -27,8 +27,7 @@ DIRECTORY: Final = Path("/run/apiserver-proxy-sidecar")
 PATIENCE: Final = 60.0
 PAUSE: Final = 0.02
 
-#: struct flock of 64-bit Linux: type, whence, start, length, process id.
-_FLOCK: Final = struct.Struct("hhqqi4x")
+_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, process id
 
 
 class Claims:

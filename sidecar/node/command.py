@@ -34,17 +34,10 @@ from sidecar.errors import (
 from sidecar.log import levels
 from sidecar.node.programs import environment, find
 
-#: Seconds that a running command is given when the program is asked to stop. They usually need 0.01.
-GRACE: Final = 1.0
-
-#: Seconds between two looks at a command on a kernel that cannot tell of its end.
-WITHOUT_PIDFD: Final = 0.01
-
-#: Seconds that a command is given before a deadline, if as much is left at all.
-SHORTEST: Final = 0.5
-
-#: No exit status is an exception to sh: what each means, only the caller knows.
-_ANY_STATUS: Final = tuple(range(256))
+GRACE: Final = 1.0  # seconds that a running command is given when the program is asked to stop. They usually need 0.01
+WITHOUT_PIDFD: Final = 0.01  # seconds between two looks at a command on a kernel that cannot tell of its end
+SHORTEST: Final = 0.5  # seconds that a command is given before a deadline, if as much is left at all
+_ANY_STATUS: Final = tuple(range(256))  # no exit status is an exception to sh: what each means, only the caller knows
 
 
 @dataclass(frozen=True, slots=True)

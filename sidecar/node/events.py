@@ -27,8 +27,7 @@ _NFTABLES: Final = 7
 _BUFFER: Final = 2 * 1024 * 1024
 _MESSAGE: Final = 65536
 
-#: Seconds between two checks of the size of legacy's tables.
-PROBE_INTERVAL: Final = 1.0
+PROBE_INTERVAL: Final = 1.0  # seconds between two checks of the size of legacy's tables
 
 
 class Events:

@@ -24,14 +24,12 @@ from sidecar.settings.values import BOOLEANS
 from sidecar.state.model import Address, Claim, IPAddress, RuleSet
 from sidecar.text import visible
 
-#: The first arguments if this program is run as a module.
-_AS_A_MODULE: Final = ["-m", "sidecar"]
+_AS_A_MODULE: Final = ["-m", "sidecar"]  # the first arguments if this program is run as a module
 
 #: Options of the interpreter that take the next word as their value (man python3).
 _WITH_A_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
 
-#: The console script, and the single file that scripts/build-pyz builds.
-_SCRIPTS: Final = (PROGRAM, f"{PROGRAM}.pyz")
+_SCRIPTS: Final = (PROGRAM, f"{PROGRAM}.pyz")  # the console script, and the single file that scripts/build-pyz builds
 
 
 @dataclass(frozen=True, slots=True)

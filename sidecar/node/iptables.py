@@ -32,12 +32,9 @@ MOST_AT_ONCE: Final = 100
 class Seen:
     """What a look at rules found."""
 
-    copies: dict[Rule, int]
-    """How many copies of each rule there are; one that is not in here could not be looked for."""
-
+    copies: dict[Rule, int]  # how many copies of each rule there are; one that is not in here could not be looked for
     hindrances: dict[Rule, Hindrance] = field(default_factory=dict)
-    errors: tuple[SidecarError, ...] = ()
-    """Why some could not be looked for."""
+    errors: tuple[SidecarError, ...] = ()  # why some could not be looked for
 
 
 class Iptables(IptablesProgram):

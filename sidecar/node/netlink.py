@@ -9,8 +9,7 @@ from sidecar.state.model import Desired
 
 #: struct nlmsghdr (linux/netlink.h): length, type, flags, sequence, port. The payload is aligned to 4 bytes.
 _HEADER: Final = struct.Struct("=IHHII")
-#: struct nlattr: length, type.
-_ATTRIBUTE: Final = struct.Struct("=HH")
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 
 # linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h
 _NEWLINK: Final = 16

@@ -17,8 +17,7 @@ from sidecar.node.proc_formats import Listener
 #: The inode of the node's own pid namespace (linux/proc_ns.h, PROC_PID_INIT_INO).
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 
-#: Seconds spent at most on searching the files of other processes, or on reading a large file.
-PATIENCE: Final = 0.5
+PATIENCE: Final = 0.5  # seconds spent at most on searching the files of other processes, or on reading a large file
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from sidecar.state.model import IPV6, IPAddress
 
-#: TCP_LISTEN, as /proc/net/tcp prints it (include/net/tcp_states.h).
-_LISTEN: Final = "0A"
+_LISTEN: Final = "0A"  # TCP_LISTEN, as /proc/net/tcp prints it (include/net/tcp_states.h)
 
 #: `1: FLOCK  ADVISORY  WRITE 27300 00:27:2 0 EOF`; with `->`, it waits for the lock with that number (fs/locks.c).
 _LOCK: Final = re.compile(r"\d+: (?P<waits>-> ?)?.*? (?P<pid>-?\d+) (?P<major>\w+):(?P<minor>\w+):(?P<inode>\d+) ")
@@ -27,9 +26,7 @@ _OVER: Final = frozenset(("TIME_WAIT", "CLOSE", "LAST_ACK"))
 class Lock:
     """One line of /proc/locks."""
 
-    pid: int
-    """0 or -1: a process that cannot be seen from here, or no process at all."""
-
+    pid: int  # 0 or -1: a process that cannot be seen from here, or no process at all
     device: tuple[int, int]
     inode: int
 

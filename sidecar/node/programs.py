@@ -13,8 +13,7 @@ _SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: Variables that iptables itself reads (man iptables): commands get them as this process has them.
 _OF_IPTABLES: Final = ("XTABLES_LOCKFILE", "XTABLES_LIBDIR")
 
-#: What `apt-get install` calls the package that holds a command.
-_PACKAGES: Final = {"ip": "iproute2"}
+_PACKAGES: Final = {"ip": "iproute2"}  # what `apt-get install` calls the package that holds a command
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:

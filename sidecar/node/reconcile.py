@@ -20,8 +20,7 @@ from sidecar.state.plan import notices, obstacles, plan, teardown
 #: How often one pass acts before it gives up. The repeats are for changes that others make at the same moment.
 ROUNDS: Final = 3
 
-#: Seconds between two rounds of a cleanup that has to wait, for example for the xtables lock.
-PAUSE: Final = 0.2
+PAUSE: Final = 0.2  # seconds between two rounds of a cleanup that has to wait, for example for the xtables lock
 
 
 class Rules(Protocol):

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-#: iptables/xshared.c, XT_LOCK_NAME.
-DEFAULT: Final = Path("/run/xtables.lock")
+DEFAULT: Final = Path("/run/xtables.lock")  # iptables/xshared.c, XT_LOCK_NAME
 
 
 def path(variables: Mapping[str, str] = os.environ) -> Path:

@@ -32,8 +32,7 @@ class Severity(enum.IntEnum):
 class Vmodule:
     """The value of --vmodule: verbosity by source file."""
 
-    levels: tuple[tuple[str, int], ...] = ()
-    """Pairs of a pattern, for a file's name without its suffix, and a level."""
+    levels: tuple[tuple[str, int], ...] = ()  # pairs of a pattern, for a file's name without its suffix, and a level
 
     def level(self, file: str) -> int:
         """Return the level for a source file's name, like `daemon.py`: the first matching pattern counts (`setV`)."""
@@ -63,14 +62,10 @@ class Entry:
     verbosity: int
     time: datetime
     pid: int
-    path: str
-    """The source file that logs it."""
-
+    path: str  # the source file that logs it
     line: int
     message: str
-    facts: Mapping[str, object] = field(default_factory=dict)
-    """The content of the message as values, for JSON."""
-
+    facts: Mapping[str, object] = field(default_factory=dict)  # the content of the message as values, for JSON
     stack: str = ""
 
 

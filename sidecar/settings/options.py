@@ -16,14 +16,9 @@ from sidecar.state.model import Desired, IPAddress
 
 T = TypeVar("T")
 
-#: The prefix of every variable's name.
-PREFIX: Final = "SIDECAR_"
-
-#: Seconds. Not 0, and long enough to leave time for other work.
-_SHORTEST: Final = 0.01
-
-#: Seconds. No command and no cleanup takes an hour; a longer time is a wrong unit.
-_LONGEST_TIMEOUT: Final = 3600.0
+PREFIX: Final = "SIDECAR_"  # the prefix of every variable's name
+_SHORTEST: Final = 0.01  # seconds. Not 0, and long enough to leave time for other work
+_LONGEST_TIMEOUT: Final = 3600.0  # seconds. No command and no cleanup takes an hour; a longer time is a wrong unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +28,7 @@ class Flag:
     group: str
     default: str | None
     help: str
-    check: Callable[[str], object]
-    """Turns the text into the value, or raises ValueError that says what would be right."""
-
+    check: Callable[[str], object]  # turns the text into the value, or raises ValueError that says what would be right
     is_list: bool
     is_klog: bool
     field: str = ""

@@ -27,11 +27,8 @@ from sidecar.settings.klog import Vmodule
 from sidecar.settings.options import FLAGS, PREFIX, Options
 from sidecar.text import nearest, quoted
 
-#: The directory of the source files.
-PACKAGE: Final = Path(__file__).parents[1]
-
-#: Characters; a longer file is not an env file.
-_LONGEST_FILE: Final = 100_000
+PACKAGE: Final = Path(__file__).parents[1]  # the directory of the source files
+_LONGEST_FILE: Final = 100_000  # characters; a longer file is not an env file
 
 #: Names of variables that Kubernetes sets for each Service in the pod's namespace; others are known by their value.
 _OF_A_SERVICE: Final = re.compile(r".*_(SERVICE_(HOST|PORT|PORT_.+)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -41,10 +38,7 @@ _BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
 
 class _Sources(BaseSettings):
     model_config = SettingsConfigDict(
-        alias_generator=lambda field: PREFIX + field.upper(),
-        case_sensitive=True,
-        env_ignore_empty=True,
-        extra="ignore",
+        alias_generator=lambda field: PREFIX + field.upper(), case_sensitive=True, env_ignore_empty=True, extra="ignore"
     )
 
 

@@ -6,8 +6,7 @@ from typing import Final
 
 from sidecar.settings.options import FLAGS, Flag
 
-#: Width of the column of names.
-_NAME: Final = 19
+_NAME: Final = 19  # width of the column of names
 
 
 def usage() -> str:

@@ -19,11 +19,8 @@ _HIGHEST_PORT: Final = 65535
 
 _BROADCAST: Final = IPv4Address("255.255.255.255")
 
-#: The kernel's IFNAMSIZ, without the NUL at the end (linux/if.h).
-_LONGEST_INTERFACE: Final = 15
-
-#: Megabytes; the size in bytes must fit in 64 bits.
-_LARGEST_FILE: Final = 2**43
+_LONGEST_INTERFACE: Final = 15  # the kernel's IFNAMSIZ, without the NUL at the end (linux/if.h)
+_LARGEST_FILE: Final = 2**43  # megabytes; the size in bytes must fit in 64 bits
 
 #: The beginning of the value that Kubernetes gives `<SERVICE>_PORT` and others.
 _SERVICE_URL: Final = re.compile("(tcp|udp|sctp)://")

@@ -151,8 +151,7 @@ class Failure:
 
     attempt: str
     error: SidecarError
-    about: Facts = field(default_factory=dict)
-    """The objects of the attempt."""
+    about: Facts = field(default_factory=dict)  # the objects of the attempt
 
     @property
     def facts(self) -> Facts:
@@ -168,8 +167,7 @@ class Notice:
 
     text: str
     facts: Facts = field(default_factory=dict)
-    certain: bool = True
-    """If False, it may not matter, and is logged only at a higher verbosity."""
+    certain: bool = True  # if False, it may not matter, and is logged only at a higher verbosity
 
     def __str__(self) -> str:
         return self.text
@@ -180,13 +178,10 @@ class Report:
     """How a pass or a cleanup ended, according to what was read back, not to what was attempted."""
 
     changed: tuple[Action, ...]
-    remaining: tuple[Action, ...]
-    """Actions that are still to be done."""
-
+    remaining: tuple[Action, ...]  # actions that are still to be done
     failures: tuple[Failure, ...]
     notices: tuple[Notice, ...] = ()
-    observed: Observed | None = None
-    """The state that the last look of a pass observed."""
+    observed: Observed | None = None  # the state that the last look of a pass observed
 
     @property
     def in_sync(self) -> bool:

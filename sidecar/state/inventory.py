@@ -14,17 +14,12 @@ class State(enum.Enum):
 
     PRESENT = "present"
     MISSING = "missing"
-    COPIES = "copies"
-    """The rule is there more than once."""
-    ELSEWHERE = "elsewhere"
-    """The address is on another interface instead of its own."""
-    UNUSABLE = "unusable"
-    """The address is there, but the kernel does not allow its use."""
+    COPIES = "copies"  # the rule is there more than once
+    ELSEWHERE = "elsewhere"  # the address is on another interface instead of its own
+    UNUSABLE = "unusable"  # the address is there, but the kernel does not allow its use
     DOWN = "down"
-    NO_EFFECT = "no effect"
-    """The rule is behind another one that drops its traffic."""
-    UNKNOWN = "unknown"
-    """The object could not be observed."""
+    NO_EFFECT = "no effect"  # the rule is behind another one that drops its traffic
+    UNKNOWN = "unknown"  # the object could not be observed
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ Family: TypeAlias = Literal[4, 6]
 IPV4: Final = 4
 IPV6: Final = 6
 
+LOOPBACK: Final = "lo"
+
 #: A table and one of its chains.
 Chain: TypeAlias = tuple[str, str]
 
@@ -73,8 +75,12 @@ class RuleSet:
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.ip}]" if self.ip.version == IPV6 else str(self.ip)
-        return f"the rules for {host}:{self.port}"
+        return f"the rules for {socket_name(self.ip, self.port)}"
+
+
+def socket_name(ip: IPAddress, port: int) -> str:
+    """Return an address with a port, as you would type it."""
+    return f"[{ip}]:{port}" if ip.version == IPV6 else f"{ip}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +108,17 @@ class Desired:
     addresses: tuple[Address, ...]
     scope: str
     rules: tuple[Rule, ...]
-    insert: bool
-    """Whether rules go in front of the others in their chain, not behind them."""
-
-    link_kind: str
-    """The kind of link to create if the interface is missing; if empty, none is created."""
-
-    remove_duplicates: bool
-    """Whether to remove the addresses from other interfaces."""
+    insert: bool  # whether rules go in front of the others in their chain, not behind them
+    link_kind: str  # the kind of link to create if the interface is missing; if empty, none is created
+    remove_duplicates: bool  # whether to remove the addresses from other interfaces
 
 
 class AddressState(enum.Enum):
     """The kernel's state of an IPv6 address (linux/if_addr.h); an IPv4 address is always usable."""
 
     USABLE = enum.auto()
-    TENTATIVE = enum.auto()
-    """Duplicate address detection is under way."""
-    DUPLICATE = enum.auto()
-    """Duplicate address detection failed: another host on the link has the address."""
+    TENTATIVE = enum.auto()  # duplicate address detection is under way
+    DUPLICATE = enum.auto()  # duplicate address detection failed: another host on the link has the address
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +129,8 @@ class LinkAddress:
     prefix_length: int
     scope: str
     state: AddressState = AddressState.USABLE
-    is_peer: bool = False
-    """Whether it is one end of a point-to-point link."""
-
-    made_by_kernel: bool = False
-    """Whether the kernel derived it from the link's hardware address."""
+    is_peer: bool = False  # whether it is one end of a point-to-point link
+    made_by_kernel: bool = False  # whether the kernel derived it from the link's hardware address
 
     @property
     def cidr(self) -> str:
@@ -147,14 +143,11 @@ class Link:
 
     name: str
     altnames: tuple[str, ...] = ()
-    kind: str = ""
-    """The kind of a virtual link: dummy, veth, …"""
-
+    kind: str = ""  # the kind of a virtual link: dummy, veth, …
     alias: str = ""
     is_up: bool = True
     addresses: tuple[LinkAddress, ...] = ()
-    has_dependents: bool = False
-    """Whether other links are stacked on it, or enslaved to it."""
+    has_dependents: bool = False  # whether other links are stacked on it, or enslaved to it
 
     def goes_by(self, name: str) -> bool:
         return name == self.name or name in self.altnames
@@ -165,8 +158,7 @@ class Hindrance:
     """A rule in front of one of our rules that keeps traffic from reaching it."""
 
     line: str
-    certain: bool
-    """If False, it does so perhaps, for only some of the traffic, or in the chain that it jumps to."""
+    certain: bool  # if False, it does so perhaps, for only some of the traffic, or in the chain that it jumps to
 
     def effect_on(self, rule: Rule) -> str:
         return f"{'' if self.certain else 'perhaps '}without effect behind `{self.line}`: {rule}"
@@ -192,17 +184,12 @@ class BackendInUse:
 class Observed:
     """The observed state of the node. Objects that could not be observed are unknown, never absent."""
 
-    links: tuple[Link, ...] | None
-    """All interfaces, with their addresses; None if they could not be observed."""
-
+    links: tuple[Link, ...] | None  # all interfaces, with their addresses; None if they could not be observed
     copies: Mapping[Rule, int]
     """The number of copies of each of our rules; a rule that is not in here could not be observed."""
 
-    hindrances: Mapping[Rule, Hindrance] = field(default_factory=dict)
-    """The hindrance in front of a rule that is there."""
-
-    backends: tuple[BackendInUse, ...] = ()
-    """The backends in use, one for each family for which it is known."""
+    hindrances: Mapping[Rule, Hindrance] = field(default_factory=dict)  # the hindrance in front of a rule that is there
+    backends: tuple[BackendInUse, ...] = ()  # the backends in use, one for each family for which it is known
 
     def link(self, name: str) -> Link | None:
         """Return the link with this name or alternative name, if it was observed."""

@@ -26,12 +26,9 @@ from sidecar.state.actions import (
     SetLinkUp,
 )
 from sidecar.state.compare import also_on, elsewhere, has_scope, held, is_exact, on, taken_as_it_is, works
-from sidecar.state.model import Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+from sidecar.state.model import LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
 
-#: The alias (man 8 ip-link) of a link that this program created. A link without it is not ours.
-MARK: Final = PROGRAM
-
-LOOPBACK: Final = "lo"
+MARK: Final = PROGRAM  # the alias (man 8 ip-link) of a link that this program created. A link without it is not ours
 
 
 def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.findings import Level
 from sidecar.errors import AddressUnusable
 from sidecar.node.command import Result
 from sidecar.state.desired import desired
+from support.findings import finding
 from support.namespace import IPV4
 from support.recorded_node import BOTH, NO_RULES, ONLY_IPV6, UNREACHABLE, Change, RecordedNode, ok
 
@@ -110,7 +111,7 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
         (lambda node: show(node, CIDR, scope="global"),
          [(WARNING, f"{CIDR} on lo has scope global instead of host", (DELETE, ADD))]),
         (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
-         [(NOTE, f"fd00:10:96::2/64 on lo is taken as it is, and cleanup leaves it", ())]),
+         [(NOTE, "fd00:10:96::2/64 on lo is taken as it is, and cleanup leaves it", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global"),
          [(OK, f"{CIDR6} on lo, scope global", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True),
@@ -184,7 +185,7 @@ def test_a_route_that_leads_elsewhere(
     change(node)
     (address,) = node.desired.addresses
     remedy = f"if that does not help, see: ip -{address.ip.version} route show table all {address.ip}"
-    assert node.findings("route") == [Finding(FAULT, "route", found, remedy, commands, address.facts)]
+    assert node.findings("route") == [finding(FAULT, "route", found, remedy, commands, address.facts)]
 
 
 def test_a_route_that_stays_on_this_node(node: RecordedNode) -> None:

@@ -9,6 +9,7 @@ from sidecar.doctor.checks import diagnose
 from sidecar.doctor.findings import Finding, Level, exit_code
 from sidecar.errors import CommandTimeout, Interrupted, Stopped
 from sidecar.node.command import Result
+from support.findings import finding
 from support.recorded_node import BOTH, Change, RecordedNode, ok
 
 KILLED = CommandTimeout(("ip",), "", "was killed after 10s")
@@ -56,7 +57,7 @@ def test_a_healthy_node_from_the_ground_up(node: RecordedNode) -> None:
 
 def test_warnings_of_the_settings_come_first(node: RecordedNode) -> None:
     node.warnings = ["variable SIDECAR_PROT is not known"]
-    assert diagnose(node.view())[0] == Finding(Level.WARNING, "settings", "variable SIDECAR_PROT is not known")
+    assert diagnose(node.view())[0] == finding(Level.WARNING, "settings", "variable SIDECAR_PROT is not known")
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
@@ -138,7 +139,7 @@ def test_the_failed_command_can_be_pasted_from_the_facts(node: RecordedNode) -> 
     )
     (found,) = node.findings("interface")
     reason = "exited with 255: Cannot send dump request: Operation not permitted"
-    assert found == Finding(
+    assert found == finding(
         Level.UNKNOWN,
         "interface",
         f"`ip -json -details address show` {reason}",

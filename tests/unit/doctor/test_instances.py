@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.findings import Level
 from sidecar.node.proc import Process
 from sidecar.state.desired import desired
 from sidecar.state.model import Address, Claim
+from support.findings import finding
 from support.namespace import IPV4
 from support.recorded_node import SIDECAR, RecordedNode
 
@@ -58,7 +59,7 @@ def test_what_to_do_about_instances(node: RecordedNode) -> None:
     assert node.findings("instances")[0].remedy == "give both the same flags, or stop one of them"
     node.set(processes=[]).kernel.addresses["lo"].clear()  # and nobody puts it back
     remedy = "start apiserver-proxy-sidecar as a service or a pod"
-    assert node.findings("instances") == [Finding(Level.WARNING, "instances", NOBODY, remedy)]
+    assert node.findings("instances") == [finding(Level.WARNING, "instances", NOBODY, remedy)]
 
 
 @pytest.mark.parametrize(

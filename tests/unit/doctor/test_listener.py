@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.findings import Level
 from sidecar.doctor.probe import Answer
 from sidecar.node.proc import Process
 from sidecar.node.proc_formats import Listener
 from sidecar.state.model import Facts
+from support.findings import finding
 from support.recorded_node import BOTH, CERTIFICATE, ONLY_IPV6, Change, RecordedNode, ok
 
 WHERE = "10.96.0.2:443"
@@ -63,7 +64,7 @@ def test_who_listens(node: RecordedNode, sockets: Sequence[str], owners: Sequenc
 )  # fmt: skip
 def test_nothing_listens(node: RecordedNode, sockets: Sequence[str], but: str, remedy: str) -> None:
     node.listeners = [listener(text, 1) for text in sockets]
-    found = Finding(Level.FAULT, "listener", f"nothing listens on {WHERE}{but}", remedy, facts=ADDRESS)
+    found = finding(Level.FAULT, "listener", f"nothing listens on {WHERE}{but}", remedy, facts=ADDRESS)
     assert node.findings("listener", "connect", "tls") == [found]
 
 
@@ -126,7 +127,7 @@ def test_no_connection(node: RecordedNode, change: Change, reason: str, remedy: 
     change(node)
     node.answer = Answer(1.0, "no answer within 1s")
     text = f"no connection to {WHERE} from this node: no answer within 1s{reason}"
-    found = Finding(Level.FAULT, "connect", text, remedy, commands, {**ADDRESS, "seconds": 1.0})
+    found = finding(Level.FAULT, "connect", text, remedy, commands, {**ADDRESS, "seconds": 1.0})
     assert node.findings("connect", "tls") == [found]
 
 

@@ -13,6 +13,7 @@ from sidecar.errors import CommandTimeout
 from sidecar.node.command import Result
 from sidecar.node.proc import Process
 from sidecar.state.desired import desired
+from support.findings import finding
 from support.namespace import IPV4
 from support.recorded_node import BOTH, NO_RULES, Change, RecordedNode, ok
 
@@ -39,11 +40,11 @@ def test_what_runs_on_what(node: RecordedNode, mocker: MockerFixture) -> None:
 
 def lacks(name: str, step: str) -> Finding:
     remedy = f"run as root (uid 0, here {UID}), or add {name.removeprefix('CAP_')} to the container's capabilities"
-    return Finding(FAULT, "privileges", f"{name} is missing: {step} need it", remedy, node_lacks=True)
+    return finding(FAULT, "privileges", f"{name} is missing: {step} need it", remedy, node_lacks=True)
 
 
 def holds(names: str) -> Finding:
-    return Finding(OK, "privileges", f"uid {UID}, {names}", facts={"uid": UID})
+    return finding(OK, "privileges", f"uid {UID}, {names}", facts={"uid": UID})
 
 
 LACKS_ADMIN = lacks("CAP_NET_ADMIN", "addresses and rules")
@@ -208,14 +209,14 @@ def test_who_holds_the_lock(node: RecordedNode, mocker: MockerFixture, legacy: b
     found = f"{node.lock} is held by"
     remedy = "if it does not release the lock, end it: kill 4712"
     assert node.findings("lock") == [
-        Finding(
+        finding(
             level,
             "lock",
             f"{found} pid 4712 (flock); iptables commands are waiting for it",
             remedy,
             facts={"pid": 4712},
         ),
-        Finding(
+        finding(
             level, "lock", f"{found} a process that cannot be seen from here; iptables commands are waiting for it"
         ),
     ]

@@ -2,8 +2,9 @@
 
 import pytest
 
-from sidecar.firewall.conditions import LOOPBACK, Traffic
+from sidecar.firewall.conditions import Traffic
 from sidecar.firewall.walk import Met, jumps, way
+from sidecar.state.model import LOOPBACK
 
 IN = Traffic("10.96.0.2/32", 443, inward=True, untracked=True)
 OUT = Traffic("10.96.0.2/32", 443, inward=False, untracked=True)

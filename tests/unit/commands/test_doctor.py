@@ -3,20 +3,21 @@ import subprocess
 
 import pytest
 
-from sidecar.commands import findings_text
+from sidecar.commands.doctor import findings_json, findings_text
 from sidecar.doctor.findings import Finding, Level
+from support.findings import finding
 
 FINDINGS = [
-    Finding(Level.OK, "address", "10.96.0.2/32 on lo, scope host", facts={"address": "10.96.0.2/32"}),
-    Finding(Level.NOTE, "backend", "a fact"),
-    Finding(Level.WARNING, "rules", "2 copies"),
-    Finding(Level.FAULT, "listener", "nothing listens on 10.96.0.2:443", "start the apiserver-proxy"),
-    Finding(Level.UNKNOWN, "conntrack", "Permission denied"),
+    finding(Level.OK, "address", "10.96.0.2/32 on lo, scope host", facts={"address": "10.96.0.2/32"}),
+    finding(Level.NOTE, "backend", "a fact"),
+    finding(Level.WARNING, "rules", "2 copies"),
+    finding(Level.FAULT, "listener", "nothing listens on 10.96.0.2:443", "start the apiserver-proxy"),
+    finding(Level.UNKNOWN, "conntrack", "Permission denied"),
 ]
 
 
 def text(*findings: Finding, encoding: str = "utf-8", coloured: bool = False) -> str:
-    return findings_text.findings_text(findings, is_coloured=coloured, encoding=encoding)
+    return findings_text(findings, is_coloured=coloured, encoding=encoding)
 
 
 def test_the_most_important_first_and_a_line_for_each() -> None:
@@ -58,7 +59,7 @@ def test_colour_takes_nothing_away() -> None:
 
 
 def test_long_lines_are_wrapped_with_an_indent() -> None:
-    shown = text(Finding(Level.FAULT, "rules", "word " * 60, "advice " * 60)).splitlines()
+    shown = text(finding(Level.FAULT, "rules", "word " * 60, "advice " * 60)).splitlines()
     assert max(map(len, shown)) <= 100
     assert {line[: line.index("word")] for line in shown if "word" in line} >= {"✗ rules       ", " " * 14}
     assert shown[-1].startswith(" " * 8 + "advice")
@@ -67,7 +68,7 @@ def test_long_lines_are_wrapped_with_an_indent() -> None:
 def test_a_block_of_commands_does_what_each_of_them_does() -> None:
     long = "echo " + " ".join(f"word-{number}" for number in range(40))
     quoted = "echo " + "word " * 15 + "'two  words' \"three   more words\" a'b  c'd | cat"
-    shown = text(Finding(Level.FAULT, "rules", "x", commands=(long, quoted, "echo end"))).splitlines()
+    shown = text(finding(Level.FAULT, "rules", "x", commands=(long, quoted, "echo end"))).splitlines()
     assert max(map(len, shown)) <= 100
     block = "\n".join(shown[shown.index(next(line for line in shown if "do: " in line)) :]).replace("do: ", "", 1)
     said = subprocess.run(["sh", "-c", block], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -75,27 +76,27 @@ def test_a_block_of_commands_does_what_each_of_them_does() -> None:
 
 
 def test_commands_come_before_advice() -> None:
-    shown = text(Finding(Level.FAULT, "rules", "x", "and keep it so", ("true",))).splitlines()
+    shown = text(finding(Level.FAULT, "rules", "x", "and keep it so", ("true",))).splitlines()
     assert shown[-2:] == ["    do: true", "  note: and keep it so"]
 
 
 def test_nothing_from_outside_forges_a_line() -> None:
-    forged = Finding(Level.NOTE, "lock", "held by a\n✓ lock\x1b[2J", "a\nb", ("c\nd",), {"name": "x\udcff"})
+    forged = finding(Level.NOTE, "lock", "held by a\n✓ lock\x1b[2J", "a\nb", ("c\nd",), {"name": "x\udcff"})
     assert len(text(forged).splitlines()) == 4
     assert "\x1b" not in text(forged)
-    shown = json.loads(findings_text.findings_json([forged]))["findings"][0]
+    shown = json.loads(findings_json([forged]))["findings"][0]
     assert shown["found"] == "held by a\\n✓ lock\\x1b[2J"
     assert shown["facts"] == {"name": "x\\udcff"}
 
 
 def test_json_is_ascii_whatever_the_terminal_has() -> None:
-    shown = findings_text.findings_json([Finding(Level.NOTE, "lock", "é ✓ 😀")])
+    shown = findings_json([finding(Level.NOTE, "lock", "é ✓ 😀")])
     assert shown.isascii()
     assert json.loads(shown)["findings"][0]["found"] == "é ✓ 😀"
 
 
 def test_json() -> None:
-    shown = json.loads(findings_text.findings_json(FINDINGS))
+    shown = json.loads(findings_json(FINDINGS))
     assert (shown["schema"], shown["exit"]) == ("doctor/v1", 1)
     assert shown["summary"] == text(*FINDINGS).splitlines()[0]
     assert shown["findings"][0] == {
