@@ -9,15 +9,12 @@ end (man 2 pidfd_open), and a signal handler by a pipe that something has change
 """
 
 import contextlib
-import gc
 import os
 import select
 import signal
-import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Final, Protocol, TypeAlias, cast
 
 import sh
@@ -32,6 +29,7 @@ from sidecar.errors import (
     pasteable,
 )
 from sidecar.log import levels
+from sidecar.node import child
 from sidecar.node.programs import environment, find
 
 GRACE: Final = 1.0  # seconds that a running command is given when the program is asked to stop. They usually need 0.01
@@ -81,7 +79,7 @@ class Commands:
         self._interrupted = False
         self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # What Python opens closes itself in a child (PEP 446); what was open when we were started may not.
-        for descriptor in _open_files() - {0, 1, 2}:
+        for descriptor in child.open_files() - {0, 1, 2}:
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
 
     def require(self, names: Sequence[str]) -> None:
@@ -119,8 +117,8 @@ class Commands:
         timeout = self._time_for(argv, stdin)
         try:
             files = contextlib.ExitStack()
-            with files, _memory_file(stdin) as standard_input:
-                stdout, stderr = files.enter_context(_memory_file()), files.enter_context(_memory_file())
+            with files, child.memory_file(stdin) as standard_input:
+                stdout, stderr = files.enter_context(child.memory_file()), files.enter_context(child.memory_file())
                 running = _start(self._program(argv[0]), argv[1:], (standard_input, stdout, stderr))
                 files = files.pop_all()
         except (OSError, sh.CommandNotFound, _StartError) as error:
@@ -129,7 +127,7 @@ class Commands:
             raise CommandError(argv, stdin, "could not be started", str(error)) from error
         with files:
             exit_status = self._end(running, started + timeout)
-            out, err = _text(stdout), _text(stderr)
+            out, err = child.text(stdout), child.text(stderr)
         seconds = time.monotonic() - started
         outcome = _outcome(exit_status, timeout)
         _log(pasteable(argv, stdin), outcome, exit_status, seconds, {"stdout": out, "stderr": err})
@@ -176,7 +174,7 @@ class Commands:
 
     def _end(self, running: sh.RunningCommand, deadline: float) -> int | None:
         """Return the exit status, negative for the signal that ended it; None if its time was up, and it was killed."""
-        with _pidfd(running.process.pid) as pidfd:
+        with child.pidfd(running.process.pid) as pidfd:
             ended = self._await(running, pidfd, deadline)
             if not ended:
                 _kill(running)
@@ -207,20 +205,6 @@ class Commands:
         return True
 
 
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int | None]:
-    """Open what becomes readable when the process ends; None if it has ended, or the kernel is older than 5.3."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        yield None
-        return
-    try:
-        yield pidfd
-    finally:
-        os.close(pidfd)
-
-
 class _StartError(Exception):
     """sh could not start a command; the text says why."""
 
@@ -228,45 +212,16 @@ class _StartError(Exception):
 def _start(
     command: sh.Command, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]
 ) -> sh.RunningCommand:
-    held, children = _open_files(), _children()
+    held, children = child.open_files(), child.children()
     try:
         running = cast("sh.RunningCommand", command(*arguments, _in=files[0], _out=files[1], _err=files[2]))
     except Exception as error:
         # What sh raises here is of many kinds: ForkException, CommandNotFound, OSError, RuntimeError for a thread,
         # ValueError for a child that died early.
-        _tidy_up(_open_files() - held, _children() - children)
+        child.tidy_up(child.open_files() - held, child.children() - children)
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise _StartError(reason[0]) from error
     return running
-
-
-def _tidy_up(descriptors: set[int], children: set[int]) -> None:
-    """Put away what sh leaves behind when it fails to start a command: gc disabled, pipes, perhaps a child.
-
-    Not sockets: those are of the thread that answers probes, and were opened meanwhile.
-    """
-    gc.enable()
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-    for child in children:
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-
-
-def _open_files() -> set[int]:
-    """Return our open descriptors, as /proc lists them; not the one that served to read the list."""
-    listed = os.listdir("/proc/self/fd")  # noqa: PTH208 - quick, as it runs before every command
-    return {int(descriptor) for descriptor in listed if os.path.lexists(f"/proc/self/fd/{descriptor}")}
-
-
-def _children() -> set[int]:
-    try:
-        return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-        return set()
 
 
 def _outcome(exit_status: int | None, timeout: float) -> str:
@@ -281,20 +236,6 @@ def _log(command: str, outcome: str, exit_status: int | None, seconds: float, ou
     for name, text in output.items():
         if text:
             facts.bind(**{name: text}).log(levels.OUTPUT, f"`{command}` to {name}: {text}")
-
-
-def _memory_file(content: str = "") -> BinaryIO:
-    file = os.fdopen(os.memfd_create("sidecar"), "w+b", buffering=0)
-    if content:
-        file.write(content.encode())
-        file.seek(0)
-    return file
-
-
-def _text(file: BinaryIO) -> str:
-    """Return what was written. Interfaces may have names that are no UTF-8: nothing is lost or refused."""
-    file.seek(0)
-    return file.read().decode(errors="surrogateescape")
 
 
 def _kill(running: sh.RunningCommand) -> None:
