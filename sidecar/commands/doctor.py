@@ -51,9 +51,7 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
         logger.remove()  # the findings say it all
     commands = Commands(options.command_timeout)
     node = access(options, commands, creates=False, has_rules=True, longest_look=LONGEST_LOOK)
-    return diagnose(
-        View(node.desired, options.port, commands.run, node.backends, options.iptables_backend, warnings=warnings)
-    )
+    return diagnose(View(node.desired, options.port, commands.run, node.backends, warnings=warnings))
 
 
 def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:

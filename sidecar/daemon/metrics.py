@@ -20,6 +20,7 @@ from sidecar.state.model import Address, Interface, Object, Rule
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX: Final = "apiserver_proxy_sidecar"
+_OBJECT: Final = ("kind", "object")
 
 #: Label values, each with its number.
 Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]
@@ -59,25 +60,12 @@ class _Record(Collector):
         yield _gauge(
             "last_pass_timestamp_seconds", "When the last pass ended; 0: none did yet.", [((), counts.last_pass)]
         )
-        yield _gauge(
-            "last_success_timestamp_seconds",
-            "When a pass last ended with everything in place; 0: never.",
-            [((), counts.last_success)],
-        )
-        yield _gauge(
-            "in_sync",
-            "Whether an address or rule was in place at the last look; nothing of what could not be looked at.",
-            _by_object(counts.in_sync),
-            "kind",
-            "object",
-        )
-        yield _counter(
-            "repairs",
-            "What was put back, after everything had been in place.",
-            _by_object(counts.repairs),
-            "kind",
-            "object",
-        )
+        success = [((), counts.last_success)]
+        yield _gauge("last_success_timestamp_seconds", "When a pass last left everything in place; 0: never.", success)
+        places = _by_object(counts.in_sync)
+        yield _gauge("in_sync", "Whether an address or rule was in place at the last look, if known.", places, *_OBJECT)
+        repairs = _by_object(counts.repairs)
+        yield _counter("repairs", "What was put back, after everything had been in place.", repairs, *_OBJECT)
         yield _counter("copies_removed", "Surplus copies that were removed.", _one(counts.copies_removed), "kind")
         commands = [((name,), each) for name, each in counts.commands.items()]
         yield _histogram("command_duration_seconds", "How long a command took.", commands, "command")
@@ -109,14 +97,14 @@ def _one(values: Mapping[str, int]) -> Samples:
 
 
 def _gauge(name: str, meaning: str, values: Samples, *labels: str) -> Metric:
-    family = GaugeMetricFamily(f"{_PREFIX}_{name}", meaning, labels=labels)
-    for names, value in values:
-        family.add_metric(names, value)
-    return family
+    return _filled(GaugeMetricFamily(f"{_PREFIX}_{name}", meaning, labels=labels), values)
 
 
 def _counter(name: str, meaning: str, values: Samples, *labels: str) -> Metric:
-    family = CounterMetricFamily(f"{_PREFIX}_{name}", meaning, labels=labels)
+    return _filled(CounterMetricFamily(f"{_PREFIX}_{name}", meaning, labels=labels), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Samples) -> Metric:
     for names, value in values:
         family.add_metric(names, value)
     return family

@@ -13,22 +13,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from copy import copy, deepcopy
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Final
 
 from sidecar.errors import pasteable
-from sidecar.state.actions import (
-    Action,
-    AddAddress,
-    AddRule,
-    CreateLink,
-    MoveToFront,
-    RemoveAddress,
-    RemoveSurplus,
-    Report,
-    SetLinkUp,
-)
+from sidecar.state import actions
+from sidecar.state.actions import Action, Report
 from sidecar.state.inventory import State, survey
 from sidecar.state.model import Desired, Interface, Object, Observed
 from sidecar.text import visible
@@ -60,9 +52,6 @@ class Histogram:
         self.counts[bisect.bisect_left(BUCKETS, seconds)] += 1
         self.sum += seconds
 
-    def copy(self) -> "Histogram":
-        return Histogram(list(self.counts), self.sum)
-
 
 @dataclass(slots=True)
 class Counts:
@@ -85,21 +74,9 @@ class Counts:
     lock_wait_seconds: float = 0.0
 
     def copy(self) -> "Counts":
-        return Counts(
-            self.backend,
-            self.ready,
-            self.last_pass,
-            self.last_success,
-            dict(self.passes),
-            self.pass_seconds.copy(),
-            dict(self.failures),
-            dict(self.repairs),
-            dict(self.copies_removed),
-            dict(self.in_sync),
-            {name: each.copy() for name, each in self.commands.items()},
-            dict(self.command_failures),
-            self.lock_wait_seconds,
-        )
+        """Return a copy that later changes do not reach; the objects that are counted never change."""
+        plain = {each.name: copy(getattr(self, each.name)) for each in fields(self)}
+        return Counts(**plain | {name: deepcopy(plain[name]) for name in ("pass_seconds", "commands")})
 
 
 class Vitals:
@@ -227,15 +204,15 @@ class Vitals:
     def _count_change(self, action: Action) -> None:
         """Count repairs: objects that were put back after everything had been in place once, not the initial setup."""
         match action:
-            case RemoveSurplus(_, surplus):
+            case actions.RemoveSurplus(_, surplus):
                 self._counts.copies_removed["rule"] += surplus
-            case RemoveAddress():
+            case actions.RemoveAddress():
                 self._counts.copies_removed["address"] += 1
-            case AddAddress(address):
+            case actions.AddAddress(address):
                 self._count_repair(address)
-            case AddRule(rule) | MoveToFront(rule):
+            case actions.AddRule(rule) | actions.MoveToFront(rule):
                 self._count_repair(rule)
-            case CreateLink(interface) | SetLinkUp(interface):
+            case actions.CreateLink(interface) | actions.SetLinkUp(interface):
                 self._count_repair(Interface(interface))
 
     def _count_repair(self, repaired: Object) -> None:

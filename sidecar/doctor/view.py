@@ -34,25 +34,19 @@ _Listings = dict[str, tuple[str, ...] | None]
 class View:
     """The node, as far as it has been observed. What could not be observed fails again, without another try."""
 
-    def __init__(  # noqa: PLR0913 - one for each thing that checks ask for
+    def __init__(
         self,
         desired: Desired,
         port: int,
         run: Run,
         backends: Mapping[Family, Backend],
-        requested_backend: str,
-        *,
         warnings: Sequence[str] = (),
     ) -> None:
-        """`backends` holds one for each family of the addresses, whether rules are desired or not.
-
-        `requested_backend` is the value of --iptables-backend; `warnings` are those of the settings.
-        """
+        """`backends` holds one for each family of the addresses; `warnings` are those of the settings."""
         self.desired = desired
         self.port = port
         self.run = run
         self.backends = backends
-        self.requested_backend = requested_backend
         self.warnings = warnings
         self.listening: list[Address] = []  # the addresses on which something listens; the check of that fills it in
         self.answers = dict[Address, Answer]()
@@ -98,7 +92,7 @@ class View:
 
     def is_legacy(self) -> bool:
         """Whether legacy is asked for, or known to be in use."""
-        return self.requested_backend == "legacy" or any(backend.is_legacy for backend in self.backends.values())
+        return any(backend.is_legacy for backend in self.backends.values())
 
     def is_untracked(self, address: Address) -> bool:
         """Whether the rules that exempt an address from connection tracking are there, and have their effect."""

@@ -53,15 +53,9 @@ def access(
     desired = desired_state(options)
     of_rules = {rule.family for rule in desired.rules}
     of_addresses: set[Family] = {address.ip.version for address in desired.addresses}
+    run, requested = commands.run, options.iptables_backend
     backends = {
-        family: Backend(
-            commands.run,
-            family,
-            options.iptables_backend,
-            options.iptables_wait,
-            creates=creates,
-            longest_look=longest_look,
-        )
+        family: Backend(run, family, requested, options.iptables_wait, creates=creates, longest_look=longest_look)
         for family in sorted(of_addresses if has_rules else of_rules)
     }
     return Access(desired, commands, backends)

@@ -90,8 +90,8 @@ class Backend:
 
     @property
     def is_legacy(self) -> bool:
-        """Whether the backend is known to be legacy."""
-        return self._settled is not None and self._settled.is_legacy()
+        """Whether legacy is asked for, or known to be in use."""
+        return self._settled.is_legacy() if self._settled else self._requested == "legacy"
 
     @property
     def release(self) -> Release | None:

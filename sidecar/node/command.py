@@ -20,14 +20,7 @@ from typing import BinaryIO, Final, Protocol, TypeAlias, cast
 import sh
 from loguru import logger
 
-from sidecar.errors import (
-    CommandError,
-    CommandTimeout,
-    DeadlineReached,
-    Interrupted,
-    Stopped,
-    pasteable,
-)
+from sidecar.errors import CommandError, CommandTimeout, DeadlineReached, Interrupted, Stopped, pasteable
 from sidecar.log import levels
 from sidecar.node import child
 from sidecar.node.programs import environment, find

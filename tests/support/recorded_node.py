@@ -120,7 +120,7 @@ class RecordedNode:
     def view(self) -> View:
         families: list[Family] = sorted({address.ip.version for address in self.desired.addresses})
         backends = {family: Backend(self.run, family, self.backend, 5.0, longest_look=1.0) for family in families}
-        return View(self.desired, self.port, self.run, backends, self.backend, warnings=self.warnings)
+        return View(self.desired, self.port, self.run, backends, warnings=self.warnings)
 
     def findings(self, *topics: str) -> list[Finding]:
         """Run all checks, and return what they find of these topics."""
