@@ -85,7 +85,7 @@ def _answer(command: str, loaded: "Loaded") -> int:
         return SidecarError.exit_code
     except OSError as error:
         remedy = ": see `ulimit -n`" if error.errno == errno.EMFILE else ""
-        _print(f"{PROGRAM}: cannot go on: {error.strerror}{remedy}", sys.stderr)
+        _print(f"{PROGRAM}: cannot continue: {error.strerror}{remedy}", sys.stderr)
         return NodeError.exit_code
     return 0 if loaded.options.watch else code  # --watch ends by a signal, which is a success
 

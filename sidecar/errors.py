@@ -60,7 +60,8 @@ class NodeError(SidecarError):
 class CommandMissing(NodeError):
     """A program is not on the search path."""
 
-    def __init__(self, name: str, package: str) -> None:
+    def __init__(self, name: str) -> None:
+        package = "iproute2" if name == "ip" else "iptables"
         super().__init__(
             f"{name} is not installed: apt-get install {package} (the package's name in Debian and Ubuntu)"
         )
@@ -79,7 +80,7 @@ class NotSupported(NodeError):
 
 
 class LockUnusable(NodeError):
-    """The xtables lock cannot be taken, for another reason than that a process holds it."""
+    """The xtables lock cannot be taken, although no other process holds it."""
 
 
 class BackendUnknown(NodeError):
@@ -87,7 +88,7 @@ class BackendUnknown(NodeError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"may not read {path}, so whether this node uses iptables-legacy is unknown: run as root, "
+            f"cannot read {path} to find out whether this node uses iptables-legacy: run as root, "
             "or set --iptables-backend"
         )
 
@@ -108,9 +109,9 @@ class AddressUnusable(SidecarError):
 
     def __init__(self, *, duplicate: bool) -> None:
         super().__init__(
-            "another host on the link has it (dadfailed, as `ip address` shows it): remove it there, then here"
+            "another host on the link has it (`ip address` shows dadfailed): remove it there, then here"
             if duplicate
-            else "tentative: the kernel still finds out whether another host on the link has it"
+            else "tentative: the kernel is still checking whether another host on the link has it"
         )
 
 

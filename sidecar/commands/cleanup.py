@@ -1,7 +1,7 @@
 """The cleanup, for the command `cleanup` and for `run --cleanup`: what it removes and what it prints."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -39,21 +39,22 @@ class Cleaned:
     exit_code: int
 
 
-def clean_up(
-    node: Access, port: int, mine: Claims, deadline: float, on_change: Callable[[Action], None] | None = None
-) -> tuple[Report, frozenset[Claim]]:
-    """Remove the desired state except what another instance on this node needs; return the report, and what stays.
+def needed_by_others(node: Access, port: int, mine: Claims) -> frozenset[Claim]:
+    """Return what another instance on this node needs of the desired state; give up `mine`, this process's claims."""
+    return mine.claimed_by_others() | _needed_by_processes(node, port)
 
-    `mine` are this process's claims, which it gives up; `deadline` is on the monotonic clock. Raises Interrupted.
-    """
-    kept = mine.claimed_by_others() | _claimed_by_processes(node.desired, port)
+
+def clean_up(
+    node: Access, port: int, kept: Collection[Claim], deadline: float, on_change: Callable[[Action], None] | None = None
+) -> Report:
+    """Remove the desired state except `kept` until `deadline`, on the monotonic clock. Raises Interrupted."""
     node.commands.finish_by(deadline)
     going = node.for_cleanup(desired.without(node.desired, port, kept))
-    return going.reconciler(on_change).cleanup(deadline), kept
+    return going.reconciler(on_change).cleanup(deadline)
 
 
-def _claimed_by_processes(wanted: Desired, port: int) -> frozenset[Claim]:
-    return instances.claimed().intersection(desired.claims(wanted, port))
+def _needed_by_processes(node: Access, port: int) -> frozenset[Claim]:
+    return instances.needed().intersection(desired.claims(node.desired, port))
 
 
 def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
@@ -74,11 +75,11 @@ def _clean_up(loaded: Loaded) -> Cleaned:
     mine = Claims()
     mine.take(desired.claims(node.desired, port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)
     done: list[Action] = []
-    kept: frozenset[Claim] = frozenset()
+    kept = needed_by_others(node, port, mine)
     try:
-        report, kept = clean_up(node, port, mine, deadline, done.append)
+        report = clean_up(node, port, kept, deadline, done.append)
     except Interrupted:
-        failures, left, absent, code = ["a signal ended it: see with --dry-run what is left"], [], [], 1
+        failures, left, absent, code = ["ended by a signal: --dry-run shows what is left"], [], [], 1
     else:
         failures, left = list(map(str, report.failures)), [action.todo for action in report.remaining]
         going = desired.without(node.desired, port, kept)
@@ -100,7 +101,7 @@ def _dry_run(loaded: Loaded) -> Plan:
     logged = collect_warnings(loaded.options)
     node, port = access(loaded.options, Commands(loaded.options.command_timeout)), loaded.options.port
     blind: list[str] = []
-    kept = _claimed_by_processes(node.desired, port)
+    kept = _needed_by_processes(node, port)
     try:
         kept |= claims.held(desired.claims(node.desired, port))
     except FileNotFoundError:  # no instance has run here
@@ -117,7 +118,7 @@ def _dry_run(loaded: Loaded) -> Plan:
         failures=(*map(str, failures), *blind),
         exit_code=max(exit_code(failures, in_sync=not found and not names(kept)), int(bool(blind))),
         schema=DRY_RUN_SCHEMA,
-        nothing="nothing of it is on this node: nothing to do",
+        nothing="none of it is on this node: nothing to do",
         warnings=(*loaded.warnings, *logged),
         kept=names(kept),
     )
@@ -149,11 +150,11 @@ def _removed(action: Action) -> str:
 
 def cleaned_text(cleaned: Cleaned) -> str:
     """Return the summary line, then a line for each object."""
-    lines = ["clean: nothing of it is left on this node"]
+    lines = ["clean: nothing is left on this node"]
     if cleaned.kept and not (cleaned.left or cleaned.failures):
-        lines = wrapped("not clean: an instance that runs on this node needs it; stop it first")
+        lines = wrapped("not clean: an instance running on this node needs it; stop that instance first")
     elif cleaned.exit_code:
-        lines = ["not clean: not all could be removed"]
+        lines = ["not clean: some objects could not be removed"]
     for state, objects in (
         ("left", cleaned.left),
         ("in use", cleaned.kept),

@@ -55,7 +55,7 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
 
 
 def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:
-    """Return a summary, then a line for each finding; what to do stands below it, ready to paste."""
+    """Return a summary, then each finding with the commands to run, ready to paste."""
     marks = _MARKS if _can_print("".join(_MARKS.values()), encoding) else _PLAIN_MARKS
     lines = wrapped(summary(findings), 0, breaks_words=False)
     for each in findings:

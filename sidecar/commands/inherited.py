@@ -1,6 +1,6 @@
 """Chooses the settings: your own, or those of the sidecar on this node if you only look and name no address.
 
-At 3 a.m. nobody has the manifest at hand. This runs in a child process (in_child.py), whose environment it changes.
+This runs in a child process (in_child.py), whose environment it changes.
 """
 
 import os
@@ -17,7 +17,7 @@ from sidecar.settings.options import FLAGS, Loaded
 from sidecar.settings.values import BOOLEANS
 
 #: The settings to inherit: those that define the desired state; not how the other instance runs, or where it logs.
-_TAKEN: Final = {flag.name for flag in FLAGS.values() if flag.group in ("Address", "iptables rules")}
+_INHERITED: Final = {flag.name for flag in FLAGS.values() if flag.group in ("Address", "iptables rules")}
 
 #: The commands that inherit. Not cleanup: a running sidecar would put back what it removes.
 _LOOKING: Final = ("status", "plan", "doctor")
@@ -25,56 +25,53 @@ _LOOKING: Final = ("status", "plan", "doctor")
 
 def load(line: Invocation) -> Loaded:
     """Return the settings for a command line; raise ConfigError with all faults."""
-    if line.command not in (*_LOOKING, "cleanup") or _is_given(line):
+    names_one = _is_set_here(line, "ip-address") or _is_set_here(line, "env-file")  # a file may contain an address
+    if line.command not in (*_LOOKING, "cleanup") or names_one:
         return Loaded(*sources.load(line))
     instance = _the_one(line)
     if line.command == "cleanup":
-        told = " ".join(_told(instance))
+        told = " ".join(_inheritable(instance))
         raise ConfigError([f"--ip-address is required: {instance} runs here with {told}; to clean up, stop it first"])
     file = _its_env_file(instance)
-    theirs = {
-        name: texts for name, texts in instance.line.values.items() if name in _TAKEN and not _is_ours(line, name)
-    }
-    for name in _TAKEN - theirs.keys():
+    typed = instance.line.values
+    theirs = {name: typed[name] for name in _INHERITED & typed.keys() if not _is_set_here(line, name)}
+    for name in _INHERITED - theirs.keys():
         variable = FLAGS[name].variable
         os.environ[variable] = os.environ.get(variable) or instance.variables.get(variable) or file.get(variable, "")
     has_rules = BOOLEANS.get(instance.value("setup-iptables"), True)
-    if has_rules and not (instance.is_python or "port" in theirs or _is_ours(line, "port")):
-        raise ConfigError([f"--port is required: {instance} was not told one, and its default depends on its release"])
+    if has_rules and not (instance.is_python or "port" in theirs or _is_set_here(line, "port")):
+        raise ConfigError(
+            [f"--port is required: {instance} has none in its settings, and its default depends on its release"]
+        )
     line = replace(line, values={**theirs, **line.values})
     return Loaded(*sources.load(line), origin=f"of {instance}, running here")
 
 
-def _is_ours(line: Invocation, name: str) -> bool:
+def _is_set_here(line: Invocation, name: str) -> bool:
     """Whether this process's own flags or environment set a setting."""
     return name in line.values or bool(os.environ.get(FLAGS[name].variable))
-
-
-def _is_given(line: Invocation) -> bool:
-    """Whether the user names an address, or a file that may contain one."""
-    return _is_ours(line, "ip-address") or _is_ours(line, "env-file")
 
 
 def _the_one(line: Invocation) -> Instance:
     """Return the sidecar that runs on this node; raise ConfigError if there is none, or several disagree."""
     found, hidden = running()
     if not found:
-        reason = f": whether {hidden[0]} is on this node's network, only root can see" if hidden else ""
+        reason = f": only root can see whether {hidden[0]} is on this node's network" if hidden else ""
         try:
             sources.load(line)
         except ConfigError as error:  # an address is missing, at least
-            hint = f"no running sidecar can be seen here whose settings could be taken{reason}"
+            hint = f"no running sidecar was found whose settings could be used{reason}"
             raise ConfigError([*error.faults, hint]) from None
-    told = {tuple(_told(each)): each for each in found}
+    told = {tuple(_inheritable(each)): each for each in found}
     if len(told) > 1:
         ways = "; ".join(f"{each}: {' '.join(words)}" for words, each in told.items())
         raise ConfigError([f"--ip-address is required: sidecars with different settings run here: {ways}"])
     return found[0]
 
 
-def _told(instance: Instance) -> Iterator[str]:
+def _inheritable(instance: Instance) -> Iterator[str]:
     """Yield the settings of an instance that can be inherited and differ from the default."""
-    for name in (*sorted(_TAKEN), "env-file"):
+    for name in (*sorted(_INHERITED), "env-file"):
         if (text := instance.value(name)) != (FLAGS[name].default or ""):
             yield f"{FLAGS[name].spelled}={text}"
 
@@ -94,7 +91,9 @@ def _its_env_file(instance: Instance) -> Mapping[str, str]:
     except OSError as error:
         raise ConfigError([f"{instance} reads settings from {path}, which cannot be found: {error.strerror}"]) from None
     if not is_near:
-        raise ConfigError([f"--ip-address is required: {instance} reads {path} in a container of its own: ask there"])
+        raise ConfigError(
+            [f"--ip-address is required: {instance} reads {path} in its own container: run this command there"]
+        )
     if not whole.is_file():
         raise ConfigError([f"--ip-address is required: {path}, which {instance} reads, is not a regular file"])
     file, faults = sources.read_env_file(str(whole), f"{instance}: --env-file")

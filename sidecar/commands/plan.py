@@ -82,7 +82,7 @@ def plan_text(plan: Plan) -> str:
         lines = [f"# {plan.nothing}"]
     before = [f"settings {plan.origin}"] if plan.origin else []
     before += [f"warning: {warning}" for warning in plan.warnings]
-    after = [f"stays, as an instance that runs on this node needs it: {each}" for each in plan.kept]
+    after = [f"kept, because an instance running on this node needs it: {each}" for each in plan.kept]
     after += [f"error: {failure}" for failure in plan.failures]
     return "\n".join((*_comments(before), *lines, *_comments(after)))
 

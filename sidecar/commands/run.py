@@ -40,7 +40,7 @@ def run(options: Options, warnings: Sequence[str]) -> int:
         logger.bind(**error.facts).error(error)
         return error.exit_code
     except Interrupted:
-        logger.error("a second signal: ended at once")
+        logger.error("ended at once by a second signal")
         return 1
 
 
@@ -97,14 +97,16 @@ def _make_one_pass(reconciler: Reconciler, journal: daemon.Journal) -> Report | 
 
 def _clean_up(options: Options, node: Access, mine: Claims) -> int:
     """Remove what this instance set up, and log what is left; return the exit code."""
-    report, kept = cleanup.clean_up(node, options.port, mine, time.monotonic() + options.cleanup_timeout)
+    deadline = time.monotonic() + options.cleanup_timeout
+    kept = cleanup.needed_by_others(node, options.port, mine)
+    report = cleanup.clean_up(node, options.port, kept, deadline)
     stays = cleanup.names(kept)
     if stays:
-        logger.info(f"left in place, as another instance on this node needs it: {', '.join(stays)}")
+        logger.info(f"left in place because another instance on this node needs it: {', '.join(stays)}")
     for failure in report.failures:
         logger.bind(**failure.facts).error(failure)
     for action in report.remaining:
-        logger.bind(**action.facts).error(f"cleanup is not done, perhaps left to do: {action.todo}")
+        logger.bind(**action.facts).error(f"cleanup is incomplete, possibly left to do: {action.todo}")
     if report.in_sync:
-        logger.info(f"cleanup done: nothing {'else ' if stays else ''}of it is left on this node")
+        logger.info(f"cleanup done: nothing {'else ' if stays else ''}is left on this node")
     return report.exit_code

@@ -120,7 +120,7 @@ def _words(state: State) -> str:
         State.COPIES: "with copies",
         State.ELSEWHERE: "on another interface",
         State.NO_EFFECT: "without effect",
-        State.UNKNOWN: "not known",
+        State.UNKNOWN: "unknown",
     }.get(state, state.value)
 
 

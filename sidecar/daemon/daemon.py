@@ -1,4 +1,4 @@
-"""Decides when the next pass runs, and what about the last one is worth a line in the log."""
+"""Decides when the next pass runs, and what to log about the last one."""
 
 import random
 import re
@@ -187,7 +187,9 @@ class Journal:
         if changes.number <= SEPARATELY:
             logger.bind(**action.facts).info(action.done)
         elif changes.number == SEPARATELY + 1:
-            logger.bind(**action.facts).warning(f"something keeps changing it back, counted from now on: {action.done}")
+            logger.bind(**action.facts).warning(
+                f"something keeps changing it back, only counted from now on: {action.done}"
+            )
 
     def record(self, report: Report) -> None:
         """Log what is new about this report."""

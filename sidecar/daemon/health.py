@@ -1,8 +1,8 @@
 """Serves /healthz, /readyz and /metrics in its own thread, even while the loop waits for a command that hangs.
 
 Anybody on the network may connect, so everything is bounded: the number of connections, the time each may take, and
-the bytes it may send. One connection too many closes the oldest: a silent client locks nobody out, and file
-descriptors remain for the commands. Whatever happens here, the loop goes on.
+the bytes it may send. A connection beyond the limit closes the oldest, so silent clients lock nobody out, and file
+descriptors remain for the commands. No failure here stops the loop.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ _END: Final = re.compile(rb"\r?\n\r?\n")
 _TEXT: Final = "text/plain; charset=utf-8"
 
 _REMEDIES: Final = {
-    errno.EADDRINUSE: "another program has it: choose another port, or see which with `ss -ltnp`",
-    errno.EADDRNOTAVAIL: "this node has no such address: take one that `ip address` shows, or only :PORT for all",
+    errno.EADDRINUSE: "another program uses it: choose another port, or find that program with `ss -ltnp`",
+    errno.EADDRNOTAVAIL: "this node has no such address: use one that `ip address` shows, or :PORT for all",
     errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE: choose a higher one",
 }
 
@@ -144,7 +144,7 @@ def respond(request: bytes, vitals: Vitals) -> bytes:
     elif not head or not _END.search(request):
         status, kind, text = _plain(HTTPStatus.BAD_REQUEST)
     elif path not in _PAGES:
-        status, kind, text = _plain(HTTPStatus.NOT_FOUND, f"there is {', '.join(_PAGES)}")
+        status, kind, text = _plain(HTTPStatus.NOT_FOUND, f"not found; available: {', '.join(_PAGES)}")
     elif method not in ("GET", "HEAD"):
         status, kind, text = _plain(HTTPStatus.METHOD_NOT_ALLOWED)
     else:

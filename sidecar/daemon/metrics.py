@@ -54,12 +54,10 @@ class _Record(Collector):
         yield _gauge(
             "ready", "Whether the last look found everything in place: what /readyz says.", [((), counts.ready)]
         )
-        yield _counter("passes", "Looks at the node, by how they ended.", _one(counts.passes), "result")
+        yield _counter("passes", "Passes, by result.", _one(counts.passes), "result")
         yield _histogram("pass_duration_seconds", "How long a pass took.", [((), counts.pass_seconds)])
-        yield _counter("failures", "What a pass tried in vain, by kind of error.", _one(counts.failures), "reason")
-        yield _gauge(
-            "last_pass_timestamp_seconds", "When the last pass ended; 0: none did yet.", [((), counts.last_pass)]
-        )
+        yield _counter("failures", "Failed steps of passes, by kind of error.", _one(counts.failures), "reason")
+        yield _gauge("last_pass_timestamp_seconds", "When the last pass ended; 0: none yet.", [((), counts.last_pass)])
         success = [((), counts.last_success)]
         yield _gauge("last_success_timestamp_seconds", "When a pass last left everything in place; 0: never.", success)
         places = _by_object(counts.in_sync)
@@ -73,8 +71,8 @@ class _Record(Collector):
             "command_failures", "Commands that gave no answer.", counts.command_failures.items(), "command", "reason"
         )
         lock_waits = sum(number for (_, reason), number in counts.command_failures.items() if reason == "lock")
-        yield _counter("lock_waits", "Commands that waited for the xtables lock in vain.", [((), lock_waits)])
-        yield _counter("lock_wait_seconds", "Time they waited.", [((), counts.lock_wait_seconds)])
+        yield _counter("lock_waits", "Commands that gave up waiting for the xtables lock.", [((), lock_waits)])
+        yield _counter("lock_wait_seconds", "Seconds that those commands waited.", [((), counts.lock_wait_seconds)])
 
 
 def _by_object(values: Mapping[Object, int]) -> Samples:

@@ -1,6 +1,6 @@
 """Records what the loop did and when it last reported. The main thread writes it; the thread that answers probes reads.
 
-One rule decides whether the loop is alive: each time it reports, it also says by when it will report again. In a pass
+The loop is alive if it is on time: with each report, it also says when it will report next at the latest. In a pass
 that is the end of the next command: `--command-timeout`, the second that a killed command gets, and SLACK. In a sleep
 it is twice the length (events that come too often at most double it) and SLACK. A loop later than that counts as hung.
 A command that was killed when its time was up also counts as a hang, until a pass completes without one.
@@ -102,7 +102,7 @@ class Vitals:
         self._hung = ""
         self._hung_in_pass = False
         self._since = now()
-        self._missing: tuple[str, ...] = ("no look at the node yet",)
+        self._missing: tuple[str, ...] = ("the node has not been checked yet",)
 
     # What the loop reports
 
@@ -129,7 +129,8 @@ class Vitals:
                 self._counts.lock_wait_seconds += seconds
             if reason == "timeout":
                 self._hung_in_pass = True
-                self._hung = f"`{visible(pasteable(argv))}` was killed after {seconds:.3g} s, and no pass got by since"
+                killed = f"`{visible(pasteable(argv))}` was killed after {seconds:.3g} s"
+                self._hung = f"{killed}, and no pass has completed without a timeout since"
         if self._doing == "in a pass":
             self._expect("in a pass", self._command_timeout)
 
@@ -176,7 +177,7 @@ class Vitals:
         with self._lock:
             late = self._clock() - self._due
             if late > 0:
-                return f"hung, {self._doing}: should have been heard of {late:.0f} s ago"
+                return f"hung, {self._doing}: its next report is {late:.0f} s overdue"
             return self._hung
 
     def readiness(self) -> tuple[bool, str]:

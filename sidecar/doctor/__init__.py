@@ -1,4 +1,4 @@
-"""Why does it not work on this node? Checks, and the findings that they yield.
+"""Checks that find out why it does not work on this node.
 
-Imports node and what is below it, but nothing of daemon. Start with `checks`, which lists all of them in order.
+Imports node and what is below it, but nothing from daemon. Start with `checks`, which lists all of them in order.
 """

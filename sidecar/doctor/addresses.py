@@ -1,4 +1,4 @@
-"""Checks of what should be on the node: the interface, the addresses, and the routes to them."""
+"""Checks of the interface, the addresses, and the routes to them."""
 
 import contextlib
 import socket
@@ -8,7 +8,7 @@ from typing import Final
 
 from sidecar.doctor.findings import Finding, Level, counted
 from sidecar.doctor.view import NO_TIME, View
-from sidecar.errors import AddressUnusable, OutputUnreadable
+from sidecar.errors import AddressUnusable
 from sidecar.node import iproute, proc_formats
 from sidecar.state import compare, inventory
 from sidecar.state.actions import AddAddress, CreateLink, RemoveAddress, SetLinkUp
@@ -64,7 +64,7 @@ def address(view: View) -> Iterator[Finding]:
     view.links()
     observed = view.observed()
     for each in view.desired.addresses:
-        held = compare.held(observed, each)
+        held = compare.find(observed, each)
         if held is None:
             yield _missing(view, each)
             continue
@@ -77,7 +77,7 @@ def address(view: View) -> Iterator[Finding]:
 
 
 def _missing(view: View, address: Address) -> Finding:
-    """Return that an address is missing, what is there instead, and what adds it."""
+    """Return the finding that an address is missing, with what is there instead, and the command that adds it."""
     commands = view.commands(AddAddress(address, view.desired.scope))
     found = f"{address.cidr} is not on {address.interface}"
     switch = Path(f"/proc/sys/net/ipv6/conf/{address.interface}/disable_ipv6")
@@ -115,20 +115,19 @@ def _added_again(view: View, address: Address) -> tuple[str, ...]:
 
 
 def route(view: View) -> Iterator[Finding]:
-    """Yield whether packets to each address stay on this node, as the kernel's tables have it."""
+    """Yield whether packets to each address stay on this node, according to the kernel's routing tables."""
     present = [
         each
         for each in view.desired.addresses
         if any(found.state is AddressState.USABLE for _, found in view.places(each))
     ]
     for each in present[:MOST_ADDRESSES]:
-        argv = (iproute.COMMAND, "-json", "route", "get", str(each.ip))
-        result = view.run(*argv)
+        result = view.run(iproute.COMMAND, "-json", "route", "get", str(each.ip))
         if result.exit:
             reason = result.stderr.strip().splitlines()
             found, kind = f"{each.ip} cannot be reached: {reason[0] if reason else ''}", ""
         else:
-            kind, leads = _read_route(argv, result.stdout)
+            kind, leads = proc_formats.route(result.stdout)
             found = f"{each.ip} does not stay on this node: {kind} {leads}"
         if kind == "local":
             yield Finding(Level.OK, f"{each.ip} is local")
@@ -140,15 +139,8 @@ def route(view: View) -> Iterator[Finding]:
         yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
 
 
-def _read_route(argv: tuple[str, ...], text: str) -> tuple[str, str]:
-    try:
-        return proc_formats.route(text)
-    except ValueError as error:
-        raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
-
-
 def _detour(view: View, address: Address) -> tuple[str, ...]:
-    """Return what removes the routing rules that come before the table local, or else what repairs that table."""
+    """Return commands that remove the routing rules before the table local, or else commands that repair that table."""
     family = f"-{address.ip.version}"
     result = view.run(iproute.COMMAND, family, "-json", "rule", "show")
     with contextlib.suppress(ValueError):

@@ -25,7 +25,7 @@ def backend(view: View) -> Iterator[Finding]:
         try:
             view.seen(family)
         except SidecarError as error:
-            yield Finding(Level.UNKNOWN, f"which is in use for IPv{family}: {quoted(str(error), _LONGEST)}")
+            yield Finding(Level.UNKNOWN, f"cannot tell which is in use for IPv{family}: {quoted(str(error), _LONGEST)}")
             continue
         if each.in_use and each.release:
             yield from _in_use(each.in_use, releases.faults(each.release, family))
@@ -51,7 +51,9 @@ def _default(view: View, used: BackendInUse) -> Iterator[Finding]:
     try:
         release = releases.parse(view.run(name, "--version").stdout)
     except (SidecarError, ValueError) as error:
-        yield Finding(Level.UNKNOWN, f"whether {name} on this node is nft or legacy: {quoted(str(error), _LONGEST)}")
+        yield Finding(
+            Level.UNKNOWN, f"cannot tell whether {name} on this node is nft or legacy: {quoted(str(error), _LONGEST)}"
+        )
         return
     if release.is_legacy != used.is_legacy:
         kind = "legacy" if release.is_legacy else "nft"
@@ -64,13 +66,15 @@ def _other_backend(view: View, family: Family) -> Iterator[Finding]:
     try:
         command, copies, others = view.backends[family].listed_in_other(rules)
     except SidecarError as error:
-        yield Finding(Level.UNKNOWN, f"the other backend's IPv{family} rules: {quoted(str(error), _LONGEST)}")
+        yield Finding(
+            Level.UNKNOWN, f"could not list the other backend's IPv{family} rules: {quoted(str(error), _LONGEST)}"
+        )
         return
     if number := sum(copies.values()):
         other = Iptables(view.run, family, command.partition("-")[2], _WAIT)
         removals = [RemoveRule(rule, count) for rule, count in copies.items() if count]
         deletions = tuple(pasteable(*each) for action in removals for each in other.commands(action))
-        found = f"our rules are in the other backend, too ({command}): {number}; they have an effect there as well"
+        found = f"the other backend ({command}) has our rules, too: {number}; they have an effect there as well"
         yield Finding(Level.WARNING, found, commands=deletions, facts={"copies": number})
     if others:
         found = f"{command} has {counted(others, 'rule')} of other programs: the kernel applies both backends' rules"

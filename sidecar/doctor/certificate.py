@@ -1,4 +1,4 @@
-"""What a certificate says about itself: its names and when it is valid. Its DER is read as far as needed (RFC 5280).
+"""Reads the names and the validity of a certificate from its DER (RFC 5280).
 
 The standard library returns these only for a certificate whose trust it has verified, which is not the question here.
 """

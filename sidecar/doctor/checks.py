@@ -13,7 +13,7 @@ Check: TypeAlias = Callable[[View], Iterator[Finding]]
 
 
 def settings(view: View) -> Iterator[Finding]:
-    """Yield what is odd about the settings."""
+    """Yield the warnings about the settings."""
     for warning in view.warnings:
         yield Finding(Level.WARNING, warning)
 

@@ -1,4 +1,4 @@
-"""What the checks found, one fact each, and what they add up to."""
+"""Findings: one fact each, and the exit code for all of them."""
 
 import enum
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Level(enum.Enum):
     FAULT = "fault"
     WARNING = "warning"
     UNKNOWN = "unknown"  # the check could not run; the finding says why
-    NOTE = "note"  # worth knowing, no alarm
+    NOTE = "note"  # worth knowing, but not a problem
     OK = "ok"
 
 
@@ -41,7 +41,7 @@ class Finding:
 
 
 def unknown(error: SidecarError, subject: str = "") -> Finding:
-    """Return that something could not be found out, and why."""
+    """Return the finding that something is unknown, and why."""
     text = f"{subject}: {error}" if subject else str(error)
     return Finding(Level.UNKNOWN, text, facts=error.facts, node_lacks=isinstance(error, NodeError))
 

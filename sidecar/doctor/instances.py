@@ -40,14 +40,14 @@ def _compare(view: View, each: Instance, address: Address) -> Finding:
 
 
 def _unheld(view: View, addresses: Sequence[Address], hidden: Sequence[Instance]) -> Iterator[Finding]:
-    """Yield what is known about instances for addresses that no process which can be seen holds."""
+    """Yield what is known about addresses that no visible process holds."""
     claimed = frozenset[Claim]()
     try:
         claimed = claims.held(addresses)
     except FileNotFoundError:
         pass  # no instance has run here, or its directory is not mounted
     except OSError as error:
-        yield Finding(Level.UNKNOWN, f"whether an instance claims the addresses: {error.strerror}")
+        yield Finding(Level.UNKNOWN, f"cannot tell whether an instance claims the addresses: {error.strerror}")
         return
     if claimed:
         held = [address for address in addresses if address in claimed]
@@ -55,10 +55,10 @@ def _unheld(view: View, addresses: Sequence[Address], hidden: Sequence[Instance]
     alone = [address for address in addresses if address not in claimed]
     if alone and not proc.sees_all_processes():
         reason = "only the processes of this container can be seen"
-        yield Finding(Level.UNKNOWN, f"whether another instance holds {_list(alone)}: {reason}")
+        yield Finding(Level.UNKNOWN, f"cannot tell whether another instance holds {_list(alone)}: {reason}")
     elif alone and hidden:
         names = " or ".join(map(str, hidden[:_SHOWN]))
-        yield Finding(Level.UNKNOWN, f"whether {names} holds {_list(alone)}: only root can see its network")
+        yield Finding(Level.UNKNOWN, f"cannot tell whether {names} holds {_list(alone)}: only root can see its network")
     elif alone:
         text = f"no instance is running for {_list(alone)}: nothing repairs what other programs remove"
         level = Level.NOTE if is_in_sync(view.desired, view.observed()) else Level.WARNING

@@ -1,4 +1,4 @@
-"""What the kernel supports, as far as that can be read: nothing is loaded, created or tried."""
+"""Finds out what the kernel supports by reading files only: nothing is loaded, created or tried."""
 
 import gzip
 import os

@@ -38,15 +38,15 @@ def listener(view: View) -> Iterator[Finding]:
             yield _silence(view, address, everywhere)
             continue
         view.listening.append(address)
-        who = sorted({str(owner) for each in here if (owner := owners.by_inode.get(each.inode))})
-        if not all(each.inode in owners.by_inode for each in here):
+        who = sorted({str(owner) for each in here if (owner := owners.get(each.inode))})
+        if not all(each.inode in owners for each in here):
             who.append("a process that cannot be seen from here (other user, or other container)")
         verb = "listens" if len(who) == 1 else "listen"
         yield Finding(Level.OK, f"{', '.join(who)} {verb} on {view.where(address)}")
 
 
 def _silence(view: View, address: Address, listeners: Sequence[Listener]) -> Finding:
-    """Return that nothing listens, and what nearly does."""
+    """Return the finding that nothing listens, with the closest sockets that do."""
     text, remedy = f"nothing listens on {view.where(address)}", "start the apiserver-proxy"
     if other_ports := sorted({each.port for each in listeners if each.ip == address.ip}):
         text += f", only on {' and '.join(socket_name(address.ip, port) for port in other_ports[:_SHOWN])}"
@@ -58,7 +58,7 @@ def _silence(view: View, address: Address, listeners: Sequence[Listener]) -> Fin
 
 
 def _accepts(listener: Listener, address: Address) -> bool:
-    """Whether connections to the address come to a socket; one for all IPv6 addresses may take IPv4 as well."""
+    """Whether a socket accepts connections to the address; one for all IPv6 addresses may accept IPv4, too."""
     if listener.ip == address.ip:
         return True
     return listener.ip.is_unspecified and (listener.ip.version == IPV6 or address.ip.version == IPV4)
@@ -85,7 +85,7 @@ def connect(view: View) -> Iterator[Finding]:
 
 
 def _no_connection(view: View, address: Address, found: str, facts: Facts) -> Finding:
-    """Return that there is none, and what the reason may be: a rule that drops it, or what iptables does not show."""
+    """Return the finding for a failed connection, with its likely reason: a rule that drops it, or tables of nft."""
     if met := _drops_replies(view, address):
         opening = AddRule(Rule(address.ip.version, "filter", "INPUT", ("-i", "lo", "-j", "ACCEPT")), insert=True)
         text = f"{found}; `{met}` drops the replies, which come in over lo"
@@ -98,7 +98,9 @@ def _no_connection(view: View, address: Address, found: str, facts: Facts) -> Fi
     if hidden := _hidden_tables(view):
         text = f"{found}; perhaps because of nft's {' or '.join(hidden[:_SHOWN])}, which iptables does not show"
         return Finding(Level.FAULT, text, f"see: nft list {hidden[0]}", facts=facts)
-    remedy = "see the findings above on rules and routes; if there are none: is the proxy's queue full?"
+    remedy = (
+        "see the findings above on rules and routes; if there are none, check whether the proxy's accept queue is full"
+    )
     return Finding(Level.FAULT, found, remedy, facts=facts)
 
 
@@ -131,7 +133,7 @@ def tls(view: View) -> Iterator[Finding]:
         where = view.where(address)
         if not answer.certificate:
             found = f"{where} does not speak TLS, as an API server would: {answer.tls_failure}"
-            remedy = "see the proxy's log: does it reach the API server, and is this its right port?"
+            remedy = "see the proxy's log: can it reach the API server, and is this the right port?"
             facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6)}
             yield Finding(Level.WARNING, found, remedy, facts=facts)
             continue
@@ -141,7 +143,7 @@ def tls(view: View) -> Iterator[Finding]:
         yield from _validity(certificate, f"the certificate on {where}", until, facts)
         shown = ", ".join(names[:_SHOWN]) or "nothing"
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        found = f"certificate for {shown}{more}, until {until}; its trust was not verified"
+        found = f"certificate for {shown}{more}, until {until}; its chain of trust was not verified"
         yield Finding(Level.OK, found, facts=facts)
         if not any(_is_ip(name, address) for name in names):
             found = f"the certificate is not for {address.ip}: clients have to use one of its names"

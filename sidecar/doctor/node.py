@@ -11,10 +11,10 @@ from sidecar.doctor import kernel
 from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.kernel import Feature
 from sidecar.doctor.view import View
-from sidecar.errors import SidecarError
+from sidecar.errors import CommandMissing, SidecarError
 from sidecar.node import capabilities, iproute, proc, xtables_lock
 from sidecar.node.backends import registered_tables
-from sidecar.node.programs import missing_command, path_of
+from sidecar.node.programs import path_of
 from sidecar.state.inventory import State, of_interface
 from sidecar.state.model import Facts, Family
 
@@ -52,7 +52,7 @@ def commands(view: View) -> Iterator[Finding]:
     paths = {name: path for name in needed if (path := path_of(name))}
     for name, is_needed in needed.items():
         if name not in paths and is_needed:
-            found, _, remedy = str(missing_command(name)).partition(": ")
+            found, _, remedy = str(CommandMissing(name)).partition(": ")
             yield Finding(Level.FAULT, found, remedy, node_lacks=True)
         elif name not in paths:
             yield Finding(Level.NOTE, f"{name} is not installed, so the rules of other programs cannot be checked")
@@ -92,7 +92,7 @@ def lock(view: View) -> Iterator[Finding]:
         again = proc.holders(path)
         holders = [each for each in holders if each in again]
     if not holders:
-        yield Finding(Level.OK, f"{path} is a file that nobody holds")
+        yield Finding(Level.OK, f"{path} is not held by any process")
     for holder in holders:
         who = str(holder) if holder else "a process that cannot be seen from here"
         remedy = f"if it does not release the lock, end it: kill {holder.pid}" if holder else ""
@@ -117,11 +117,11 @@ def kernel_support(view: View) -> Iterator[Finding]:
                 yield Finding(Level.FAULT, f"does not have {name}", remedy, node_lacks=True)
             case None:
                 reason = "neither the kernel's configuration nor its modules can be read here"
-                yield Finding(Level.UNKNOWN, f"whether it has {name} ({feature.module}): {reason}")
+                yield Finding(Level.UNKNOWN, f"cannot tell whether it has {name} ({feature.module}): {reason}")
     if there:
         yield Finding(Level.OK, f"has {', '.join(there)}")
     elif not needed:
-        yield Finding(Level.OK, "nothing is needed of it: there are no rules to add, and the interface exists")
+        yield Finding(Level.OK, "nothing more is needed: there are no rules to add, and the interface exists")
 
 
 def _has_notrack(view: View, family: Family) -> bool:

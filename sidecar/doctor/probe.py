@@ -1,4 +1,4 @@
-"""A TCP connection to an address, and what answers there."""
+"""Opens a TCP connection to an address, and reads the certificate of what answers."""
 
 import contextlib
 import socket
@@ -13,7 +13,7 @@ from sidecar.state.model import IPAddress
 
 TIMEOUT: Final = 1.0  # seconds for a connection, and for a TLS handshake
 
-#: The name that pods know the API server by: a proxy that goes by SNI needs one.
+#: The API server's name inside the cluster: a proxy that routes by SNI needs one.
 _SERVER_NAME: Final = "kubernetes.default.svc"
 
 

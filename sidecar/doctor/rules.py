@@ -34,9 +34,9 @@ def rules(view: View) -> Iterator[Finding]:
         try:
             yield from _left_over(view, family)
         except SidecarError as error:
-            yield unknown(error, f"whether IPv{family} rules for another port are left")
+            yield unknown(error, f"cannot tell whether IPv{family} rules for another port are left")
         if good:
-            text = f"{good} of {len(desired)} IPv{family} rules are as they should be"
+            text = f"{good} of {len(desired)} IPv{family} rules are in place"
             yield Finding(Level.OK, text, facts={"rules": good, "backend": backend.command})
 
 
@@ -63,7 +63,7 @@ def _faults(view: View, rule: Rule) -> Iterator[Finding]:
 
 
 def _left_over(view: View, family: Family) -> Iterator[Finding]:
-    """Yield the rules for our addresses and other ports that no running instance needs: of an earlier setting."""
+    """Yield rules for our addresses and another port that no running instance needs, left by an earlier setting."""
     places = dict.fromkeys(rule.place for rule in view.desired.rules if rule.family == family)
     listed = [(*place, line) for place in places for line in _lines(view, family, *place)]
     for address in (each for each in view.desired.addresses if each.ip.version == family):

@@ -26,10 +26,10 @@ _CHAINS: Final = {
 }
 _INWARD: Final = frozenset(("PREROUTING", "INPUT"))
 
-#: What begins the names of a policy engine's chains.
+#: Prefixes of the names of policy engines' chains.
 _POLICY_CHAINS: Final = {"cali-": "Calico", "KUBE-ROUTER-": "kube-router", "KUBE-NWPLCY-": "kube-router"}
 
-#: Whose chains begin so: a rule that is removed there comes back.
+#: Prefix of a chain → its owner, which puts a removed rule back.
 _OWNED: Final = {"KUBE-": "a Service", "DOCKER": "a container", "CNI-": "a pod's hostPort", "cali-": "Calico"}
 
 _VIRTUAL_SERVERS: Final = Path("/proc/net/ip_vs")
@@ -59,7 +59,7 @@ def _for_each_address(view: View, check: Callable[[View, Address], Iterator[Find
     """Check one address after the other, as long as there is time."""
     addresses = view.desired.addresses
     for number, address in enumerate(addresses):
-        subject = f"what other programs' rules do to {address.ip}"
+        subject = f"cannot tell what other programs' rules do to {address.ip}"
         if number and view.is_late():
             left = f"{address.ip}" + (f" and {len(addresses) - number - 1} more" if number + 1 < len(addresses) else "")
             yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
@@ -85,7 +85,7 @@ def _redirections(view: View, address: Address, *, by_ipvs: Collection[Address])
             reported.add(met.line)
             yield _redirection(view, address, met, certain=bool(certain))
     if left_out:
-        yield Finding(Level.UNKNOWN, f"whether nat rules take traffic to {address.ip}: {left_out}")
+        yield Finding(Level.UNKNOWN, f"cannot tell whether nat rules take traffic to {address.ip}: {left_out}")
     elif not reported and address not in by_ipvs:
         yield Finding(Level.OK, f"neither nat rules nor IPVS take traffic to {view.where(address)}")
 
@@ -95,9 +95,10 @@ def _redirection(view: View, address: Address, met: Met, *, certain: bool) -> Fi
     facts: Facts = {"rule": met.line}
     if view.is_untracked(address):
         found = (
-            f"`{met.line}` in nat would take traffic to {where}, but for our NOTRACK rules: untracked traffic is not"
+            f"`{met.line}` in nat would take traffic to {where} without our NOTRACK rules: untracked traffic is not "
+            "rewritten"
         )
-        return Finding(Level.NOTE, f"{found} rewritten")
+        return Finding(Level.NOTE, found)
     level, verb = (Level.FAULT, "takes") if certain else (Level.WARNING, "may take")
     found = f"`{met.line}` in nat {verb} traffic to {where}"
     remedy = "" if view.desired.rules else "or run with --setup-iptables instead: untracked traffic is not rewritten"
@@ -131,11 +132,11 @@ def _drops(view: View, address: Address) -> Iterator[Finding]:
         lines = [line for lines in listings.values() for line in lines]
         engines |= {name for prefix, name in _POLICY_CHAINS.items() if any(f" {prefix}" in line for line in lines)}
     for left_out in unread:
-        yield Finding(Level.UNKNOWN, f"whether other chains drop traffic of {address.ip}: {left_out}")
+        yield Finding(Level.UNKNOWN, f"cannot tell whether other chains drop traffic of {address.ip}: {left_out}")
     if engines and untracked:
         found = (
-            f"{' and '.join(sorted(engines))} has policy chains: to rules that rely on connection tracking, replies "
-            f"from {address.ip} do not look like replies, as they are untracked"
+            f"policy chains of {' and '.join(sorted(engines))}: rules that rely on connection tracking do not "
+            f"recognise replies from {address.ip}, as they are untracked"
         )
         yield Finding(Level.NOTE, found, "allow them by address and port")
     elif not is_dropped and not unread:
@@ -179,7 +180,7 @@ def drops_replies_to_this_node(view: View, address: Address) -> Met | None:
 
 
 def _removal(view: View, family: Family, table: str, met: Met) -> tuple[str, ...]:
-    """Return what removes a rule, or sets a chain's policy back."""
+    """Return the command that removes a rule, or resets a chain's policy."""
     verb, chain, *words = shlex.split(met.line)
     if verb == "-P":
         return (f"{view.backends[family].command} -t {table} -P {chain} ACCEPT",)
@@ -223,4 +224,4 @@ def _connections(view: View) -> tuple[list[str], bool]:
         return result.stdout.splitlines(), True
     if not _COUNT.exists():
         return [], True  # the kernel tracks nothing at all
-    raise OSError(0, f"there is no {_CONNECTIONS}, and no program conntrack: apt-get install conntrack")
+    raise OSError(0, f"there is no {_CONNECTIONS}, and conntrack is not installed: apt-get install conntrack")

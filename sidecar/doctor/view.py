@@ -83,7 +83,7 @@ class View:
         return Observed(links, copies, hindrances)
 
     def places(self, address: Address) -> list[tuple[Link, LinkAddress]]:
-        """Return where an address is, on whatever interface."""
+        """Return the interfaces that have an address, and the address as found on each."""
         return [(link, found) for link in self.links() for found in link.addresses if found.ip == address.ip]
 
     def where(self, address: Address) -> str:
@@ -102,7 +102,7 @@ class View:
         return bool(rules) and all(observed.copies.get(rule) and rule not in idle for rule in rules)
 
     def commands(self, *actions: Action) -> tuple[str, ...]:
-        """Return what carries out these actions, ready to be pasted; nothing if that cannot be found out."""
+        """Return the commands for these actions, ready to paste; none if they cannot be determined."""
         try:
             return tuple(pasteable(*each) for action in actions for each in self._commands(action))
         except SidecarError:
@@ -116,14 +116,14 @@ class View:
     def chains(
         self, table: str, starts: Mapping[str, Traffic], family: Family, *, certain: bool
     ) -> tuple[dict[str, tuple[str, ...]], str]:
-        """Return the chains that the traffic comes to from the chains `starts`; and what was left out, and why.
+        """Return the chains that the traffic reaches from the chains `starts`; and what was left out, and why.
 
-        If not `certain`, those too that it may come to. One process for each level of jumps.
+        Unless `certain`, include chains that it may reach. Takes one process for each level of jumps.
         """
         self.seen(family)  # without that, nothing else of the backend can be asked
         is_there = self.backends[family].sees(table)
         if is_there is None and table not in {rule.table for rule in self.desired.rules}:
-            return {}, f"it cannot be read whether iptables-legacy has a table {table}"
+            return {}, "the list of iptables-legacy's tables cannot be read"
         if is_there is False:
             return {}, ""
         self._walk_until = self._walk_until or time.monotonic() + PATIENCE

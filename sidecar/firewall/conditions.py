@@ -1,6 +1,6 @@
-"""Whether a rule, as `iptables -S` prints it, matches some traffic, and what it does with it.
+"""Decides whether a rule, as `iptables -S` prints it, matches some traffic.
 
-What is certain is said; what depends on an interface, a set, or anything else that is not known here, is PERHAPS.
+The answer is PERHAPS if it depends on an interface, a set, or anything else that is not known here.
 """
 
 import enum
@@ -18,7 +18,7 @@ NOT_LOOPBACK: Final = f"! {LOOPBACK}"  # any interface but lo
 #: Stands for the port of a client: the first of net.ipv4.ip_local_port_range, as the kernel sets it.
 _CLIENT_PORT: Final = "32768"
 
-#: Matches that have no condition of their own, only options that have. Of any other match the outcome is not known.
+#: Matches that hold by themselves; only their options are conditions. The outcome of any other match is unknown.
 _IDLE_MATCHES: Final = frozenset(("tcp", "comment", "multiport", "conntrack", "state"))
 
 #: A comment as `iptables -S` prints it; its text plays no part here.
@@ -53,7 +53,7 @@ class Traffic:
         conditions = dict(zip(rule.match[:-1], rule.match[1:], strict=True))
         inward = "-d" in conditions
         address, port = ("-d", "--dport") if inward else ("-s", "--sport")
-        # In raw nothing is tracked yet; after it, our rules have seen to it.
+        # In raw nothing is tracked yet; after raw, our NOTRACK rules have exempted it.
         untracked = rule.table != "raw"
         return cls(conditions[address], int(conditions[port]), inward, untracked, interface="")
 
@@ -167,7 +167,7 @@ def _covers(network: str, address: str | None) -> Matches:
         return Matches.ALL
     if address is None:
         return Matches.PERHAPS
-    if network.partition("/")[2] == address.partition("/")[2]:  # as of most, and it is quicker
+    if network.partition("/")[2] == address.partition("/")[2]:  # the usual case, and quicker
         return _certainly(network == address)
     return _certainly(ip_network(address).network_address in ip_network(network, strict=False))
 

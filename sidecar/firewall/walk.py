@@ -1,6 +1,6 @@
-"""The way of some traffic through the chains of one table: which rules decide what becomes of it.
+"""Follows traffic through the chains of one table, to find the rules that decide what happens to it.
 
-Listings as `iptables -S` prints them go in; each rule that ends the way, or may end it, comes out. `way` answers for
+The input is listings of `iptables -S`; the output each rule that ends the way, or may end it. `way` answers for
 all chains, `hindrance` for the lines before one of our rules, `jumps` for what has to be listed next. A rule is met
 for certain only if nothing before it may have ended the way.
 """
@@ -22,7 +22,7 @@ PASSING: Final = frozenset(
     | {"CLASSIFY", "CHECKSUM", "DSCP", "TOS", "TTL", "HL", "TCPMSS", "TCPOPTSTRIP", "TEE", "RATEEST", "IDLETIMER"}
 )
 
-#: Targets that are not chains, and let no packet go on in its chain.
+#: Targets other than chains after which a packet does not go on in its chain.
 ENDING: Final = BLOCKING | frozenset(
     {ACCEPT, "RETURN", "QUEUE", "NFQUEUE", "DNAT", "REDIRECT", "NETMAP", "TPROXY", "SYNPROXY", "SNAT", "MASQUERADE"}
     | {"TARPIT"}
@@ -63,7 +63,7 @@ class Way:
 
 
 def way(listings: Mapping[str, Sequence[str]], start: str, traffic: Traffic) -> Way:
-    """Return what becomes of the traffic that comes to the chain `start`; nothing is known of it if that is not listed.
+    """Return what happens to the traffic that enters the chain `start`, or an empty Way if that is not listed.
 
     A jump to a chain that is not in `listings`, or to a target that is not known, may end it.
     """
@@ -72,7 +72,7 @@ def way(listings: Mapping[str, Sequence[str]], start: str, traffic: Traffic) -> 
 
 
 def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
-    """Return the first of the lines before a rule that keeps its traffic from reaching it; a certain one if there is.
+    """Return the first line before a rule that keeps traffic from reaching it, preferably one that certainly does.
 
     For ACCEPT that is a line that drops. NOTRACK is hindered by any that ends the way through the chain, and by CT:
     of a packet's connection tracking, the first target decides.
@@ -92,9 +92,9 @@ def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
 
 
 def jumps(lines: Sequence[str], traffic: Traffic, *, certain: bool) -> Iterator[str]:
-    """Yield the chains (or targets not known here) that the traffic comes to from these rules.
+    """Yield the chains (or targets not known here) that the traffic reaches from these rules.
 
-    If not `certain`, those too that it may come to.
+    Unless `certain`, include those that it may reach.
     """
     for met in _Walk({"": lines}, traffic).follow(""):
         if met.target not in ENDING and (met.matches_all or not certain):

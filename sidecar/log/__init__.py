@@ -1,4 +1,4 @@
-"""Writes the log in the way of klog: lines, files, levels.
+"""Writes the log as klog does: lines, files, levels.
 
 Imports settings and what is below it. Start with `setup`.
 """

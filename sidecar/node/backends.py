@@ -4,8 +4,8 @@ The two backends hold separate rules, and the kernel applies both. A rule that l
 the backend whose rules would drop it. The node's own components show which that is (in the order of kubernetes-sigs/
 iptables-wrappers): by chains that the kubelet creates for this very purpose, or else by the rules that are there.
 
-Looking must not create anything: legacy creates a table when asked for it, so it is asked only for those that
-/proc/net/ip_tables_names lists. A look that fails proves nothing: it is an error, and is retried.
+Observing must not create anything: iptables-legacy creates a table by listing it, so only tables in
+/proc/net/ip_tables_names are listed. A failed look proves nothing: it is an error, and is retried.
 """
 
 import copy
@@ -180,9 +180,7 @@ class Backend:
 
     def _settle(self, rules: Sequence[Rule]) -> Iptables:
         if self._settled is None:
-            name, reason = (
-                self._choose() if self._requested == AUTO else (self._requested, "as --iptables-backend says")
-            )
+            name, reason = self._choose() if self._requested == AUTO else (self._requested, "set by --iptables-backend")
             tool = self._tool(name)
             release = self._read_release(tool)
             self._settled, self._release = tool, release
@@ -212,21 +210,25 @@ class Backend:
             return
         if self._other and number:
             logger.bind(family=self._family, copies=number).warning(
-                f"our rules are in the other backend, too ({self._other.command}): {number}; a cleanup removes them too"
+                f"the other backend ({self._other.command}) has our rules, too: {number}; a cleanup removes them"
             )
 
     def _choose(self) -> tuple[str, str]:
         """Return a backend, and why it was chosen."""
         candidates = self._candidates()
         if len(candidates) < len(_OTHER):
-            return (candidates[0], "the only one that is installed") if candidates else (SYSTEM, "there is no other")
+            return (
+                (candidates[0], "the only one that is installed")
+                if candidates
+                else (SYSTEM, "neither iptables-nft nor iptables-legacy is installed")
+            )
         for name in candidates:
             if hint := self._hint(name):
                 return name, f"Kubernetes' chain {hint} is there"
         numbers = {name: self._count_rules(name) for name in candidates}
         most = max(candidates, key=lambda name: numbers[name])
         if not numbers[most]:
-            return "nft", "no other rules are there, in either backend"
+            return "nft", "no other rules in either backend"
         there = "1 rule is" if numbers[most] == 1 else f"{numbers[most]} rules are"
         return most, f"{there} there, {numbers[_OTHER[most]]} in the other backend"
 

@@ -20,7 +20,7 @@ def memory_file(content: str = "") -> BinaryIO:
 
 
 def text(file: BinaryIO) -> str:
-    """Return what was written. Interfaces may have names that are no UTF-8: nothing is lost or refused."""
+    """Return what was written; bytes that are not UTF-8, as in an interface's name, are kept (surrogateescape)."""
     file.seek(0)
     return file.read().decode(errors="surrogateescape")
 
@@ -40,9 +40,9 @@ def pidfd(pid: int) -> Iterator[int | None]:
 
 
 def tidy_up(descriptors: set[int], children: set[int]) -> None:
-    """Put away what sh leaves behind when it fails to start a command: gc disabled, pipes, perhaps a child.
+    """Undo what sh leaves behind when it fails to start a command: gc disabled, open pipes, perhaps a child.
 
-    Not sockets: those are of the thread that answers probes, and were opened meanwhile.
+    Sockets stay: the thread that answers probes opened them meanwhile.
     """
     gc.enable()
     for descriptor in descriptors:
@@ -56,7 +56,7 @@ def tidy_up(descriptors: set[int], children: set[int]) -> None:
 
 
 def open_files() -> set[int]:
-    """Return our open descriptors, as /proc lists them; not the one that served to read the list."""
+    """Return our open descriptors, as /proc lists them, except the one that reads the list."""
     listed = os.listdir("/proc/self/fd")  # noqa: PTH208 - quick, as it runs before every command
     return {int(descriptor) for descriptor in listed if os.path.lexists(f"/proc/self/fd/{descriptor}")}
 

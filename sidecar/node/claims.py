@@ -54,7 +54,7 @@ class Claims:
         except OSError as error:
             logger.warning(
                 f"cannot use {self._directory} ({error.strerror}): a cleanup by this or another instance on the node "
-                "does not know who else needs the address; mount this directory from the node"
+                "cannot tell who else needs the address; mount this directory from the node"
             )
 
     def claimed_by_others(self) -> frozenset[Claim]:
@@ -87,7 +87,7 @@ class Claims:
             if is_over():
                 return
             if time.monotonic() > deadline:
-                logger.warning(f"another instance does not end its cleanup of {claim}: going on without waiting for it")
+                logger.warning(f"another instance is still cleaning up {claim}: continuing without waiting for it")
                 return
             if not is_logged:
                 is_logged = True
@@ -105,6 +105,14 @@ def held(claims: Iterable[Claim], directory: Path = DIRECTORY) -> frozenset[Clai
         return frozenset(claim for claim in claims if _is_locked(file, claim))
     finally:
         os.close(file)
+
+
+def are_shared_with(pid: int, directory: Path = DIRECTORY) -> bool:
+    """Whether a process uses the same file for its claims: it may have a /run of its own."""
+    try:
+        return Path(f"/proc/{pid}/root{directory}/claims").samefile(directory / "claims")
+    except OSError:  # there is no such file, or the process has ended
+        return False
 
 
 def _is_locked(file: int, claim: Claim) -> bool:

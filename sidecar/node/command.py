@@ -1,11 +1,11 @@
 """The gate to the node: every command this program starts goes through `Commands.run`, the one user of `sh`.
 
 Each command gets a fixed environment, a process group of its own (Ctrl-C must not cut a change in half), and no
-terminal. Input and output are anonymous files rather than pipes: nothing has to be pumped while it runs, output
-of any size arrives whole, and a grandchild that keeps them open holds nobody up.
+terminal. Input and output are anonymous files rather than pipes: nothing has to be read while it runs, output
+of any size is complete, and a grandchild that keeps them open does not block us.
 
-sh can bound a command's time itself, but looks only every 0.1 s whether it has ended. Here the kernel tells of the
-end (man 2 pidfd_open), and a signal handler by a pipe that something has changed: no thread, no timer, no polling.
+sh has timeouts of its own, but checks only every 0.1 s whether a command has ended. Here the kernel reports the end
+(man 2 pidfd_open), and signal handlers write to a pipe: no thread, no timer, no polling.
 """
 
 import contextlib
@@ -26,14 +26,16 @@ from sidecar.node import child
 from sidecar.node.programs import environment, find
 
 GRACE: Final = 1.0  # seconds that a running command is given when the program is asked to stop. They usually need 0.01
-WITHOUT_PIDFD: Final = 0.01  # seconds between two looks at a command on a kernel that cannot tell of its end
-SHORTEST: Final = 0.5  # seconds that a command is given before a deadline, if as much is left at all
-_ANY_STATUS: Final = tuple(range(256))  # no exit status is an exception to sh: what each means, only the caller knows
+WITHOUT_PIDFD: Final = 0.01  # seconds between two checks of a command on a kernel without pidfd_open
+SHORTEST: Final = 0.5  # seconds that a command gets at least before a deadline, if that much is left
+_ANY_STATUS: Final = tuple(
+    range(256)
+)  # sh raises no exception for any exit status: only the caller knows what it means
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command answered. The exit status is data: what it means, its caller knows."""
+    """What a command answered. Only the caller knows what the exit status means."""
 
     exit: int
     stdout: str
@@ -44,8 +46,8 @@ class Result:
 Command: TypeAlias = tuple[tuple[str, ...], str]
 
 
-#: Is told of a command that ended: what was run, its exit status (negative for the signal that ended it, None if it was
-#: killed when its time was up), and how many seconds it took.
+#: Called when a command has ended: with its arguments, its exit status (negative for the signal that ended it, None if
+#: it was killed when its time was up), and the seconds it took.
 OnEnd: TypeAlias = Callable[[tuple[str, ...], int | None, float], None]
 
 
@@ -71,7 +73,7 @@ class Commands:
         self._stopping_since: float | None = None
         self._interrupted = False
         self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # What Python opens closes itself in a child (PEP 446); what was open when we were started may not.
+        # Files that Python opens are closed in a child (PEP 446); those inherited at our start may not be.
         for descriptor in child.open_files() - {0, 1, 2}:
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
 
@@ -83,7 +85,7 @@ class Commands:
     def stop(self) -> None:
         """Let what runs finish within GRACE seconds, then kill it; start no other.
 
-        Once `finish_by` was called this has no effect: what must be finished is not stopped half-way.
+        After `finish_by` this has no effect: a cleanup is not stopped half-way.
         """
         if self._deadline is None:
             self._stopping_since = time.monotonic()
@@ -174,8 +176,8 @@ class Commands:
                 # A process that waits inside the kernel (state D) does not die: it is left alone.
                 self._await(running, pidfd, time.monotonic() + GRACE, killed=True)
         if not running.is_alive():
-            # It ends sh's own threads. Death by a signal the exit status tells as well, and the status is known by
-            # now, even if sh cannot start one more thread for its last words.
+            # This ends sh's own threads. The exit status is known by now, so neither an exception for it nor sh's
+            # failure to start one more thread matters.
             with contextlib.suppress(sh.ErrorReturnCode, RuntimeError):
                 running.wait()
         return running.process.exit_code if ended else None
@@ -209,7 +211,7 @@ def _start(
     try:
         running = cast("sh.RunningCommand", command(*arguments, _in=files[0], _out=files[1], _err=files[2]))
     except Exception as error:
-        # What sh raises here is of many kinds: ForkException, CommandNotFound, OSError, RuntimeError for a thread,
+        # sh raises many kinds of exceptions here: ForkException, CommandNotFound, OSError, RuntimeError for a thread,
         # ValueError for a child that died early.
         child.tidy_up(child.open_files() - held, child.children() - children)
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]

@@ -99,6 +99,6 @@ class Events:
             for group in groups:
                 receiver.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
         except OSError as error:
-            logger.warning(f"cannot watch {what} ({error.strerror}): what is taken away comes back at the interval")
+            logger.warning(f"cannot watch {what} ({error.strerror}): removals are repaired only every --sync-interval")
             return
         self._sockets[receiver.fileno()] = (receiver, concerns)

@@ -8,16 +8,17 @@ Anybody can start a process with such a name, and root may act on what is read h
 sidecar's work is trusted: it has CAP_NET_ADMIN over the same network, in the same user namespace.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
 from sidecar import PROGRAM
-from sidecar.node import capabilities, proc
+from sidecar.node import capabilities, claims, proc
 from sidecar.node.proc import Process
-from sidecar.settings import invocation
+from sidecar.settings import invocation, values
 from sidecar.settings.invocation import Invocation
 from sidecar.settings.options import FLAGS
 from sidecar.settings.values import BOOLEANS
@@ -56,15 +57,21 @@ class Instance:
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
         """The addresses in its settings, as far as they can be seen."""
-        return tuple(_addresses(self.value("ip-address")))
+        found = []
+        for each in self.value("ip-address").split(","):
+            with contextlib.suppress(ValueError):
+                found.append(ip_address(each.strip()))
+        return tuple(found)
 
     def claims(self) -> frozenset[Claim]:
         """Return what it needs on the node, claimed or not: the addresses, and the rules for the port."""
         addresses = {Address(ip, ip.max_prefixlen, self.value("interface")) for ip in self.addresses}
-        port = self.value("port")
         # An env file may ask for rules: its content cannot be seen from here.
         has_rules = BOOLEANS.get(self.value("setup-iptables"), True) or bool(self.value("env-file"))
-        rules = {RuleSet(ip, int(port)) for ip in self.addresses} if has_rules and port.isdecimal() else set()
+        try:
+            rules = {RuleSet(ip, values.port(self.value("port"))) for ip in self.addresses} if has_rules else set()
+        except ValueError:  # it has ended with exit code 2, or is not what it seems
+            rules = set()
         return frozenset(addresses | rules)
 
 
@@ -78,9 +85,13 @@ def running() -> tuple[list[Instance], list[Instance]]:
     return [each for each in found[True] if _is_capable(each.process.pid)], found[None]
 
 
-def claimed() -> frozenset[Claim]:
-    """Return what the running sidecars need, including those that cannot claim it: Go's, or one with its own /run."""
-    return frozenset(claim for instance in running()[0] for claim in instance.claims())
+def needed() -> frozenset[Claim]:
+    """Return what those running sidecars need that cannot claim it here: Go's, or one with its own /run.
+
+    What the others need they claim, and give up when they clean up themselves.
+    """
+    found = [each for each in running()[0] if not (each.is_python and claims.are_shared_with(each.process.pid))]
+    return frozenset(claim for each in found for claim in each.claims())
 
 
 def _is_capable(pid: int) -> bool:
@@ -90,14 +101,6 @@ def _is_capable(pid: int) -> bool:
         return same and capabilities.has("CAP_NET_ADMIN", pid)
     except OSError:  # it has ended, or belongs to another user
         return False
-
-
-def _addresses(text: str) -> Iterator[IPAddress]:
-    for each in text.split(","):
-        try:
-            yield ip_address(each.strip())
-        except ValueError:
-            continue
 
 
 def _instance(process: Process) -> Instance | None:

@@ -1,4 +1,4 @@
-"""Addresses and links, by `ip`."""
+"""Observes and changes addresses and links with `ip`."""
 
 import json
 from ipaddress import IPv6Address, ip_address
@@ -29,7 +29,7 @@ class IpRoute:
         result = self._run(*_SHOW)
         if result.exit:
             _fail(_SHOW, result)
-        # A node in sync answers the same again and again: it need not be read again.
+        # A node in sync gives the same output each time: parse it only when it changes.
         if self._last is None or self._last[0] != result.stdout:
             try:
                 self._last = (result.stdout, parse_links(result.stdout))
@@ -49,7 +49,7 @@ def command(action: LinkAction) -> Command:
     """Return the command that carries out the action, and its standard input."""
     match action:
         case CreateLink(interface, kind):
-            # In one process, which ends its work even if we are killed: no link of ours stays without its mark.
+            # In one process, which finishes even if we are killed: no link of ours stays without its mark.
             lines = (f"link add name {interface} type {kind}", f"link set dev {interface} alias {MARK} up", "")
             return (COMMAND, "-batch", "-"), "\n".join(lines)
         case SetLinkUp(interface):

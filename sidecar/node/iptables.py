@@ -1,10 +1,10 @@
-"""Our rules, by `iptables` and `ip6tables`.
+"""Observes and changes our rules with `iptables` and `ip6tables`.
 
-What was measured about them and matters here (1.8.9 and 1.8.11, both backends):
+Measured with 1.8.9 and 1.8.11, both backends:
 
-- A listing can be trusted: these rules have been printed in this spelling by every release since 2013. A `-C` that
-  says yes cannot: `ip6tables-legacy` 1.8.9 finds a rule that has another port (1.8.11 does not). `-D` compares
-  rightly in both. So listings decide what is there, and count it on the way.
+- A listing can be trusted: these rules have been printed in this spelling by every release since 2013. A successful
+  `-C` cannot: `ip6tables-legacy` 1.8.9 finds a rule that has another port (1.8.11 does not). `-D` compares
+  correctly in both. So listings decide which rules exist, and give their number of copies.
 - What stands between `*table` and `COMMIT` is one transaction: if a line fails, none has an effect. The nft
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
 """
@@ -44,7 +44,7 @@ class Iptables(IptablesProgram):
         super().__init__(run, family, backend, wait)
         self._said_that_it_cannot_count = False
         self._last: tuple[str, Sequence[Rule], Seen] | None = None
-        #: Rules beside which there are some that iptables takes for the same.
+        #: Rules in whose chain there are others that iptables does not tell apart from them.
         self._confusable: set[Rule] = set()
         self._compares_prefixes = backend == "legacy"
 
@@ -64,19 +64,19 @@ class Iptables(IptablesProgram):
         if result.exit == TRY_AGAIN:
             raise self.failure(argv, stdin, result)
         if result.exit == 0:
-            # A node in sync answers the same again and again: it need not be read again.
+            # A node in sync gives the same output each time: parse it only when it changes.
             if self._last is None or self._last[:2] != (result.stdout, rules):
                 self._last = (result.stdout, rules, self._found(self.read(argv, stdin, result, chains), rules))
             return self._last[2]
-        # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
+        # The batch ends at the first chain that cannot be listed, without details: list the chains one by one.
         return self._observe_chains(chains, rules)
 
     def _observe_chains(self, chains: Sequence[Chain], rules: Sequence[Rule]) -> Seen:
         """Look at each chain alone, and ask for rules one by one where a chain cannot be listed.
 
-        nft does not list a chain in which there is a rule that only it can express. There -C often tells all the
-        same whether ours is in it; where that exits with 3, it cannot judge either. But its 1, not there, is also what
-        a backend says that does not work at all: it counts only if the same backend can list something else.
+        nft does not list a chain in which there is a rule that only it can express. There, -C often
+        still finds out whether ours is in it; an exit status of 3 means that it cannot. A backend that does not work at
+        all exits with 1, too, as for a missing rule: this counts only if the same backend can list something else.
         """
         listings, failures = self.list_each(chains)
         copies: dict[Rule, int] = {}
@@ -100,7 +100,7 @@ class Iptables(IptablesProgram):
         return self.run(*self.argv(*_line(rule, "-C"))).exit
 
     def commands(self, action: RuleAction) -> list[Command]:
-        """Return what carries out an action, in order, if nobody changes anything meanwhile."""
+        """Return the commands for an action, in order; they assume that nobody changes anything meanwhile."""
         match action:
             case AddRule(rule, insert):
                 return [(self.argv(*_line(rule, "-I" if insert else "-A")), "")]
@@ -114,8 +114,8 @@ class Iptables(IptablesProgram):
     def apply(self, action: RuleAction) -> bool:
         """Carry out one action; return whether it changed anything. Raises a SidecarError if iptables refuses.
 
-        Others change rules too, between our look and our act. So each action looks once more as it acts: what
-        another program added meanwhile is not added again, and a surplus copy is never the last one.
+        Others change rules too, between our look and our act. So each action checks once more: what another
+        program added meanwhile is not added again, and the last copy is never removed as surplus.
         """
         match action:
             case AddRule(rule, insert):
@@ -148,13 +148,13 @@ class Iptables(IptablesProgram):
         return [min(MOST_AT_ONCE, copies - done) for done in range(0, copies, MOST_AT_ONCE)]
 
     def _is_mistaken(self, rule: Rule) -> bool:
-        """Whether there are rules that iptables takes for this one when it is to delete it."""
+        """Whether iptables may delete another rule when asked to delete this one."""
         return rule in self._confusable and not self._compares_prefixes
 
     def _delete(self, rule: Rule, copies: int, *then: Line) -> bool:
         """Delete copies of a rule and do something else, in one transaction: all or nothing."""
         if self._is_mistaken(rule):
-            for _ in range(2):  # once more, in case that somebody changed them meanwhile
+            for _ in range(2):  # once more, in case somebody changed them meanwhile
                 if self._transaction(self._deletion(rule, copies, *then)):
                     return True
             self._compares_prefixes = True
@@ -165,7 +165,7 @@ class Iptables(IptablesProgram):
 
         ip6tables-nft (1.8.9) does not compare prefix lengths when it looks for the rule to delete. So where there are
         rules that it takes for ours, all of them go, and those that are not ours come back to their places. A release
-        that does compare them finds fewer than that, and nothing happens: then the plain way is right.
+        that does compare them finds fewer rules, so the transaction fails: then a plain deletion is right.
         """
         if self._is_mistaken(rule):
             return self.restore([*self._deletion_of_lookalikes(rule), *then])
@@ -181,8 +181,8 @@ class Iptables(IptablesProgram):
     def _remove_surplus(self, rule: Rule) -> bool:
         """Replace all copies of a rule (of very many: some) by one in the place of the first, where it has its effect.
 
-        In one transaction: unless all copies that were just counted are still there, it comes to nothing. So of two
-        sidecars that both count two and take one away, one fails, and there is a copy at every moment.
+        In one transaction, which fails unless all copies that were just counted are still there. So if two sidecars
+        both count two copies and remove one, one of them fails, and a copy is there at every moment.
         """
         copies, first = self._counted(rule)
         if copies <= 1:
@@ -199,13 +199,13 @@ class Iptables(IptablesProgram):
         return found
 
     def _counted(self, rule: Rule) -> tuple[int, Line]:
-        """Count the copies of a rule; return what puts one to the place of the first as well."""
+        """Return the number of copies of a rule, and the line that inserts one in the place of the first."""
         lines = self.listing(rule.place)
         place = lines.index(rule.line) + 1 if rule.line in lines else 1
         return lines.count(rule.line), (rule.table, ("-I", rule.chain, str(place), *rule.match))
 
     def _transaction(self, command: Command) -> bool:
-        """Do all or nothing: True if all was done, False if there was no such rule for one of the lines."""
+        """Run a command that changes all or nothing; return False if a rule that it names does not exist."""
         argv, stdin = command
         result = self.run(*argv, stdin=stdin)
         if result.exit not in YES_OR_NO:

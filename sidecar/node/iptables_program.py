@@ -1,12 +1,12 @@
 """One iptables program: its command lines, its listings, and what its exit status means.
 
-What was measured about it and matters here (1.8.9 and 1.8.11, both backends):
+Measured with 1.8.9 and 1.8.11, both backends:
 
-- `iptables-restore --noflush` takes `-S` and `-C` lines as well. One process looks at any number of chains in any
-  number of tables, for the price of one `-C`, and changes nothing.
-- `iptables-save` has no place here: on the nft backend it reads every table, seconds on a node with many rules.
+- `iptables-restore --noflush` takes `-S` and `-C` lines as well. One process lists any number of chains in any
+  number of tables, at the cost of one `-C`, and changes nothing.
+- `iptables-save` is not used: on the nft backend it reads every table, which takes seconds with many rules.
 
-Exit status, not wording, decides what the failure of a command means.
+The exit status of a failed command decides what the failure means, not its error text.
 """
 
 import copy
@@ -28,7 +28,7 @@ from sidecar.node.command import Command, Result, Run
 from sidecar.node.listings import parse_listings
 from sidecar.state.model import Chain, Family
 
-#: Backend → how its commands' names end. "system" is what the node's administrator chose `iptables` to be.
+#: Backend → suffix of its commands' names. "system" is whichever backend the administrator chose for `iptables`.
 _SUFFIX: Final = {"nft": "-nft", "legacy": "-legacy", "system": ""}
 _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
 
@@ -75,12 +75,12 @@ class IptablesProgram:
         if result.exit == 0:
             return self.read(argv, stdin, result, chains)
         listings, failures = self.list_each(chains)
-        if not listings:  # it is the look that does not work
+        if not listings:  # listing itself does not work
             raise next(iter(failures.values()))
         return listings
 
     def has_chain(self, chain: Chain) -> bool:
-        """Whether there is such a chain; to be asked of a table that exists, as legacy would create it."""
+        """Whether a chain exists. Its table must exist, as legacy would create it."""
         argv = self.argv(chain[0], ("-S", chain[1]))
         result = self.run(*argv)
         if result.exit not in YES_OR_NO:
@@ -106,7 +106,7 @@ class IptablesProgram:
         return listings, failures
 
     def works(self) -> bool:
-        """Whether the backend lists a chain that nobody puts rules of another kind into."""
+        """Whether the backend can list a chain that never has rules which only nft can express."""
         return self.run(*self.argv("mangle", ("-S", "FORWARD"))).exit == 0
 
     def listing(self, chain: Chain) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ class IptablesProgram:
     def failure(self, argv: tuple[str, ...], stdin: str, result: Result) -> SidecarError:
         """Return what the exit status means.
 
-        A missing privilege shows as 1, 3 or 4, by backend and verb: what tells it is what this process may do.
+        Without privileges it is 1, 3 or 4, depending on backend and verb: so check this process's capabilities first.
         """
         failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
         needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self.is_legacy() else ("CAP_NET_ADMIN",)
@@ -153,7 +153,7 @@ class IptablesProgram:
             return LockHeld(
                 argv,
                 stdin,
-                "exited with 4 (the lock is held or cannot be had, or the rules just changed)",
+                "exited with 4 (the lock is held or unavailable, or the rules just changed)",
                 result.stderr,
             )
         return failure

@@ -1,4 +1,4 @@
-"""What `iptables -S` prints, read; and which of the lines iptables takes for one of our rules. Pure."""
+"""Parses the output of `iptables -S`, and finds the lines that iptables does not tell apart from our rules. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ def parse_listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str,
 
     A policy that lets everything pass is left out.
 
-    A listing begins with the chain's policy (`-P INPUT ACCEPT`; `-N NAME` for a chain without one), which is
-    what tells the OUTPUT chain of one table from that of the next: the lines do not name the table.
+    A listing begins with the chain's policy (`-P INPUT ACCEPT`; `-N NAME` for a chain without one), which
+    separates the OUTPUT chain of one table from that of the next: the lines do not name the table.
     """
     sections: list[list[str]] = []
     for line in map(str.strip, text.splitlines()):

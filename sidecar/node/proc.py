@@ -32,14 +32,6 @@ class Process:
         return f"pid {self.pid} ({self.name})"
 
 
-@dataclass(frozen=True, slots=True)
-class Owners:
-    """The processes that have sockets open, by the socket's inode; `complete` if all processes could be read."""
-
-    by_inode: dict[int, Process]
-    complete: bool
-
-
 def process(pid: int) -> Process | None:
     """Return the process with this id, or None if there is none, or it cannot be seen."""
     try:
@@ -73,26 +65,22 @@ def listeners() -> list[Listener]:
     return found
 
 
-def owners(inodes: Collection[int]) -> Owners:
-    """Return which processes have these sockets open."""
+def owners(inodes: Collection[int]) -> dict[int, Process]:
+    """Return the processes that have these sockets open, by inode, as far as they can be seen."""
     deadline = time.monotonic() + PATIENCE
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, Process] = {}
-    complete = sees_all_processes()
     for pid in _pids():
         if time.monotonic() > deadline:
-            return Owners(found, complete=False)
+            break
         try:
             targets = _open_files(pid)
-        except PermissionError:
-            complete = False
-            continue
-        except OSError:  # it has ended
+        except OSError:  # it has ended, or belongs to another user
             continue
         for target in targets & wanted.keys():
             if owner := process(pid):
                 found.setdefault(wanted[target], owner)
-    return Owners(found, complete)
+    return found
 
 
 def _open_files(pid: int) -> set[str]:

@@ -1,4 +1,4 @@
-"""Where programs are on the search path, what environment they get, and which package has them."""
+"""Finds programs on the search path, their environment, and the package that contains them."""
 
 import os
 import shutil
@@ -13,11 +13,9 @@ _SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: Variables that iptables itself reads (man iptables): commands get them as this process has them.
 _OF_IPTABLES: Final = ("XTABLES_LOCKFILE", "XTABLES_LIBDIR")
 
-_PACKAGES: Final = {"ip": "iproute2"}  # what `apt-get install` calls the package that holds a command
-
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what commands get of these variables; LC_ALL: messages in English whatever the node speaks."""
+    """Return the environment for commands, taken from these variables; with LC_ALL=C, their messages are English."""
     path = ":".join(filter(None, (variables.get("PATH"), _SYSTEM_PATH)))
     return {"PATH": path, "LC_ALL": "C", **{name: variables[name] for name in _OF_IPTABLES if name in variables}}
 
@@ -28,18 +26,13 @@ def is_installed(name: str) -> bool:
 
 
 def path_of(name: str, variables: Mapping[str, str] = os.environ) -> str | None:
-    """Return where on the search path a program is."""
+    """Return the path of a program, or None if it is not installed."""
     return shutil.which(name, path=environment(variables)["PATH"])
 
 
 def find(name: str, path: str) -> str:
-    """Return where on this search path a program is; raise CommandMissing."""
+    """Return the path of a program; raise CommandMissing if it is not on the search path."""
     found = shutil.which(name, path=path)
     if found is None:
-        raise missing_command(name)
+        raise CommandMissing(name)
     return found
-
-
-def missing_command(name: str) -> CommandMissing:
-    """Return the failure that says which package has a command."""
-    return CommandMissing(name, _PACKAGES.get(name, "iptables"))

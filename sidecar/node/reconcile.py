@@ -111,7 +111,7 @@ class Reconciler:
         except Interrupted:
             for action in self._perhaps_left(observed, changed):
                 if action not in changed:
-                    logger.bind(**action.facts).error(f"cleanup was cut short, perhaps left to do: {action.todo}")
+                    logger.bind(**action.facts).error(f"cleanup was interrupted, possibly left to do: {action.todo}")
             raise
         return Report(tuple(changed), self._perhaps_left(observed, changed), failures)
 

@@ -35,7 +35,7 @@ def faults(release: Release, family: Family) -> list[str]:
     if release.number == (1, 8, 10):
         found.append("its -C does not find rules that are there (kube-router#1676)")
     if release.number < (1, 8, 8) and not release.is_legacy:
-        found.append("its -C fails at times, and programs that rely on it add copies (kubernetes/dns#568)")
+        found.append("its -C sometimes fails, and programs that rely on it add copies (kubernetes/dns#568)")
     if release.number == (1, 8, 4):
         found.append("it cannot delete NOTRACK rules that the other backend's programs added (cilium#20714)")
     if release.number == (1, 8, 9) and release.is_legacy and family == IPV6:

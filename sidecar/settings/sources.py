@@ -148,7 +148,7 @@ def _unknown(variables: Mapping[str, str]) -> Iterator[str]:
             continue
         if not _OF_A_SERVICE.fullmatch(name) and not values.is_of_a_service(value):
             hint = nearest(name.upper().removeprefix(PREFIX), known, PREFIX)
-            yield f"variable {quoted(name)} is not known and ignored{hint}"
+            yield f"unknown variable {quoted(name)} is ignored{hint}"
 
 
 def _contradictions(options: Options, origins: Origins) -> Iterator[str]:
@@ -179,11 +179,11 @@ def _advice(options: Options, origins: Origins) -> Iterator[str]:
     if options.logtostderr and (options.log_file or options.log_dir):
         yield f"{origins(name)} has no effect without --logtostderr=false: the log goes to standard error, not to files"
     elif options.log_file and options.log_dir:
-        yield f"{origins('log_dir')} has no effect beside {origins('log_file')}"
+        yield f"{origins('log_dir')} has no effect together with {origins('log_file')}"
     sources = [path.stem for path in PACKAGE.rglob("*.py")] if options.vmodule.levels else []
     for pattern, level in options.vmodule.levels:
         if not any(Vmodule(((pattern, level),)).level(source) for source in sources):
-            yield f"{origins('vmodule')}: no source file goes by {quoted(pattern)}{nearest(pattern, sources)}"
+            yield f"{origins('vmodule')}: no source file matches {quoted(pattern)}{nearest(pattern, sources)}"
 
 
 def _fault(fault: ErrorDetails, origins: Origins) -> str:

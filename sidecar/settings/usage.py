@@ -16,10 +16,10 @@ def usage() -> str:
         "       apiserver-proxy-sidecar status | plan | cleanup | doctor [flags]",
         "       apiserver-proxy-sidecar version | help",
         "",
-        "Holds IP addresses on an interface, and iptables rules that go with them, for an apiserver-proxy.",
-        "status shows what of it is there, plan the commands that run would execute now, and neither changes",
-        "anything; cleanup takes it away; doctor finds out why it does not work on this node. Without",
-        "--ip-address they use the settings of the sidecar that runs on this node.",
+        "Holds IP addresses on an interface, and the iptables rules for them, for an apiserver-proxy.",
+        "status shows what is in place, plan the commands that run would execute now, doctor why it does",
+        "not work on this node; none of them changes anything. Without --ip-address, they use the settings",
+        "of the sidecar that runs on this node. cleanup removes what run set up.",
     ]
     for title, group in groupby(FLAGS.values(), lambda flag: flag.group):
         lines += ["", f"{title}:", *_rows(list(group))]
@@ -27,14 +27,14 @@ def usage() -> str:
         (
             *lines,
             "",
-            "Second column: the variable that sets the same. Flags win over variables, variables over the",
-            "--env-file, that over the default in the third column. A boolean is --cleanup or --cleanup=false;",
+            "Second column: the environment variable for the same setting. Flags win over variables, variables",
+            "over --env-file, that over the default (third column). A boolean is --cleanup or --cleanup=false;",
             "a duration is Go's: 90s, 1m30s, 500ms; a severity is 0 to 3 or INFO, WARNING, ERROR, FATAL.",
-            "With --alsologtostderr, --alsologtostderrthreshold is the severity from which it holds. With",
-            "--legacy_stderr_threshold_behavior=false, --logtostderr drops what is below --stderrthreshold.",
+            "--alsologtostderrthreshold is the lowest severity that --alsologtostderr copies. With",
+            "--legacy_stderr_threshold_behavior=false, --logtostderr drops lines below --stderrthreshold.",
             "",
-            "Exit codes: 0 done, or stopped in order; 1 not in sync; 2 bad configuration; 3 the node lacks",
-            "something: a command, a capability, kernel support. Of doctor: 0 nothing wrong found, 1 a fault.",
+            "Exit codes: 0 done, or stopped by a signal; 1 not in sync; 2 bad configuration; 3 the node lacks",
+            "something: a command, a capability, kernel support. doctor: 0 nothing wrong found, 1 a fault.",
         )
     )
 

@@ -87,11 +87,11 @@ def interface(text: str) -> str:
     To `ip`, `%d` asks for a number, and in a batch `#` begins a comment and `"` is a quote (lib/utils.c, makeargs).
     """
     if not 1 <= len(text.encode(errors="surrogateescape")) <= _LONGEST_INTERFACE:
-        raise ValueError("not an interface name: it has 1 to 15 bytes")
+        raise ValueError("not an interface name: it must have 1 to 15 bytes")
     if text in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
-        raise ValueError("not an interface name: no slash, colon, space or control character in it")
+        raise ValueError("not an interface name: it must not contain a slash, colon, space or control character")
     if set(text) & set('%#"'):
-        raise ValueError('not an interface name that `ip` can be told: no %, # or " in it')
+        raise ValueError('not an interface name that `ip` accepts: it must not contain %, # or "')
     return text
 
 
@@ -102,7 +102,7 @@ def addresses(text: str) -> tuple[IPAddress, ...]:
 
 def _address(text: str) -> IPAddress:
     if not text:
-        raise ValueError("there is an empty address in it: write it like 10.96.0.2 or fd00:10:96::2")
+        raise ValueError("contains an empty address: write it like 10.96.0.2 or fd00:10:96::2")
     if "/" in text:
         raise ValueError(f"{quoted(text)} has a prefix length: leave it out, it is always /32 or /128")
     if "%" in text:
@@ -160,7 +160,7 @@ def file_size(text: str) -> int:
 def path(text: str) -> str:
     """Accept any path that the kernel can take; the file need not exist."""
     if "\0" in text:
-        raise ValueError("not a path: there is a NUL in it")
+        raise ValueError("not a path: it contains a NUL")
     return text
 
 

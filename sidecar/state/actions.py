@@ -99,7 +99,7 @@ class MoveToFront(_OnRule):
     """Put a rule in front of all others, without ever leaving it out."""
 
     behind: str
-    todo = _Words("move to the front, behind `{0.behind}` it has no effect: {0.rule}")
+    todo = _Words("move to the front, as it has no effect behind `{0.behind}`: {0.rule}")
     done = _Words("moved to the front, it was behind `{0.behind}`: {0.rule}")
 
     @property

@@ -7,7 +7,7 @@ def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | 
     """Return the address as found on the link.
 
     IPv4 allows the same address twice with different prefix lengths, IPv6 does not (net/ipv6/addrconf.c,
-    ipv6_add_addr): for IPv6, unless `exactly`, any prefix length counts, as it serves our purpose.
+    ipv6_add_addr): for IPv6, unless `exactly`, any prefix length counts, as traffic to it is accepted all the same.
     """
     for found in link.addresses:
         if found.ip == address.ip and (is_exact(address, found) or (found.ip.version == IPV6 and not exactly)):
@@ -15,7 +15,7 @@ def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | 
     return None
 
 
-def held(observed: Observed, address: Address) -> LinkAddress | None:
+def find(observed: Observed, address: Address) -> LinkAddress | None:
     """Return the address as found on its interface, or None if it is not there."""
     link = observed.link(address.interface)
     return on(link, address) if link else None
@@ -50,4 +50,4 @@ def also_on(other: Link, found: LinkAddress) -> str:
 
 def taken_as_it_is(found: LinkAddress, interface: str) -> str:
     """Return in words that the address was found with another prefix length, or with a peer."""
-    return f"{found.cidr} on {interface} is taken as it is, and cleanup leaves it"
+    return f"{found.cidr} on {interface} is used as it is, and cleanup leaves it in place"

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sidecar.state.compare import elsewhere, has_scope, held
+from sidecar.state.compare import elsewhere, find, has_scope
 from sidecar.state.model import Address, AddressState, Desired, Facts, LinkAddress, Observed, Rule
 from sidecar.state.plan import is_ours, obstacles, plan
 
@@ -68,7 +68,7 @@ def of_address(desired: Desired, observed: Observed, address: Address) -> Item:
     name, facts = str(address), address.facts
     if observed.links is None:
         return Item("address", name, State.UNKNOWN, facts=facts)
-    found = held(observed, address)
+    found = find(observed, address)
     others = ", ".join(dict.fromkeys(other.name for other, _ in elsewhere(observed, address)))
     if found is None:
         state = State.ELSEWHERE if others else State.MISSING

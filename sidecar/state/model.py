@@ -1,4 +1,4 @@
-"""The values that all packages share: all are frozen, and none knows how it is observed or applied."""
+"""The values that all packages share: immutable, and independent of how they are observed or applied."""
 
 import enum
 from collections.abc import Mapping

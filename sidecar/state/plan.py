@@ -1,7 +1,7 @@
 """Decides what to do: turns desired and observed state into actions, obstacles and notices. No I/O, so easy to test.
 
-Objects that could not be observed cause no action: acting on a guess is worse than waiting for the next look. After any
-half-done list of actions, observing and planning again leads to the same desired state.
+Objects that could not be observed cause no action: acting on a guess is worse than waiting for the next look. If a
+list of actions was carried out only in part, observing and planning again leads to the same desired state.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from sidecar.state.actions import (
     RemoveSurplus,
     SetLinkUp,
 )
-from sidecar.state.compare import also_on, elsewhere, has_scope, held, is_exact, on, taken_as_it_is, works
+from sidecar.state.compare import also_on, elsewhere, find, has_scope, is_exact, on, taken_as_it_is, works
 from sidecar.state.model import LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
 
 MARK: Final = PROGRAM  # the alias (man 8 ip-link) of a link that this program created. A link without it is not ours
@@ -81,7 +81,7 @@ def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
         for address in desired.addresses:
             yield Failure(f"add {address.cidr}", InterfaceMissing(desired.interface), address.facts)
     for address in desired.addresses:
-        found = held(observed, address)
+        found = find(observed, address)
         if found and found.state is not AddressState.USABLE:
             failed = found.state is AddressState.DUPLICATE
             yield Failure(f"use {address}", AddressUnusable(duplicate=failed), address.facts)
@@ -96,11 +96,11 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
         )
         yield Notice(text, {"interface": link.name})
     for address in desired.addresses:
-        found = held(observed, address)
+        found = find(observed, address)
         if found and not is_exact(address, found):
             yield Notice(taken_as_it_is(found, desired.interface), address.facts)
         elif found and not has_scope(desired, found):
-            text = f"{address} keeps its scope {found.scope}; for scope {desired.scope} remove it, it is added again"
+            text = f"{address} keeps its scope {found.scope}; remove it to have it added with scope {desired.scope}"
             yield Notice(text, address.facts)
         yield from _notice_duplicates(desired, observed, address)
     for rule, hindrance in observed.hindrances.items():
@@ -116,11 +116,11 @@ def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -
         text = also_on(other, duplicate)
         facts: Facts = {"address": duplicate.cidr, "interface": other.name}
         if not _is_removable(duplicate):
-            yield Notice(f"{text}, with more than itself: it is left there", facts)
+            yield Notice(f"{text}, as part of a network or with a peer, so it is left there", facts)
         elif not desired.remove_duplicates:
-            yield Notice(f"{text}; --remove-duplicates takes it off there", facts)
+            yield Notice(f"{text}; --remove-duplicates removes it there", facts)
         elif link and not works(link, address):
-            yield Notice(f"{text}, and left there while it does not work on {desired.interface}", facts)
+            yield Notice(f"{text}, and is left there until it works on {desired.interface}", facts)
 
 
 def _foresee(observed: Observed, action: Action) -> Observed:
@@ -202,7 +202,7 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | M
 
 
 def _is_removable(duplicate: LinkAddress) -> bool:
-    """Whether nothing else goes with an address: with a network, the kernel removes other addresses and routes, too."""
+    """Whether only the address itself would go: with a network, the kernel removes other addresses and routes too."""
     return duplicate.prefix_length == duplicate.ip.max_prefixlen and not duplicate.is_peer
 
 

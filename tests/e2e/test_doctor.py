@@ -270,10 +270,10 @@ NODES_THAT_ARE_BROKEN: Final = (
            "no answer within 1s; perhaps because of nft's table inet guard, which iptables does not show",
            by_hand="nft delete table inet guard"),
     Broken("rules in nft as well", f"$other {OURS['INPUT'].format('-A')}", "warning", "backend",
-           "our rules are in the other backend, too", 0, both=True, root=SEES_LEGACY),
+           "has our rules, too", 0, both=True, root=SEES_LEGACY),
     Broken("copies in both backends", f"for i in 1 2; do $other {OURS['INPUT'].format('-A')}; done; "
            f"$ipt {OURS['INPUT'].format('-A')}", "warning", "backend|rules",
-           r"our rules are in the other backend, too \(.*\): 2|^2 copies: -t filter -A INPUT", 0, root=SEES_LEGACY),
+           r"has our rules, too: 2|^2 copies: -t filter -A INPUT", 0, root=SEES_LEGACY),
     Broken("rules for another port", "for t in raw filter; do $ipt-save -t $t | sed s/443/9443/ | "
            "$ipt-restore --noflush; done", "warning", "rules", "^5 rules are left for 10.96.0.2 and port 9443", 0,
            both=True),
@@ -410,7 +410,7 @@ def test_the_names_of_the_certificate_are_told(node_with: Callable[..., Node], t
     node.certificate = proxy.make_certificate(tmp_path / "pem", names="DNS:api.example.org")
     node.listen()
     report = doctor(node.namespace, *WANTED)
-    assert report.having("ok", "tls", "certificate for api.example.org, until .*; its trust was not verified")
+    assert report.having("ok", "tls", "certificate for api.example.org, until .*; its chain of trust was not verified")
     assert report.having("note", "tls", "is not for 10.96.0.2")
     assert report.alarms() == []
 
@@ -655,14 +655,14 @@ def test_no_false_alarm_with_rules_of_others(node_with: Callable[..., Node], rul
 def test_calicos_chains_are_told(node_with: Callable[..., Node]) -> None:
     node = node_with(f"iptables-nft-restore --noflush < {NODES / 'calico.rules'}", "nft", *WANTED)
     report = doctor(node.namespace, *WANTED)
-    assert report.having("note", "policies", "Calico has policy chains")
+    assert report.having("note", "policies", "policy chains of Calico")
 
 
 def test_untracked_traffic_is_not_taken_by_nat(node_with: Callable[..., Node]) -> None:
     node = node_with("", "nft", *WANTED)
     node.sh(f"$ipt -t nat -A OUTPUT {DNAT}")
     report = doctor(node.namespace, *WANTED)
-    assert report.having("note", "taken", "but for our NOTRACK rules")
+    assert report.having("note", "taken", "without our NOTRACK rules")
     assert report.alarms() == []
 
 
@@ -716,7 +716,7 @@ def test_what_is_wrong_with_its_flags(namespace: Namespace) -> None:
 
 def test_an_unknown_variable_is_a_warning(namespace: Namespace) -> None:
     report = doctor(namespace, *WANTED, env={"SIDECAR_PROT": "1"})
-    assert report.having("warning", "settings", "variable SIDECAR_PROT is not known")
+    assert report.having("warning", "settings", "unknown variable SIDECAR_PROT is ignored")
 
 
 def test_a_verbose_look_shows_the_commands(namespace: Namespace) -> None:

@@ -123,7 +123,7 @@ def test_vmodule(passes: Start, vmodule: str, levels: set[int]) -> None:
     log = passes(f"--vmodule={vmodule}").log
     assert contents(log) == levels
     assert severities(log).startswith("IW")  # what has no level is said all the same
-    assert log.count("--vmodule: no source file goes by") == vmodule.count("comm=") + vmodule.count(".py")
+    assert log.count("--vmodule: no source file matches") == vmodule.count("comm=") + vmodule.count(".py")
 
 
 def test_v_counts_where_vmodule_says_less(passes: Start) -> None:

@@ -33,7 +33,7 @@ def test_one_pass_and_what_it_says(namespace: Namespace, start: Start, backend: 
     assert namespace.in_place(backend)
     assert {line[0] for line in first.log.splitlines()} <= {"I"}
     messages = [line.split("] ", 1)[1] for line in first.log.splitlines()[1:]]
-    assert re.fullmatch(rf"IPv4 rules by iptables-{backend} [0-9.]+: as --iptables-backend says", messages[0])
+    assert re.fullmatch(rf"IPv4 rules by iptables-{backend} [0-9.]+: set by --iptables-backend", messages[0])
     assert messages[1] == "added 10.96.0.2/32 to lo"
     assert len([message for message in messages if message.startswith("rule missing, added: -t ")]) == 5
     assert messages[-1] == f"in sync: 10.96.0.2/32 on lo, 5 rules for port 443 by iptables-{backend}"
@@ -106,7 +106,7 @@ def test_configured_by_variables_alone(namespace: Namespace, start: Start) -> No
     )
     assert sidecar.end() == 0
     assert namespace.in_place()
-    assert "variable SIDECAR_IP_ADRESS is not known and ignored; did you mean SIDECAR_IP_ADDRESS?" in sidecar.log
+    assert "unknown variable SIDECAR_IP_ADRESS is ignored; did you mean SIDECAR_IP_ADDRESS?" in sidecar.log
 
 
 def test_configured_by_a_file(namespace: Namespace, start: Start, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_an_opponent_neither_wears_it_out_nor_fills_its_log(namespace: Namespace
     sidecar.wait_for("in sync")
     script = f"while :; do ip address delete {CIDR} dev lo; iptables-nft -t raw -F; sleep 0.1; done 2>/dev/null"
     opponent = namespace.start("sh", "-c", script)
-    sidecar.wait_for("something keeps changing it back, counted from now on: added 10.96.0.2/32 to lo")
+    sidecar.wait_for("something keeps changing it back, only counted from now on: added 10.96.0.2/32 to lo")
     opponent.kill()
     opponent.communicate()
     until(namespace.in_place)
@@ -440,7 +440,7 @@ def test_what_cannot_be_removed_is_listed(namespace: Namespace, start: Start, fa
     sidecar = start(*ONCE, "--iptables-backend=nft", "--cleanup", **env)
     assert sidecar.end() == 1
     (rule,) = namespace.rules("nft")
-    assert f"cleanup is not done, perhaps left to do: remove rule: {rule}" in sidecar.log
+    assert f"cleanup is incomplete, possibly left to do: remove rule: {rule}" in sidecar.log
     assert "-D PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK` exited with 2: no" in sidecar.log
     assert namespace.addresses() == []
 
@@ -456,7 +456,7 @@ def test_a_second_signal_ends_it_at_once_and_says_what_may_be_left(
     sidecar.process.send_signal(signal.SIGTERM)
     until((tmp_path / "hanging").exists)
     assert sidecar.stop() == 1
-    assert sidecar.log.count("perhaps left to do: remove") == 6
+    assert sidecar.log.count("possibly left to do: remove") == 6
     assert len(namespace.rules("nft")) == 5
 
 
@@ -468,7 +468,7 @@ def test_a_cleanup_happens_also_if_the_pass_found_that_the_node_lacks_something(
     sidecar = execute(*ONCE, "--iptables-backend=legacy", "--cleanup", prefix=without_raw)
     assert sidecar.end() == 3
     assert namespace.addresses() == []
-    assert sidecar.log.count("perhaps left to do: remove rule") == 5
+    assert sidecar.log.count("possibly left to do: remove rule") == 5
 
 
 @pytest.mark.parametrize("milliseconds", sweep((0, 5, 20, 50, 100, 200), (0, 20)))

@@ -125,4 +125,4 @@ def test_the_demo_shows_what_it_promises() -> None:
         assert re.search(r"\d+ requests: \d+ failed, \d+ were late", shown)
     assert "added 10.96.0.2/32 to lo" in deleted
     assert reloaded.count("rule missing, added: ") == 5
-    assert "nothing of it is left on this node" in rolled
+    assert "nothing is left on this node" in rolled

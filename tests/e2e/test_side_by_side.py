@@ -55,7 +55,7 @@ def test_a_new_instance_keeps_what_the_old_one_would_clean_up(namespace: Namespa
         assert old.stop() == 0
         assert namespace.in_place(backend)
     assert (
-        "left in place, as another instance on this node needs it: 10.96.0.2/32 on lo, the rules for 10.96.0.2:443"
+        "left in place because another instance on this node needs it: 10.96.0.2/32 on lo, the rules for 10.96.0.2:443"
         in old.log
     )
     assert new.stop() == 0
@@ -89,6 +89,26 @@ def test_what_only_the_old_one_wants_goes(namespace: Namespace, start: Start) ->
         assert namespace.in_place("nft")
     assert new.stop() == 0
     assert namespace.is_clean()
+
+
+def test_of_two_that_stop_at_once_the_last_one_removes(
+    namespace: Namespace, execute: Start, fake: Fake, tmp_path: Path, backend: str
+) -> None:
+    # The first one has given up its claims, but still runs when the other one asks who needs what.
+    held = "touch $here/cleaning; while [ ! -e $here/go-on ]; do sleep 0.02; done"
+    env = fake("ip", f'if [ -e $here/hold ]; then case "$*" in *show*) {held};; esac; fi; exec $real "$@"')
+    flags = (*FLAGS, f"--iptables-backend={backend}", "--cleanup-timeout=1h", "--command-timeout=1h")
+    first = execute(*flags, **env)
+    first.wait_for("in sync")
+    second = execute(*flags)
+    second.wait_for("in sync")
+    (tmp_path / "hold").touch()
+    first.process.send_signal(signal.SIGTERM)
+    until((tmp_path / "cleaning").exists)
+    assert second.stop() == 0
+    assert namespace.is_clean()
+    (tmp_path / "go-on").touch()
+    assert first.end() == 0
 
 
 def test_one_that_starts_during_a_cleanup_waits_and_then_sets_up(

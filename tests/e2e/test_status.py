@@ -201,7 +201,7 @@ def test_legacy_tables_are_not_made_by_looking(namespace: Namespace, ask: Ask) -
     before = state(namespace)
     for command in ("status", "plan"):
         assert ask(command, *FLAGS, "--iptables-backend=legacy").code == 1
-    assert ask("cleanup", *FLAGS, "--dry-run").text == "# nothing of it is on this node: nothing to do\n"
+    assert ask("cleanup", *FLAGS, "--dry-run").text == "# none of it is on this node: nothing to do\n"
     assert state(namespace) == before
 
 
@@ -231,7 +231,7 @@ def test_without_any_sidecar_the_address_is_asked_for(ask: Ask) -> None:
     for command in ("status", "plan", "cleanup", "doctor"):
         stderr = (
             "--ip-address or SIDECAR_IP_ADDRESS is required: (?s:.*)"
-            "no running sidecar can be seen here whose settings could be taken"
+            "no running sidecar was found whose settings could be used"
         )
         assert ask(command, stderr=stderr).code == 2
 
@@ -346,7 +346,7 @@ def test_cleanup_removes_everything_and_says_what(namespace: Namespace, ask: Ask
     assert len(namespace.rules(backend)) == 5
     assert f"iptables-{other}" in planned.text
     done = ask("cleanup", *flags)
-    assert done.first == "clean: nothing of it is left on this node"
+    assert done.first == "clean: nothing is left on this node"
     assert done.code == 0
     assert f"removed    -t filter -A INPUT {INPUT} -j ACCEPT (3 copies)" in done.text
     assert "removed    10.96.0.2/32 on lo" in done.text
@@ -373,7 +373,7 @@ def test_cleanup_leaves_what_a_running_sidecar_wants(namespace: Namespace, ask: 
     for flags in ((), ("--dry-run",)):
         answer = ask("cleanup", *FLAGS, *flags)
         assert answer.code == 1
-        assert "that runs on this node needs it" in answer.text
+        assert "running on this node needs it" in answer.text
     assert namespace.addresses() == [CIDR]
     assert len(namespace.rules("nft")) == 5
     bare = ask("cleanup", stderr=r"--ip-address is required: pid \d+ .* runs here with --ip-address=10\.96\.0\.2")
@@ -426,7 +426,7 @@ def test_cleanup_does_not_wait_for_another_ones_beyond_its_time(namespace: Names
 @pytest.mark.parametrize("command", ["status", "plan", "cleanup", "cleanup --dry-run"])
 def test_what_is_wrong_with_the_settings_is_told_by_all(ask: Ask, command: str) -> None:
     answer = ask(*command.split(), env={"SIDECAR_IP_ADDRESS": "10.96.0.2", "SIDECAR_SETUP_IPTABLE": "true"})
-    assert "variable SIDECAR_SETUP_IPTABLE is not known" in " ".join(answer.text.split())
+    assert "unknown variable SIDECAR_SETUP_IPTABLE is ignored" in " ".join(answer.text.split())
 
 
 def test_cleanup_ends_in_time_and_tells_what_is_left(namespace: Namespace, ask: Ask, start: Start) -> None:
@@ -434,7 +434,7 @@ def test_cleanup_ends_in_time_and_tells_what_is_left(namespace: Namespace, ask: 
     assert start(*flags, "--daemon=false").end() == 0
     with namespace.lock_held(), no_hang():
         answer = ask("cleanup", *flags)
-    assert answer.first == "not clean: not all could be removed"
+    assert answer.first == "not clean: some objects could not be removed"
     assert "left       remove rule: -t filter -A INPUT" in answer.text
     assert answer.code == 1
 
@@ -461,7 +461,7 @@ def test_as_an_ordinary_user_it_says_what_it_could_not_see(namespace: Namespace,
     nobody = ("setpriv", *user, "--bounding-set=-all", "--inh-caps=-all")
     answer = ask("status", *FLAGS, prefix=nobody)
     assert answer.code == 3
-    assert "1 missing, 5 not known, of 7" in answer.first
+    assert "1 missing, 5 unknown, of 7" in answer.first
     assert "missing CAP_NET_ADMIN: run as root" in answer.text
     plan = ask("plan", *FLAGS, prefix=nobody)
     assert plan.code == 3

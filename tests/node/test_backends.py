@@ -71,7 +71,7 @@ def node(namespace: Namespace, family: Family) -> Node:
 
 def test_on_an_empty_node_it_is_nft_and_nothing_is_created(node: Node, log: list[str]) -> None:
     assert node.chosen() == "nft"
-    assert any(line.endswith("no other rules are there, in either backend") for line in log)
+    assert any(line.endswith("no other rules in either backend") for line in log)
     assert node.namespace.run("nft", "list", "tables") == ""
     assert not [argv for argv in node.commands.calls if "legacy" in argv[0]]
 
@@ -162,7 +162,7 @@ def test_rules_of_ours_in_the_other_backend_are_told_and_go_with_a_cleanup(
     reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend})
     assert reconciler.reconcile().in_sync
     node.legacy |= {"raw", "filter"}  # as /proc tells from now on, for one of the two backends
-    assert any("our rules are in the other backend, too" in line and line.count(": 10;") for line in log)
+    assert any("has our rules, too" in line and line.count(": 10;") for line in log)
     assert len(node.namespace.rules(other, node.family)) == 11  # a pass leaves them
     reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend.for_cleanup()})
     assert reconciler.cleanup(float("inf")).in_sync

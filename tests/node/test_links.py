@@ -129,7 +129,7 @@ def test_an_address_elsewhere_is_noticed_or_taken_off_there(namespace: Namespace
     report = reconciler(namespace, goal("lo", remove_duplicates=True)).reconcile()
     assert report.in_sync
     assert [str(notice) for notice in report.notices] == [
-        "10.96.0.2/24 is on v0 as well, with more than itself: it is left there"
+        "10.96.0.2/24 is on v0 as well, as part of a network or with a peer, so it is left there"
     ]
     assert namespace.addresses() == BOTH
     assert sorted(namespace.addresses("v0")) == ["10.96.0.2/24", "10.96.0.3/32", "10.96.0.50/24"]
@@ -139,7 +139,7 @@ def test_an_ipv6_address_with_a_peer_is_taken_as_it_is(namespace: Namespace) -> 
     namespace.run("ip", "address", "add", "fd00:10:96::2", "peer", "fd00:10:96::3/128", "dev", "lo")
     report = reconciler(namespace, goal("lo", IPV6)).reconcile()
     assert report.in_sync
-    assert "is taken as it is, and cleanup leaves it" in str(report.notices[0])
+    assert "is used as it is, and cleanup leaves it in place" in str(report.notices[0])
     assert reconciler(namespace, goal("lo", IPV6)).cleanup(float("inf")).changed == ()
 
 
@@ -155,7 +155,7 @@ def test_an_ipv6_address_with_another_prefix_length_is_taken_as_it_is(namespace:
     namespace.run("ip", "address", "add", "fd00:10:96::2/64", "dev", "lo")
     report = reconciler(namespace, goal("lo", IPV6)).reconcile()
     assert report.in_sync
-    assert "fd00:10:96::2/64 on lo is taken as it is" in str(report.notices[0])
+    assert "fd00:10:96::2/64 on lo is used as it is" in str(report.notices[0])
     assert reconciler(namespace, goal("lo", IPV6)).cleanup(float("inf")).in_sync
     assert namespace.addresses() == ["fd00:10:96::2/64"]
 

@@ -20,12 +20,11 @@ from sidecar.doctor.checks import diagnose
 from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.probe import Answer
 from sidecar.doctor.view import View
-from sidecar.errors import SidecarError
+from sidecar.errors import CommandMissing, SidecarError
 from sidecar.node.backends import Backend
 from sidecar.node.command import Result
-from sidecar.node.proc import Owners, Process
+from sidecar.node.proc import Process
 from sidecar.node.proc_formats import Listener
-from sidecar.node.programs import missing_command
 from sidecar.state.desired import desired
 from sidecar.state.model import Claim, Family, IPAddress
 from support.fake_kernel import FakeKernel
@@ -166,7 +165,7 @@ class RecordedNode:
         self.calls.append(command)
         self.now += self.seconds
         if argv[0] not in self.programs:
-            raise missing_command(argv[0])
+            raise CommandMissing(argv[0])
         answer = self.answers.get(argv[0]) or self.answers.get(command)
         if isinstance(answer, SidecarError):
             raise answer
@@ -250,8 +249,8 @@ class RecordedNode:
         self.now += self.seconds
         return self.answer
 
-    def _owners(self, inodes: Collection[int]) -> Owners:
-        return Owners({inode: self.owners[inode] for inode in inodes if inode in self.owners}, complete=True)
+    def _owners(self, inodes: Collection[int]) -> dict[int, Process]:
+        return {inode: self.owners[inode] for inode in inodes if inode in self.owners}
 
     def _claims(self, claims: Iterable[Claim]) -> frozenset[Claim]:
         if isinstance(self.claimed, OSError):

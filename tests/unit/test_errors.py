@@ -37,9 +37,7 @@ def test_every_error_knows_its_exit_code() -> None:
 
 
 def test_a_missing_command_names_its_package() -> None:
-    assert "ip6tables-nft is not installed: apt-get install iptables" in str(
-        CommandMissing("ip6tables-nft", "iptables")
-    )
+    assert "ip6tables-nft is not installed: apt-get install iptables" in str(CommandMissing("ip6tables-nft"))
 
 
 def test_a_missing_permission_names_the_capability_and_the_command() -> None:

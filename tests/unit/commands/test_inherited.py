@@ -203,14 +203,14 @@ def test_without_any_the_address_is_asked_for_with_all_other_faults(running: Run
     required, port, hint = faults(command, "--port=x")
     assert required.startswith("--ip-address or SIDECAR_IP_ADDRESS is required: ")
     assert port.startswith("--port=x: not a port")
-    assert hint == "no running sidecar can be seen here whose settings could be taken"
+    assert hint == "no running sidecar was found whose settings could be used"
 
 
 def test_one_that_cannot_be_looked_at_is_told(running: Running) -> None:
     running(hidden=(instance("--ip-address=10.96.0.2", pid=7),))
     assert faults("status")[-1] == (
-        "no running sidecar can be seen here whose settings could be taken: "
-        "whether pid 7 (this program) is on this node's network, only root can see"
+        "no running sidecar was found whose settings could be used: "
+        "only root can see whether pid 7 (this program) is on this node's network"
     )
 
 
@@ -220,7 +220,7 @@ def test_one_that_cannot_be_looked_at_is_told(running: Running) -> None:
 def test_the_go_sidecar_is_asked_for_its_port(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     running(instance(*RULES, is_python=False))
     (fault,) = faults("status")
-    assert fault.startswith(f"--port is required: pid {PID} (not Python: the Go sidecar?) was not told one")
+    assert fault.startswith(f"--port is required: pid {PID} (not Python: the Go sidecar?) has none in its settings")
     assert "--port=9443" in changed("status", "--port=9443")
     monkeypatch.setenv("SIDECAR_PORT", "8443")
     assert "--port=8443" in changed("status")
@@ -260,7 +260,7 @@ def test_a_file_in_a_container_of_its_own_is_not_read(running: Running, mocker: 
     mocker.patch("sidecar.commands.inherited.os.readlink", places.__getitem__)
     running(instance(f"--env-file={tmp_path}/env"))
     (fault,) = faults("status")
-    assert fault.endswith(f"reads {tmp_path}/env in a container of its own: ask there")
+    assert fault.endswith(f"reads {tmp_path}/env in its own container: run this command there")
 
 
 def test_a_file_that_is_none_or_has_faults_is_told(running: Running, tmp_path: Path) -> None:

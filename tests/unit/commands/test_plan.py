@@ -63,7 +63,7 @@ def test_a_plan_is_its_commands_and_else_comments() -> None:
         "echo link",
         "echo 'and a  mark'",
         "echo address",
-        "# stays, as an instance that runs on this node needs it: x\\necho forged",
+        "# kept, because an instance running on this node needs it: x\\necho forged",
         "# error: x\\necho forged",
     ]
     assert said_by_a_shell(rendered.plan_text(plan)) == ["link", "and a  mark", "address"]
@@ -117,19 +117,23 @@ FORGED = replace(CLEAN, removed=("x\nclean \x1b[2J",), absent=(), warnings=())
 @pytest.mark.parametrize(
     ("done", "first", "others"),
     [
-        (CLEAN, "clean: nothing of it is left on this node", "removed    r|not there  a|warning: w"),
-        (LEFT, "not clean: not all could be removed", "left       l|removed    r|not there  a|warning: w|error: f"),
+        (CLEAN, "clean: nothing is left on this node", "removed    r|not there  a|warning: w"),
+        (
+            LEFT,
+            "not clean: some objects could not be removed",
+            "left       l|removed    r|not there  a|warning: w|error: f",
+        ),
         (
             KEPT,
-            "not clean: an instance that runs on this node needs it; stop it first",
+            "not clean: an instance running on this node needs it; stop that instance first",
             "in use     k|removed    r|not there  a|warning: w",
         ),
         (
             replace(LEFT, kept=("k",), removed=(), absent=()),
-            "not clean: not all could be removed",
+            "not clean: some objects could not be removed",
             "left       l|in use     k|warning: w|error: f",
         ),
-        (FORGED, "clean: nothing of it is left on this node", r"removed    x\nclean \x1b[2J"),
+        (FORGED, "clean: nothing is left on this node", r"removed    x\nclean \x1b[2J"),
     ],
 )
 def test_what_a_cleanup_did(done: Cleaned, first: str, others: str) -> None:

@@ -83,7 +83,7 @@ def test_in_sync_it_does_not_hide_what_helps_nobody() -> None:
     [
         ([State.MISSING], "1 missing, of 7; first missing", 0),
         ([State.COPIES, State.COPIES], "2 with copies, of 7; first 3 copies", 0),
-        ([State.UNKNOWN, State.NO_EFFECT], "1 without effect, 1 not known, of 7; first no effect", 1),
+        ([State.UNKNOWN, State.NO_EFFECT], "1 without effect, 1 unknown, of 7; first no effect", 1),
         ([State.DOWN, State.UNUSABLE, State.MISSING], "1 missing, 1 unusable, 1 down, of 7; first missing", 2),
         ([State.UNUSABLE, State.ELSEWHERE], "1 on another interface, 1 unusable, of 7; first elsewhere", 1),
         ([State.COPIES, State.MISSING, State.MISSING], "2 missing, 1 with copies, of 7; first missing", 1),

@@ -101,7 +101,7 @@ def fail(kind: type[SidecarError], *arguments: object) -> Callable[[], Result]:
 
 def test_a_node_that_lacks_something_ends_the_daemon_at_its_first_pass() -> None:
     kernel, sleeps = FakeKernel(), Sleeps("clock")
-    kernel.before[0] = fail(CommandMissing, "ip", "iproute2")
+    kernel.before[0] = fail(CommandMissing, "ip")
     report = passes(kernel, sleeps)
     assert report
     assert report.exit_code == 3
@@ -118,7 +118,7 @@ def test_what_changes_legacy_tables_while_it_looks_is_not_taken_for_what_it_saw(
 
 def test_what_is_missing_later_is_waited_for() -> None:
     kernel, sleeps = FakeKernel(), Sleeps("clock", "clock", "clock")
-    kernel.before[3] = fail(CommandMissing, "ip", "iproute2")  # after a look, an addition and a look
+    kernel.before[3] = fail(CommandMissing, "ip")  # after a look, an addition and a look
     assert passes(kernel, sleeps) is None
     assert kernel.addresses["lo"] == ["10.96.0.2/32"]
     assert sleeps.asked[0] == 1
@@ -233,7 +233,7 @@ def test_a_change_that_comes_again_and_again_is_counted(log: list[str]) -> None:
         now += 0.1
         journal.changed(ADDED)
     assert [line.split()[0] for line in log] == ["INFO", "INFO", "INFO", "WARNING"]
-    assert log[3] == "WARNING something keeps changing it back, counted from now on: added 10.96.0.2/32 to lo"
+    assert log[3] == "WARNING something keeps changing it back, only counted from now on: added 10.96.0.2/32 to lo"
     now += 1
     journal.changed(ADDED)
     assert log[4:] == [

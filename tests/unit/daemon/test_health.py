@@ -213,7 +213,7 @@ def test_two_of_us_share_a_port_and_a_stranger_s_is_refused() -> None:
         health.listen(Endpoint("127.0.0.1", first.getsockname()[1])).close()
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        with pytest.raises(CannotListen, match=f"--health-address=127.0.0.1:{port}: another program has it: .*`ss -l"):
+        with pytest.raises(CannotListen, match=f"--health-address=127.0.0.1:{port}: another program uses it: .*`ss -l"):
             health.listen(Endpoint("127.0.0.1", port))
 
 

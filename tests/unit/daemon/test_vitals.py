@@ -104,7 +104,7 @@ def test_it_is_dead_once_it_is_clearly_late(record: Vitals, clock: Clock, doing:
     clock.time += seconds + SLACK
     assert record.hang() == ""
     clock.time += 1.0
-    assert record.hang() == f"hung, {doing}: should have been heard of 1 s ago"
+    assert record.hang() == f"hung, {doing}: its next report is 1 s overdue"
     assert record.readiness()[0] is False
     assert samples(record)["alive",] == samples(record)["ready",] == 0.0
 
@@ -113,7 +113,9 @@ def test_a_command_that_hung_counts_until_a_pass_got_by_without(record: Vitals) 
     make_pass(record, IN_SYNC)
     record.pass_begins()
     record.command_ended(("ip", "-json", "address"), None, 10.0)
-    assert record.hang() == "`ip -json address` was killed after 10 s, and no pass got by since"
+    assert (
+        record.hang() == "`ip -json address` was killed after 10 s, and no pass has completed without a timeout since"
+    )
     record.pass_ended(FAILED)
     assert record.hang()
     record.pass_begins()
@@ -132,7 +134,7 @@ def test_it_is_alive_while_everything_fails(record: Vitals) -> None:
 
 
 def test_it_is_ready_once_a_look_found_everything_in_place(record: Vitals, clock: Clock) -> None:
-    assert record.readiness() == (False, "not in sync since 1970-01-01T00:16:40Z\n- no look at the node yet")
+    assert record.readiness() == (False, "not in sync since 1970-01-01T00:16:40Z\n- the node has not been checked yet")
     clock.time += 20
     make_pass(record, ADDED)
     clock.time += 60

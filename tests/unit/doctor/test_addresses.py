@@ -111,7 +111,7 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
         (lambda node: show(node, CIDR, scope="global"),
          [(WARNING, f"{CIDR} on lo has scope global instead of host", (DELETE, ADD))]),
         (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
-         [(NOTE, "fd00:10:96::2/64 on lo is taken as it is, and cleanup leaves it", ())]),
+         [(NOTE, "fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global"),
          [(OK, f"{CIDR6} on lo, scope global", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True),

@@ -23,7 +23,7 @@ AS_EXPECTED = "are tracked, as expected without --setup-iptables"
 NONE = f"ok: no connection to {WHERE} is tracked"
 UNSEEN_CONNECTIONS = "unknown: the tracked connections could not be listed: "
 REFUSED = "conntrack v1.4.7 (conntrack-tools): Operation failed: sorry, you must be root or get CAP_NET_ADMIN"
-NOT_INSTALLED = "there is no /proc/net/nf_conntrack, and no program conntrack: apt-get install conntrack"
+NOT_INSTALLED = "there is no /proc/net/nf_conntrack, and conntrack is not installed: apt-get install conntrack"
 
 
 @pytest.mark.parametrize(

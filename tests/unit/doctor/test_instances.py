@@ -29,8 +29,10 @@ ON_ETH0 = replace(SIDECAR, argv=(*SIDECAR.argv, "--interface=eth0", "--port=8443
 DOCTOR = replace(SIDECAR, argv=("python3", "-m", "sidecar", "doctor", "--ip-address=10.96.0.2"))
 ON_OTHERS = "--interface=eth0 --port=8443; this check is for --interface=lo --port=443"
 ONLY_ROOT = "only root can see its network"
-WHO_CLAIMS = "whether an instance claims the addresses"
-CONTAINED = "unknown: whether another instance holds 10.96.0.2: only the processes of this container can be seen"
+WHO_CLAIMS = "cannot tell whether an instance claims the addresses"
+CONTAINED = (
+    "unknown: cannot tell whether another instance holds 10.96.0.2: only the processes of this container can be seen"
+)
 NOBODY = "no instance is running for 10.96.0.2: nothing repairs what other programs remove"
 
 
@@ -44,7 +46,7 @@ NOBODY = "no instance is running for 10.96.0.2: nothing repairs what other progr
         ([(SIDECAR, False)], [f"note: {NOBODY}"]),
         ([(DOCTOR, True)], [f"note: {NOBODY}"]),
         ([], [f"note: {NOBODY}"]),
-        ([(SIDECAR, None)], [f"unknown: whether pid {PID} (this program) holds 10.96.0.2: {ONLY_ROOT}"]),
+        ([(SIDECAR, None)], [f"unknown: cannot tell whether pid {PID} (this program) holds 10.96.0.2: {ONLY_ROOT}"]),
     ],
 )  # fmt: skip
 def test_who_else_looks_after_the_address(

@@ -98,7 +98,9 @@ LO_IS_LET_IN = "iptables-nft -w 5 -t filter -I INPUT -i lo -j ACCEPT"
 OURS = "INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT"
 TO_FRONT = f"printf '*filter\\n-D {OURS}\\n-I {OURS}\\nCOMMIT\\n' | iptables-nft-restore --noflush -w 5"
 REJECT = "-A INPUT -i lo -p tcp -m tcp --dport 443 -j REJECT --reject-with tcp-reset"
-NO_REASON = "see the findings above on rules and routes; if there are none: is the proxy's queue full?"
+NO_REASON = (
+    "see the findings above on rules and routes; if there are none, check whether the proxy's accept queue is full"
+)
 TABLES_OF_NFT = (
     "\ntable\ntable ip\nnonsense\ntable ip raw\ntable ip6 filter\ntable bridge b\ntable inet filter\ntable ip mine\n"
 )
@@ -135,7 +137,7 @@ def test_no_tls(node: RecordedNode) -> None:
     node.answer = Answer(0.002, tls_failure="wrong version number")
     assert node.texts("tls") == [f"warning: {WHERE} does not speak TLS, as an API server would: wrong version number"]
     (found,) = node.findings("tls")
-    assert found.remedy == "see the proxy's log: does it reach the API server, and is this its right port?"
+    assert found.remedy == "see the proxy's log: can it reach the API server, and is this the right port?"
 
 
 NOW = datetime.now(UTC)
@@ -175,5 +177,5 @@ def test_when_the_certificate_is_valid(
 def test_for_whom_the_certificate_is(node: RecordedNode, names: list[str], shown: str, *, is_ours: bool) -> None:
     node.answer = Answer(0.001, certificate=replace(CERTIFICATE, names=tuple(names)))
     note = "note: the certificate is not for 10.96.0.2: clients have to use one of its names"
-    told = f"ok: certificate for {shown}, until 2099-01-01 00:00 UTC; its trust was not verified"
+    told = f"ok: certificate for {shown}, until 2099-01-01 00:00 UTC; its chain of trust was not verified"
     assert node.texts("tls") == [told, *([] if is_ours else [note])]

@@ -118,15 +118,16 @@ def test_an_ip_that_hangs(node: RecordedNode) -> None:
 
 
 BY_NFT = "ok: IPv4 rules by iptables-nft 1.8.9: "
-AS_TOLD = "as --iptables-backend says"
+AS_TOLD = "set by --iptables-backend"
 KIND = "iptables on this node is {}; use iptables-{} to list the rules that are in use"
+CANNOT_TELL_WHICH = "unknown: cannot tell whether iptables on this node is nft or legacy"
 EFFECT = "they have an effect there as well"
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda _: None, [f"{BY_NFT}no other rules are there, in either backend"]),
+        (lambda _: None, [f"{BY_NFT}no other rules in either backend"]),
         (lambda node: node.set(backend="nft"), [BY_NFT + AS_TOLD]),
         (lambda node: node.programs.remove("iptables-legacy"), [f"{BY_NFT}the only one that is installed"]),
         (lambda node: node.set(backend="nft").programs.remove("iptables-nft"), []),  # it is told with the commands
@@ -137,15 +138,15 @@ EFFECT = "they have an effect there as well"
         (lambda node: node.add("filter", LO, "-A INPUT -j DROP", program="iptables-legacy"),
          ["ok: IPv4 rules by iptables-legacy 1.8.9: 2 rules are there, 0 in the other backend",
           f"note: {KIND.format('nft', 'legacy')}",
-          f"warning: our rules are in the other backend, too (iptables-nft): 5; {EFFECT}"]),
+          f"warning: the other backend (iptables-nft) has our rules, too: 5; {EFFECT}"]),
         (lambda node: node.set(backend="nft").add("filter", LO, LO, f"-A {OURS}", program="iptables-legacy"),
-         [BY_NFT + AS_TOLD, f"warning: our rules are in the other backend, too (iptables-legacy): 1; {EFFECT}",
+         [BY_NFT + AS_TOLD, f"warning: the other backend (iptables-legacy) has our rules, too: 1; {EFFECT}",
           "note: iptables-legacy has 2 rules of other programs: the kernel applies both backends' rules"]),
-        (lambda node: node.set(backend="system"), ["ok: IPv4 rules by iptables 1.8.9: as --iptables-backend says"]),
+        (lambda node: node.set(backend="system"), ["ok: IPv4 rules by iptables 1.8.9: set by --iptables-backend"]),
         (lambda node: node.set(backend="nft").answers.update({"iptables --version": ok("iptables v1.6.1\n")}),
          [BY_NFT + AS_TOLD, f"note: {KIND.format('legacy', 'nft')}"]),
         (lambda node: node.answers.update({"iptables-nft --version": ok("iptables v1.8.10 (nf_tables)\n")}),
-         ["ok: IPv4 rules by iptables-nft 1.8.10: no other rules are there, in either backend",
+         ["ok: IPv4 rules by iptables-nft 1.8.10: no other rules in either backend",
           "warning: iptables-nft 1.8.10: its -C does not find rules that are there (kube-router#1676)"]),
         (lambda node: node.use_legacy().answers.update({"iptables-legacy --version": ok("iptables v1.8.10 (legacy)")}),
          [f"ok: IPv4 rules by iptables-legacy 1.8.10: {AS_TOLD}",
@@ -163,7 +164,7 @@ def test_an_iptables_that_talks_nonsense_does_not_hide_what_follows(node: Record
     node.add("filter", LO, program="iptables-legacy")
     assert node.texts("backend") == [
         BY_NFT + AS_TOLD,
-        "unknown: whether iptables on this node is nft or legacy: not the output of `iptables --version`: 'nonsense'",
+        f"{CANNOT_TELL_WHICH}: not the output of `iptables --version`: 'nonsense'",
         "note: iptables-legacy has 1 rule of other programs: the kernel applies both backends' rules",
     ]
 
@@ -188,7 +189,7 @@ def test_what_takes_our_rules_out_of_the_other_backend(node: RecordedNode) -> No
 def test_a_backend_that_cannot_be_looked_at(node: RecordedNode) -> None:
     node.answers["iptables-nft-restore"] = CommandTimeout(("iptables-nft-restore",), "", "was killed", "x" * 500)
     (told,) = node.texts("backend")
-    assert told.startswith("unknown: which is in use for IPv4: `iptables-nft-restore` was killed: xxx")
+    assert told.startswith("unknown: cannot tell which is in use for IPv4: `iptables-nft-restore` was killed: xxx")
     assert told.endswith("x…")
     assert len(told) < 350
 
@@ -196,7 +197,7 @@ def test_a_backend_that_cannot_be_looked_at(node: RecordedNode) -> None:
 def test_another_backend_that_cannot_be_looked_at(node: RecordedNode) -> None:
     node.set(backend="nft").add("filter", LO, program="iptables-legacy")
     node.answers["iptables-legacy-restore"] = CommandTimeout(("iptables-legacy-restore",), "", "was killed")
-    failure = "unknown: the other backend's IPv4 rules: `iptables-legacy-restore` was killed"
+    failure = "unknown: could not list the other backend's IPv4 rules: `iptables-legacy-restore` was killed"
     assert node.texts("backend") == [BY_NFT + AS_TOLD, failure]
 
 
@@ -224,7 +225,7 @@ def test_who_holds_the_lock(node: RecordedNode, mocker: MockerFixture, legacy: b
 
 def test_who_holds_the_lock_for_a_moment_only_is_not_told(node: RecordedNode, mocker: MockerFixture) -> None:
     mocker.patch("sidecar.node.proc.holders", side_effect=[[Process(812, "iptables")], []])
-    assert node.texts("lock") == [f"ok: {node.lock} is a file that nobody holds"]
+    assert node.texts("lock") == [f"ok: {node.lock} is not held by any process"]
 
 
 def no_directory(node: RecordedNode) -> None:
@@ -282,7 +283,8 @@ def no_interface(node: RecordedNode) -> None:
 
 
 RULES_BY_NFT = "has NOTRACK, nftables, NOTRACK in nftables"
-CANNOT_TELL = "neither the kernel's configuration nor its modules can be read here"
+CANNOT_TELL_WHETHER = "unknown: cannot tell whether it has"
+NO_WAY = "neither the kernel's configuration nor its modules can be read here"
 
 
 @pytest.mark.parametrize(
@@ -290,10 +292,10 @@ CANNOT_TELL = "neither the kernel's configuration nor its modules can be read he
     [
         (lambda _: None, {"xt_CT": False}, ["ok: has IPv4 NOTRACK (a rule uses it)"]),
         (lambda node: node.set(desired=NO_RULES), {"xt_CT": False},
-         ["ok: nothing is needed of it: there are no rules to add, and the interface exists"]),
+         ["ok: nothing more is needed: there are no rules to add, and the interface exists"]),
         (rules_missing, {}, [f"ok: {RULES_BY_NFT}"]),
         (rules_missing, {"xt_CT": False, "nft_compat": None},
-         ["fault: does not have NOTRACK", f"unknown: whether it has NOTRACK in nftables (nft_compat): {CANNOT_TELL}",
+         ["fault: does not have NOTRACK", f"{CANNOT_TELL_WHETHER} NOTRACK in nftables (nft_compat): {NO_WAY}",
           "ok: has nftables"]),
         (lambda node: rules_missing(node.use_legacy(), "iptables-legacy"), {"iptable_raw": False},
          ["ok: has NOTRACK"]),

@@ -40,8 +40,8 @@ TO_FRONT = restore("filter", f"-D {LET_IN}", f"-I {LET_IN}")
 ONE_OF_THREE = restore("filter", *[f"-D {LET_IN}"] * 3, f"-I {LET_IN.replace('INPUT', 'INPUT 1')}")
 NOT_PRINTED = NOT_PRINTABLE.format("INPUT", "filter").strip()
 CLAIMED = frozenset([RuleSet(IPV4, 8443)])
-GOOD = "5 of 5 IPv4 rules are as they should be"
-FOUR = "4 of 5 IPv4 rules are as they should be"
+GOOD = "5 of 5 IPv4 rules are in place"
+FOUR = "4 of 5 IPv4 rules are in place"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_chains_of_a_table_that_none_can_print_do_not_hide_the_other_rules(node:
     node.opaque |= {("filter", "INPUT"), ("filter", "OUTPUT")}
     *unreadable, last = node.findings("rules")
     assert [each.level for each in unreadable] == [UNKNOWN, UNKNOWN]
-    assert (last.level, last.found) == (OK, "3 of 5 IPv4 rules are as they should be")
+    assert (last.level, last.found) == (OK, "3 of 5 IPv4 rules are in place")
 
 
 def test_what_a_look_is_needed_for_is_told_without_commands_if_that_fails(

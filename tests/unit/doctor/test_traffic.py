@@ -85,8 +85,8 @@ def test_a_rule_that_both_ways_come_to_is_told_once(node: RecordedNode) -> None:
 
 def test_untracked_traffic_is_not_rewritten(node: RecordedNode) -> None:
     node.add("nat", f"-A OUTPUT {DNAT}")
-    but = "but for our NOTRACK rules: untracked traffic is not rewritten"
-    assert rows(node.findings("taken")) == [(NOTE, f"`-A OUTPUT {DNAT}` in nat would take {TO_US}, {but}", "", ())]
+    but = "without our NOTRACK rules: untracked traffic is not rewritten"
+    assert rows(node.findings("taken")) == [(NOTE, f"`-A OUTPUT {DNAT}` in nat would take {TO_US} {but}", "", ())]
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_what_drops_only_other_hosts_traffic_in_the_chain_of_our_rule_is_told(no
 def test_policy_engines_are_told(node: RecordedNode, chains: list[str], engines: str) -> None:
     front(node, "filter", *(f"-A INPUT -j {chain}" for chain in chains))
     found = (
-        f"{engines} has policy chains: to rules that rely on connection tracking, replies from 10.96.0.2 do not look "
-        "like replies, as they are untracked"
+        f"policy chains of {engines}: rules that rely on connection tracking do not recognise replies from 10.96.0.2, "
+        "as they are untracked"
     )
     for chain in chains:
         node.chain("filter", chain)
@@ -242,7 +242,7 @@ def test_policy_engines_are_told(node: RecordedNode, chains: list[str], engines:
 
 
 BLIND = "the rules could not be listed, see above"
-NAT_UNKNOWN = "unknown: whether nat rules take traffic to 10.96.0.2: "
+NAT_UNKNOWN = "unknown: cannot tell whether nat rules take traffic to 10.96.0.2: "
 
 
 def test_chains_that_are_not_listed_in_time(node: RecordedNode) -> None:
@@ -250,7 +250,8 @@ def test_chains_that_are_not_listed_in_time(node: RecordedNode) -> None:
     left_out = "at least {} of table {} {} not read for lack of time"
     assert node.texts("taken") == [NAT_UNKNOWN + left_out.format("1 chain", "nat", "was")]
     assert node.texts("policies") == [
-        f"unknown: whether other chains drop traffic of 10.96.0.2: {left_out.format(f'{number} chains', table, 'were')}"
+        "unknown: cannot tell whether other chains drop traffic of 10.96.0.2: "
+        + left_out.format(f"{number} chains", table, "were")
         for number, table in ((2, "raw"), (4, "mangle"), (2, "filter"))
     ]
 
@@ -276,7 +277,7 @@ def test_a_chain_that_only_nft_can_print(node: RecordedNode) -> None:
     node.desired = NO_RULES
     assert node.texts("taken", "policies") == [
         f"{NAT_UNKNOWN}iptables cannot list ODD of table nat",
-        "unknown: whether other chains drop traffic of 10.96.0.2: iptables cannot list ODD of table filter",
+        "unknown: cannot tell whether other chains drop traffic of 10.96.0.2: iptables cannot list ODD of table filter",
     ]
 
 
@@ -289,7 +290,7 @@ def test_chains_that_none_can_print_do_not_hide_the_other_address(node: Recorded
     assert node.texts("taken", "policies") == [
         f"{NAT_UNKNOWN}iptables cannot list ODD of table nat",
         f"ok: {NOT_TAKEN[1].replace('10.96.0.2', '[fd00:10:96::2]')}",
-        "unknown: whether other chains drop traffic of 10.96.0.2: iptables cannot list ODD of table mangle",
+        "unknown: cannot tell whether other chains drop traffic of 10.96.0.2: iptables cannot list ODD of table mangle",
         f"ok: {NOT_DROPPED[1].replace('10.96.0.2', 'fd00:10:96::2')}",
     ]
 
@@ -305,13 +306,13 @@ def test_a_look_that_fails_for_one_address_does_not_hide_the_other(node: Recorde
         return really_listed(backend, chains)
 
     mocker.patch.object(Backend, "listed", listed)
-    failed = f"unknown: what other programs' rules do to 10.96.0.2: {held}"
+    failed = f"unknown: cannot tell what other programs' rules do to 10.96.0.2: {held}"
     assert node.texts("taken") == [failed, f"ok: {NOT_TAKEN[1].replace('10.96.0.2', '[fd00:10:96::2]')}"]
     assert node.texts("policies") == [failed, f"ok: {NOT_DROPPED[1].replace('10.96.0.2', 'fd00:10:96::2')}"]
     assert node.texts("rules") == [
-        f"unknown: whether IPv4 rules for another port are left: {held}",
-        "ok: 5 of 5 IPv4 rules are as they should be",
-        "ok: 5 of 5 IPv6 rules are as they should be",
+        f"unknown: cannot tell whether IPv4 rules for another port are left: {held}",
+        "ok: 5 of 5 IPv4 rules are in place",
+        "ok: 5 of 5 IPv6 rules are in place",
     ]
 
 
@@ -319,10 +320,10 @@ def test_legacy_is_not_asked_for_tables_that_may_not_be_there(node: RecordedNode
     node.use_legacy()
     assert rows(node.findings("taken", "policies")) == [NOT_TAKEN, NOT_DROPPED]
     node.files["/proc/net/ip_tables_names"] = PermissionError(13, "Permission denied")
-    unreadable = "it cannot be read whether iptables-legacy has a table {}"
+    unreadable = "the list of iptables-legacy's tables cannot be read"
     assert node.texts("taken", "policies") == [
-        NAT_UNKNOWN + unreadable.format("nat"),
-        f"unknown: whether other chains drop traffic of 10.96.0.2: {unreadable.format('mangle')}",
+        NAT_UNKNOWN + unreadable,
+        f"unknown: cannot tell whether other chains drop traffic of 10.96.0.2: {unreadable}",
     ]
 
 
@@ -330,6 +331,6 @@ def test_without_a_look_at_rules_nothing_is_known(node: RecordedNode) -> None:
     node.desired = BOTH
     node.programs.remove("ip6tables-nft-restore")
     node.backend = "nft"
-    told = f"unknown: what other programs' rules do to fd00:10:96::2: {BLIND}"
+    told = f"unknown: cannot tell what other programs' rules do to fd00:10:96::2: {BLIND}"
     assert node.texts("taken")[1] == told
     assert node.texts("policies")[1] == told

@@ -230,6 +230,7 @@ def test_rules_are_needed_only_by_an_instance_that_sets_them_up() -> None:
     assert instance(HOLDS, "--setup-iptables").claims() == {address, RuleSet(IPV4, 443)}
     assert instance(HOLDS, "--setup-iptables", "--port=0443").claims() == {address, RuleSet(IPV4, 443)}
     assert instance(HOLDS, "--setup-iptables", "--port=https").claims() == {address}
+    assert instance(HOLDS, "--setup-iptables", "--port=" + 5000 * "9").claims() == {address}
     assert instance(HOLDS, "--env-file=/etc/env").claims() == {address, RuleSet(IPV4, 443)}  # which may ask for them
 
 

@@ -408,7 +408,7 @@ def test_cleanup_cut_short_by_a_second_signal_says_what_may_be_left(log: list[st
     kernel.before[8] = lambda: raise_(Interrupted())  # three looks and five deletions into it
     with pytest.raises(Interrupted):
         reconciler(kernel).cleanup(20.0)
-    left = [line for line in log if "perhaps left to do" in line]
+    left = [line for line in log if "possibly left to do" in line]
     assert len(left) == 7
     assert left[-1].endswith("remove fd00:10:96::2/128 from lo")
 

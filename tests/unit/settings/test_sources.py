@@ -135,7 +135,7 @@ def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
 def test_a_variable_in_lower_case_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("sidecar_port", "1")
     assert load(REQUIRED).port == 443
-    assert warnings(REQUIRED) == ["variable sidecar_port is not known and ignored; did you mean SIDECAR_PORT?"]
+    assert warnings(REQUIRED) == ["unknown variable sidecar_port is ignored; did you mean SIDECAR_PORT?"]
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +174,9 @@ FAULTY = {
     "--ip-address=010.96.0.2": "is not an IP address",
     "--interface=": "1 to 15 bytes",
     "--interface=averylonginterface": "1 to 15 bytes",
-    "--interface=a/b": "no slash, colon, space or control character",
-    "--interface=a b": "no slash, colon, space or control character",
-    "--interface=..": "no slash, colon, space or control character",
+    "--interface=a/b": "must not contain a slash, colon, space or control character",
+    "--interface=a b": "must not contain a slash, colon, space or control character",
+    "--interface=..": "must not contain a slash, colon, space or control character",
     "--port=0": "a number from 1 to 65535",
     "--port=65536": "a number from 1 to 65535",
     "--port=000065536": "a number from 1 to 65535",
@@ -289,8 +289,8 @@ def test_a_wait_that_no_command_survives_is_refused(flags: tuple[str, ...]) -> N
 
 
 def test_a_path_with_a_nul_in_it_is_a_fault() -> None:
-    assert faults(REQUIRED, "--env-file=a\0b") == ["--env-file=a\\x00b: not a path: there is a NUL in it"]
-    assert faults(REQUIRED, "--log_file=a\0b") == ["--log_file=a\\x00b: not a path: there is a NUL in it"]
+    assert faults(REQUIRED, "--env-file=a\0b") == ["--env-file=a\\x00b: not a path: it contains a NUL"]
+    assert faults(REQUIRED, "--log_file=a\0b") == ["--log_file=a\\x00b: not a path: it contains a NUL"]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
@@ -337,8 +337,8 @@ def test_unknown_variables_are_named_with_the_nearest_known_one(
     file.write_text("SIDECAR_SETUP_IPTABLE=true\nSIDECAR_PORT=443\nOTHER=1\n")
     monkeypatch.setenv("SIDECAR_IP_ADRESS", "10.96.0.2")
     expected = [
-        "variable SIDECAR_IP_ADRESS is not known and ignored; did you mean SIDECAR_IP_ADDRESS?",
-        "variable SIDECAR_SETUP_IPTABLE is not known and ignored; did you mean SIDECAR_SETUP_IPTABLES?",
+        "unknown variable SIDECAR_IP_ADRESS is ignored; did you mean SIDECAR_IP_ADDRESS?",
+        "unknown variable SIDECAR_SETUP_IPTABLE is ignored; did you mean SIDECAR_SETUP_IPTABLES?",
     ]
     assert warnings(REQUIRED, f"--env-file={file}") == expected
     assert faults(f"--env-file={file}")[1:] == expected  # they are the reason why the address is missing
@@ -367,7 +367,7 @@ def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
         ),
         (["--log_file=/x"], "--log_file has no effect without --logtostderr=false"),
         (["--log_dir=/x"], "--log_dir has no effect without --logtostderr=false"),
-        (["--log_dir=/x", "--log_file=/x", "--logtostderr=false"], "--log_dir has no effect beside --log_file"),
+        (["--log_dir=/x", "--log_file=/x", "--logtostderr=false"], "--log_dir has no effect together with --log_file"),
     ],
 )
 def test_a_flag_that_does_nothing_or_more_than_one_might_think_is_a_warning(argv: list[str], warning: str) -> None:

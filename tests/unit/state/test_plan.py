@@ -244,7 +244,7 @@ def test_an_ipv6_address_with_another_prefix_length_is_taken_as_it_is() -> None:
     observed = everything(addresses=(OURS[0], FOREIGN[1]))
     assert plan(GOAL, observed) == ()
     assert [str(notice) for notice in notices(GOAL, observed)] == [
-        "fd00:10:96::2/64 on lo is taken as it is, and cleanup leaves it"
+        "fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place"
     ]
     assert RemoveAddress(GOAL.addresses[1]) not in teardown(GOAL, observed)
 
@@ -287,8 +287,8 @@ def test_where_the_address_does_not_work_others_keep_it() -> None:
         observed = Observed((own, elsewhere), dict.fromkeys(GOAL.rules, 1))
         assert plan(goal, observed) == ()
         assert [str(notice) for notice in notices(goal, observed)][1:] == [
-            "10.96.0.2/32 is on eth0 as well, and left there while it does not work on own0",
-            "fd00:10:96::2/128 is on eth0 as well, and left there while it does not work on own0",
+            "10.96.0.2/32 is on eth0 as well, and is left there until it works on own0",
+            "fd00:10:96::2/128 is on eth0 as well, and is left there until it works on own0",
         ]
 
 
@@ -297,7 +297,7 @@ def test_an_address_with_a_network_is_never_taken_off_another_interface() -> Non
     observed = Observed((Link("lo", addresses=OURS), Link("eth0", addresses=FOREIGN[:1])), {})
     assert plan(goal, observed) == ()
     (notice,) = notices(goal, observed)
-    assert str(notice) == "10.96.0.2/24 is on eth0 as well, with more than itself: it is left there"
+    assert str(notice) == "10.96.0.2/24 is on eth0 as well, as part of a network or with a peer, so it is left there"
 
 
 def test_with_insert_only_what_certainly_hinders_a_rule_makes_it_move() -> None:
