@@ -255,7 +255,7 @@ def test_an_address_that_is_taken_ends_with_3_and_nothing_is_touched(
     others(be_a_stranger)
     sidecar = start(*FLAGS)
     assert sidecar.end() == 3
-    assert "cannot listen on --health-address=:9180: another program has it: choose another port, or see" in sidecar.log
+    assert "cannot listen on --health-address=:9180: another program uses it: choose another port, or find" in sidecar.log
     assert namespace.addresses() == []
 
 
