@@ -48,24 +48,26 @@ class Wakeup:
         poll = select.poll()
         for descriptor in (self._read_end, *(events.descriptors if events else ())):
             poll.register(descriptor, select.POLLIN)
-        deadline = time.monotonic() + seconds
+        now = time.monotonic()
+        deadline, probed = now + seconds, now
         while True:
-            left = max(0.0, deadline - time.monotonic())
-            probe_interval = events.probe_interval if events else None
-            nap = min(left, probe_interval) if probe_interval is not None else left
-            ready = {descriptor for descriptor, _ in poll.poll(min(nap * 1000, _LONGEST_POLL))}
+            interval = events.probe_interval if events else None
+            # By the clock: messages that do not concern us may come all the time, and end each poll.
+            due = deadline if interval is None else min(deadline, probed + interval)
+            ready = {descriptor for descriptor, _ in poll.poll(min(max(0.0, due - now) * 1000, _LONGEST_POLL))}
             if self._read_end in ready:
                 os.read(self._read_end, 1024)
                 return Woken.BY_SIGNAL
-            if events and self._concerned(events, ready):
+            concerned = [events.arrived(descriptor) for descriptor in ready] if events else []
+            if any(concerned):
                 return Woken.BY_EVENT
-            if not ready and nap == left:
+            now = time.monotonic()
+            if events and interval is not None and now >= probed + interval:
+                probed = now
+                if events.sizes_changed():
+                    return Woken.BY_EVENT
+            if now >= deadline:
                 return Woken.BY_CLOCK
-
-    @staticmethod
-    def _concerned(events: Events, ready: set[int]) -> bool:
-        told = [events.arrived(descriptor) for descriptor in ready]
-        return any(told) or (not ready and events.sizes_changed())
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number not in _STOP:

@@ -3,10 +3,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from sidecar.daemon.wakeup import Wakeup, Woken
+from sidecar.node.events import Events
 from support.waiting import FOREVER
 
 
@@ -68,3 +70,45 @@ def test_a_thousand_signals_neither_block_nor_are_lost() -> None:
     for _ in range(100_000):
         signal.raise_signal(signal.SIGHUP)
     assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
+
+
+class Noise(Events):
+    """A node on which something always happens that does not concern us; stands in for a very busy one."""
+
+    def __init__(self, *changes: int) -> None:
+        self._sockets = {}
+        self._changes = list(changes)
+        self.legacy_families = [4] if changes else []
+        self._read_end, self._write_end = os.pipe()
+        os.write(self._write_end, b"x")
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return (self._read_end,)
+
+    def arrived(self, _descriptor: int) -> bool:
+        return False
+
+    def sizes_changed(self) -> bool:
+        return bool(self._changes.pop(0))
+
+
+@pytest.fixture
+def _in_time() -> Iterator[None]:
+    """Let a test fail that would never end."""
+
+    def give_up(*_: Any) -> None:  # noqa: ANN401 - a signal's number, and a frame
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("_in_time")
+def test_noise_delays_neither_the_clock_nor_the_look_at_the_tables_of_legacy() -> None:
+    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    assert wakeup.wait(0.2, Noise()) is Woken.BY_CLOCK
+    assert wakeup.wait(FOREVER, Noise(0, 1)) is Woken.BY_EVENT
