@@ -4,7 +4,6 @@ Takes no process and no thread. The kernel sends netlink messages about addresse
 sends none about legacy's rules, but asking for the number and size of the rules in a table takes only 4 µs.
 """
 
-import errno
 import socket
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
@@ -28,6 +27,10 @@ _BUFFER: Final = 2 * 1024 * 1024
 _MESSAGE: Final = 65536
 
 PROBE_INTERVAL: Final = 1.0  # seconds between two checks of the size of legacy's tables
+_KERNEL: Final = 0  # the sender's netlink port (man 7 netlink, nl_pid)
+
+#: How many messages are read at a time: whoever sends faster than we read must not keep us from the work.
+_MOST_READS: Final = 10_000
 
 
 class Events:
@@ -55,19 +58,21 @@ class Events:
         return PROBE_INTERVAL if self.legacy_families else None
 
     def arrived(self, descriptor: int) -> bool:
-        """Read all messages; return whether any of them concerns us."""
+        """Read the messages that have arrived; return whether any of them concerns us."""
         receiver, concerns = self._sockets[descriptor]
         found = False
-        while True:
+        for _ in range(_MOST_READS):
             try:
-                # Read all messages even if the answer is known: the rest would wake us up again.
-                found = concerns(receiver.recv(_MESSAGE)) or found
+                data, _, flags, (sender, _) = receiver.recvmsg(_MESSAGE)
             except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                found = True  # messages were lost, and may have concerned us
+                break
+            except OSError:  # mostly ENOBUFS: messages were lost, and may have concerned us
+                found = True
+                continue
+            if sender == _KERNEL:  # whoever has CAP_NET_ADMIN may send to us
+                # Read on even if the answer is known: the rest would wake us up again.
+                found = concerns(data) or bool(flags & socket.MSG_TRUNC) or found
+        return found
 
     def forget(self) -> None:
         """Discard all messages that have arrived so far."""

@@ -11,6 +11,9 @@ from sidecar.state.model import Desired
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 
+#: The kernel lost messages (linux/netlink.h, NLMSG_OVERRUN).
+_OVERRUN: Final = 4
+
 # linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h
 _NEWLINK: Final = 16
 _DELLINK: Final = 17
@@ -55,18 +58,24 @@ class Watch:
         return any(self._concerns_rule(kind, payload) for kind, payload in messages(data))
 
     def _concerns_link(self, kind: int, payload: bytes) -> bool:
+        if kind == _OVERRUN:
+            return True
         if kind == _DELADDR:
             attributes = dict(_attributes(payload, _ADDRESS_MESSAGE))
             return attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)) in self.addresses
         # The name is an attribute of the link, or nested in the attribute that holds its alternative names.
         if kind == _DELLINK:
             return self.interface in payload
-        is_down = kind == _NEWLINK and not _LINK_MESSAGE.unpack_from(payload)[3] & _IFF_UP
+        if kind != _NEWLINK or len(payload) < _LINK_MESSAGE.size:
+            return False
+        is_down = not _LINK_MESSAGE.unpack_from(payload)[3] & _IFF_UP
         return is_down and self.interface in payload
 
     def _concerns_rule(self, kind: int, payload: bytes) -> bool:
+        if kind == _OVERRUN:
+            return True
         places = _PLACES.get(kind & 0xFF)
-        if kind >> 8 != _NFTABLES or places is None:
+        if kind >> 8 != _NFTABLES or places is None or not payload:
             return False
         family = _FAMILIES.get(payload[0])
         attributes = dict(_attributes(payload, 4))

@@ -1,5 +1,6 @@
 """What the kernel tells, and what of it concerns us: in a process of its own within a namespace."""
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,34 @@ def test_an_interface_by_each_of_its_names(namespace: Namespace, change: str, co
         assert listener.hears(change) is concerns
         listener.hears("ip link set v0 up 2>/dev/null || true")
         listener.end()
+
+
+#: Sends bytes (in hexadecimal) to the process whose child runs this: by netlink, as anybody with CAP_NET_ADMIN may.
+FORGE = """
+import os, socket, sys
+for protocol in (0, 12):
+    forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    forger.sendto(bytes.fromhex(sys.argv[1]), (int(sys.argv[2]), 0))
+"""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        struct.pack("=IHHII", 16, 16, 0, 0, 0),  # RTM_NEWLINK without a payload
+        struct.pack("=IHHII", 16, 10 << 8 | 8, 0, 0, 0),  # NFT_MSG_DELRULE without one
+        struct.pack("=IHHIIBBBBIHH", 32, 21, 0, 0, 0, 2, 32, 0, 0, 1, 8, 2) + bytes([10, 96, 0, 2]),  # our RTM_DELADDR
+        b"\0",
+    ],
+)
+def test_only_the_kernel_is_believed(namespace: Namespace, tmp_path: Path, sent: bytes) -> None:
+    forge = tmp_path / "forge.py"
+    forge.write_text(FORGE)
+    listener = Listener(namespace)
+    assert not listener.hears(f"{sys.executable} {forge} {sent.hex()} $PPID")
+    assert not listener.hears("ip address add 10.96.0.2/32 dev lo")
+    assert listener.hears("ip address delete 10.96.0.2/32 dev lo")
+    listener.end()
 
 
 @pytest.mark.parametrize("family", ["iptables", "ip6tables"])

@@ -7,6 +7,8 @@ from itertools import islice
 from types import FrameType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.node.netlink import Watch, messages
 from sidecar.state.desired import desired
@@ -235,3 +237,45 @@ def test_lengths_beyond_the_end_take_what_there_is() -> None:
     assert list(messages(too_long)) == list(messages(whole))
     attribute_too_long = message(DELADDR, b"\0" * 8 + struct.pack("=HH", 0xFFFF, IFA_LOCAL) + OTHER)
     assert not WATCH.concerns_links(attribute_too_long)
+
+
+@pytest.mark.parametrize("kind", [NEWLINK, DELLINK, NEWADDR, DELADDR, *(NFTABLES << 8 | each for each in range(40))])
+def test_a_message_without_its_own_header_tells_nothing(kind: int) -> None:
+    for length in range(16):
+        short = message(kind, b"\0" * length)
+        assert not WATCH.concerns_links(short)
+        assert not WATCH.concerns_rules(short)
+        assert WATCH.concerns_links(short + address(DELADDR, (IFA_LOCAL, OURS)))
+        assert WATCH.concerns_rules(short + rule(b"raw", b"OUTPUT"))
+
+
+def test_what_the_kernel_says_about_the_talk_itself() -> None:
+    noop, error, done, overrun = (message(kind, b"\0" * 4) for kind in (1, 2, 3, 4))
+    part = struct.pack("=IHHII", 16, DELADDR, 0x2 | 0x10, 0, 0)  # NLM_F_MULTI, NLM_F_DUMP_INTR
+    for data in (noop, error, done, part, part + done):
+        assert not WATCH.concerns_links(data)
+        assert not WATCH.concerns_rules(data)
+    assert WATCH.concerns_links(overrun)  # what was lost may have concerned us
+    assert WATCH.concerns_rules(overrun)
+
+
+KINDS = st.sampled_from([NEWLINK, DELLINK, NEWADDR, DELADDR, *(NFTABLES << 8 | each for each in range(12))])
+ATTRIBUTES = st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=20)))
+
+
+@given(st.integers(0, 0xFFFFFFFF), KINDS, st.integers(0, 0xFFFF), st.binary(max_size=40), ATTRIBUTES)
+def test_no_message_raises(
+    length: int, kind: int, flags: int, header: bytes, attributes: list[tuple[int, int, bytes]]
+) -> None:
+    body = header + b"".join(struct.pack("=HH", *each) + value for *each, value in attributes)
+    for said in (length, 16 + len(body)):
+        data = struct.pack("=IHHII", said, kind, flags, 0, 0) + body
+        for end in (len(data), len(data) // 2):
+            WATCH.concerns_links(data[:end])
+            WATCH.concerns_rules(data[:end])
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise(data: bytes) -> None:
+    WATCH.concerns_links(data)
+    WATCH.concerns_rules(data)
