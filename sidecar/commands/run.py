@@ -66,13 +66,13 @@ def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
 
 def _answer_probes(options: Options, node: Access) -> Vitals:
     """Start answering probes, and return the record that the answers come from. Raises CannotListen."""
-    from sidecar.daemon import health  # noqa: PLC0415 - loaded only with --health-address
+    from sidecar.daemon import health, takeover  # noqa: PLC0415 - loaded only with --health-address
 
-    listener = health.listen(options.health_address)
+    port = takeover.listen(options.health_address)
     vitals = Vitals(node.desired, options.command_timeout)
     vitals.starts(PATIENCE)
     node.commands.on_end = vitals.command_ended
-    health.serve(listener, vitals)
+    health.serve(port, vitals)
     return vitals
 
 

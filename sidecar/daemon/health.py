@@ -7,7 +7,6 @@ descriptors remain for the commands. No failure here stops the loop.
 
 import asyncio
 import contextlib
-import errno
 import functools
 import re
 import signal
@@ -20,17 +19,13 @@ from typing import Final, TypeAlias
 from loguru import logger
 
 from sidecar import PROGRAM
+from sidecar.daemon.takeover import Port
 from sidecar.daemon.vitals import Vitals
-from sidecar.errors import CannotListen
-from sidecar.settings.values import Endpoint
 
 #: Connections at a time, seconds that each may take in total, and bytes that it may send.
 MOST_CONNECTIONS: Final = 64
 PATIENCE: Final = 5.0
 LONGEST_REQUEST: Final = 4096
-
-#: Connections that may wait to be accepted. The kernel drops further ones, and their clients retry after 1 s.
-_BACKLOG: Final = 1024
 
 _PAUSE: Final = 0.1  # seconds to wait when accepting a connection fails
 
@@ -39,85 +34,77 @@ _END: Final = re.compile(rb"\r?\n\r?\n")
 
 _TEXT: Final = "text/plain; charset=utf-8"
 
-_REMEDIES: Final = {
-    errno.EADDRINUSE: "another program uses it: choose another port, or find that program with `ss -ltnp`",
-    errno.EADDRNOTAVAIL: "this node has no such address: use one that `ip address` shows, or :PORT for all",
-    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE: choose a higher one",
-}
-
 #: Status, content type and text of an answer.
 Answer: TypeAlias = tuple[HTTPStatus, str, bytes]
 
 
-def listen(endpoint: Endpoint) -> socket.socket:
-    """Return a socket that listens on the endpoint; raise CannotListen.
-
-    Two instances of one user can share the port (SO_REUSEPORT, man 7 socket): in a rolling update the new one starts
-    before the old one stops. Both observe the same node, so a probe gets a true answer from either.
-    """
-    try:
-        return _listen(endpoint.host or "::", endpoint.port)
-    except OSError as error:
-        if not endpoint.host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # without IPv6
-            return listen(Endpoint("0.0.0.0", endpoint.port))  # noqa: S104 - the user asked for it
-        reason = _REMEDIES.get(error.errno or 0, error.strerror or str(error))
-        raise CannotListen(f"cannot listen on --health-address={endpoint}: {reason}") from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if host == "::":
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def serve(listener: socket.socket, vitals: Vitals) -> None:
+def serve(port: Port, vitals: Vitals) -> None:
     """Start answering, in a thread that ends with the process.
 
     Commands are forked beside this thread. Python 3.12 and later warn about that, as a child could wait for a lock that
     this thread held; but the child of sh takes no lock before it execs, and the descriptors here are close-on-exec.
     """
     warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-    threading.Thread(target=_run, args=(listener, vitals), name="health", daemon=True).start()
+    threading.Thread(target=_run, args=(port, vitals), name="health", daemon=True).start()
 
 
-def _run(listener: socket.socket, vitals: Vitals) -> None:
+def _run(port: Port, vitals: Vitals) -> None:
     # The main thread handles signals: it would not wake up for one that the kernel delivers to this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    asyncio.run(_accept(listener, vitals))
+    asyncio.run(_Server(vitals).run(port))
 
 
-async def _accept(listener: socket.socket, vitals: Vitals) -> None:
-    loop = asyncio.get_running_loop()
-    connections: dict[asyncio.Task[None], None] = {}  # oldest first
+class _Server:
+    """Accepts connections, and answers them."""
 
-    def close(connection: socket.socket, task: "asyncio.Task[None]") -> None:
-        connections.pop(task, None)
-        connection.close()
+    def __init__(self, vitals: Vitals) -> None:
+        self._vitals = vitals
+        self._connections: dict[asyncio.Task[None], None] = {}  # oldest first
 
-    while True:
+    async def run(self, port: Port) -> None:
+        """Answer on a port, for ever."""
+        self._loop = asyncio.get_running_loop()
+        for member in port.members:
+            self._attend(member.listener)
+        while True:
+            pause = _PAUSE
+            with contextlib.suppress(OSError):  # no descriptor is left
+                pause = port.look(self._leave, self._attend)
+            await asyncio.sleep(pause)
+
+    def _attend(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _leave(self, listener: socket.socket) -> None:
+        self._loop.remove_reader(listener)
+        with contextlib.suppress(OSError):
+            for _ in range(MOST_CONNECTIONS):  # when it is closed, the kernel resets those that wait
+                self._admit(listener.accept()[0])
+
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            connection, _ = await loop.sock_accept(listener)
-        except OSError:  # no descriptor is left, or the client has gone
-            await asyncio.sleep(_PAUSE)
-            continue
-        if len(connections) >= MOST_CONNECTIONS:
-            oldest = next(iter(connections))
-            del connections[oldest]
+            connection, _ = listener.accept()
+        except BlockingIOError:  # the client has gone
+            return
+        except OSError:  # no descriptor is left
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_PAUSE, self._attend, listener)
+            return
+        self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
+        if len(self._connections) >= MOST_CONNECTIONS:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
             oldest.cancel()
-        task = loop.create_task(_converse(connection, vitals))
-        connections[task] = None
-        task.add_done_callback(functools.partial(close, connection))
-        await asyncio.sleep(0)  # let the task answer before the next connection is accepted
+        task = self._loop.create_task(_converse(connection, self._vitals))
+        self._connections[task] = None
+        task.add_done_callback(functools.partial(self._close, connection))
+
+    def _close(self, connection: socket.socket, task: "asyncio.Task[None]") -> None:
+        self._connections.pop(task, None)
+        connection.close()
 
 
 async def _converse(connection: socket.socket, vitals: Vitals) -> None:

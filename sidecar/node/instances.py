@@ -94,6 +94,12 @@ def needed() -> frozenset[Claim]:
     return frozenset(claim for each in found for claim in each.claims())
 
 
+def is_sidecar(process: Process | None) -> bool:
+    """Whether a process runs as a sidecar, by its command line."""
+    found = _instance(process) if process and process.argv else None
+    return found is not None and found.line.command == "run"
+
+
 def _is_capable(pid: int) -> bool:
     """Whether a process is able to change this network."""
     try:

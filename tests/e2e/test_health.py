@@ -161,6 +161,7 @@ def test_a_loop_that_is_stuck_is_no_sign_of_life(namespace: Namespace, start: St
     # What it logs goes nowhere: the pipe is full, and nobody reads it.
     sidecar = start(*FLAGS, "-v=6", "--sync-interval=10ms", "--command-timeout=1100ms", "--iptables-wait=500ms")
     sidecar.wait_for("apiserver-proxy-sidecar")
+    until(lambda: ":9180" in namespace.run("ss", "-ltn"))
     body = wait_for(namespace, "/healthz", 503)
     assert body.startswith("hung, ")
     assert probe(namespace, "/readyz")[0] == 503
@@ -239,14 +240,37 @@ def test_no_descriptor_of_it_reaches_a_command(start: Start, others: Others, fau
     assert sidecar.stop() == 0
 
 
-def test_two_instances_share_the_address_as_in_a_rolling_update(namespace: Namespace, start: Start) -> None:
+def test_a_broken_new_pod_answers_for_itself_until_it_goes(namespace: Namespace, start: Start, faulty: Faulty) -> None:
+    switch, env = faulty("echo broken >&2; exit 1")
     old = start(*FLAGS, "--cleanup")
     old.wait_for("in sync: ")
+    switch.touch()
+    new = start(*FLAGS, **env)
+    new.wait_for("broken")
+    for _ in range(10):
+        assert probe(namespace, "/readyz")[0] == 503
+        assert probe(namespace, "/healthz") == (200, "ok\n")
+        assert samples(namespace)["ready",] == 0
+    new.kill()
+    for _ in range(10):
+        assert probe(namespace, "/readyz")[0] == 200
+        assert samples(namespace)["ready",] == 1
+    assert old.stop() == 0
+
+
+def test_an_old_pod_that_hangs_spoils_nothing_of_the_new_one(namespace: Namespace, start: Start) -> None:
+    old = start(*FLAGS)
+    old.wait_for("in sync: ")
+    old.process.send_signal(signal.SIGSTOP)
     new = start(*FLAGS)
     new.wait_for("in sync: ")
-    assert old.stop() == 0
-    wait_for(namespace, "/readyz", 200)
+    for _ in range(10):
+        assert probe(namespace, "/healthz")[0] == probe(namespace, "/readyz")[0] == 200
+    old.process.send_signal(signal.SIGCONT)
     assert new.stop() == 0
+    for _ in range(10):
+        assert probe(namespace, "/readyz")[0] == 200
+    assert old.stop() == 0
 
 
 def test_an_address_that_is_taken_ends_with_3_and_nothing_is_touched(
@@ -255,7 +279,8 @@ def test_an_address_that_is_taken_ends_with_3_and_nothing_is_touched(
     others(be_a_stranger)
     sidecar = start(*FLAGS)
     assert sidecar.end() == 3
-    assert "cannot listen on --health-address=:9180: another program uses it: choose another port, or find" in sidecar.log
+    taken = "cannot listen on --health-address=:9180: another program uses it: choose another port, or find it with `ss -ltnp`: "
+    assert f"{taken}it is pid " in sidecar.log
     assert namespace.addresses() == []
 
 

@@ -13,8 +13,6 @@ import pytest
 from sidecar.daemon import health
 from sidecar.daemon.health import respond
 from sidecar.daemon.vitals import Vitals
-from sidecar.errors import CannotListen
-from sidecar.settings.values import Endpoint
 from sidecar.state.actions import Report
 from sidecar.state.desired import desired
 from support.namespace import IPV4
@@ -25,13 +23,13 @@ GOAL = desired([IPV4], interface="lo", port=443)
 SERVER = """
 import time
 from ipaddress import IPv4Address
-from sidecar.daemon import health
+from sidecar.daemon import health, takeover
 from sidecar.state.desired import desired
 from sidecar.settings.values import Endpoint
 from sidecar.daemon.vitals import Vitals
-listener = health.listen(Endpoint("127.0.0.1", 0))
-health.serve(listener, Vitals(desired([IPv4Address("10.96.0.2")], interface="lo", port=443), 10.0))
-print(listener.getsockname()[1], flush=True)
+port = takeover.listen(Endpoint("127.0.0.1", 0))
+health.serve(port, Vitals(desired([IPv4Address("10.96.0.2")], interface="lo", port=443), 10.0))
+print(port.number, flush=True)
 time.sleep(600)
 """
 
@@ -194,29 +192,3 @@ def test_the_signals_are_for_the_main_thread(server: Server) -> None:
     ]
     blocked = [bool(int(mask, 16) >> 14 & 1) for mask in masks]  # SIGTERM
     assert sorted(blocked) == [False, True]
-
-
-# Where it listens
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "", "::1"])
-def test_it_listens_where_it_is_told(host: str) -> None:
-    with health.listen(Endpoint(host, 0)) as listener:
-        assert not listener.get_inheritable()
-        port = listener.getsockname()[1]
-        for other in ["::1"] if host == "::1" else ["127.0.0.1", *(["::1"] if not host else [])]:
-            socket.create_connection((other, port), timeout=5.0).close()
-
-
-def test_two_of_us_share_a_port_and_a_stranger_s_is_refused() -> None:
-    with health.listen(Endpoint("127.0.0.1", 0)) as first:
-        health.listen(Endpoint("127.0.0.1", first.getsockname()[1])).close()
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        port = stranger.getsockname()[1]
-        with pytest.raises(CannotListen, match=f"--health-address=127.0.0.1:{port}: another program uses it: .*`ss -l"):
-            health.listen(Endpoint("127.0.0.1", port))
-
-
-def test_an_address_that_the_node_does_not_have_is_refused() -> None:
-    with pytest.raises(CannotListen, match=r"--health-address=\[fd00:dead::1\]:9180: this node has no such address"):
-        health.listen(Endpoint("fd00:dead::1", 9180))
