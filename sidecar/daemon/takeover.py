@@ -172,17 +172,20 @@ def _listen(endpoint: Endpoint, ip: IPAddress) -> Port:
 def _refuse_strangers(endpoint: Endpoint, others: list[Listener]) -> None:
     """Raise CannotListen if another program listens there: its connections are not to be taken over."""
     found = ports.strangers(others)
-    for each in others:
-        program = found.get(each.inode)
-        if program == ports.UNSEEN:
-            answer = ports.answer(each)
-            if _SIDECAR in answer:
-                continue
-            if not answer:
-                logger.warning(f"{program} listens on --health-address={endpoint}, too, and does not answer")
-                continue
-        if program:
-            raise _taken(endpoint, [program])
+    hidden = {each for each, program in found.items() if program == ports.UNSEEN}
+    if named := [program for each, program in found.items() if each not in hidden]:
+        raise _taken(endpoint, named)
+    if not hidden:
+        return
+    # Beside a newer sidecar, that one would answer in its place.
+    answer = ports.answer(next(each for each in others if each.inode in hidden)) if len(hidden) == len(others) else b""
+    if answer and _SIDECAR not in answer:
+        raise _taken(endpoint, [ports.UNSEEN])
+    if not answer:
+        logger.warning(
+            f"a sidecar of release 0.1.0 or another program listens on the port of --health-address={endpoint}, too: "
+            f"{ports.UNSEEN}"
+        )
 
 
 def _taken(endpoint: Endpoint, programs: Iterable[str]) -> CannotListen:

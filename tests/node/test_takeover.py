@@ -296,6 +296,10 @@ def test_a_program_that_cannot_be_seen_is_asked_what_it_is(
     old = node.start_old_release()
     node.start("A")
     assert node.who_answers() == only("A")
+    newest = node.start("B")  # whom it asks, that is A
+    assert newest.stderr
+    assert "a sidecar of release 0.1.0 or another program listens on the port" in newest.stderr.readline()
+    assert node.who_answers() == only("B")
     for each in node.processes:
         kill(each)
     assert old.returncode
