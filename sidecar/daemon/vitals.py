@@ -209,7 +209,7 @@ class Vitals:
                 self._counts.copies_removed["rule"] += surplus
             case actions.RemoveAddress():
                 self._counts.copies_removed["address"] += 1
-            case actions.AddAddress(address):
+            case actions.AddAddress(address) | actions.DeprecateAddress(address):
                 self._count_repair(address)
             case actions.AddRule(rule) | actions.MoveToFront(rule):
                 self._count_repair(rule)

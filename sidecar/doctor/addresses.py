@@ -11,10 +11,10 @@ from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import AddressUnusable
 from sidecar.node import iproute, proc_formats
 from sidecar.state import compare, inventory
-from sidecar.state.actions import AddAddress, CreateLink, RemoveAddress, SetLinkUp
+from sidecar.state.actions import AddAddress, CreateLink, DeprecateAddress, RemoveAddress, SetLinkUp
 from sidecar.state.inventory import State
-from sidecar.state.model import IPV6, LOOPBACK, Address, AddressState, Facts, Link, LinkAddress
-from sidecar.state.plan import is_ours
+from sidecar.state.model import IPV4, IPV6, LOOPBACK, Address, AddressState, Facts, Link, LinkAddress
+from sidecar.state.plan import GLOBAL, is_ours
 
 MOST_ADDRESSES: Final = 16  # how many routes are looked up, one by one; more would take too long
 
@@ -68,8 +68,14 @@ def address(view: View) -> Iterator[Finding]:
         if held is None:
             yield _missing(view, each)
             continue
-        is_unusable = inventory.of_address(view.desired, observed, each).state is State.UNUSABLE
-        yield (_unusable if is_unusable else _usable)(view, each, held)
+        match inventory.of_address(view.desired, observed, each).state:
+            case State.UNUSABLE:
+                yield _unusable(view, each, held)
+            case State.PREFERRED:
+                text = f"{each} is not deprecated: the kernel may choose it as a source address"
+                yield Finding(Level.FAULT, text, commands=view.commands(DeprecateAddress(each)), facts=each.facts)
+            case _:
+                yield _usable(view, each, held)
         for other, found in compare.elsewhere(observed, each):
             removal = view.commands(RemoveAddress(Address(found.ip, found.prefix_length, other.name)))
             facts: Facts = {**each.facts, "interface": other.name}
@@ -115,7 +121,7 @@ def _added_again(view: View, address: Address) -> tuple[str, ...]:
 
 
 def route(view: View) -> Iterator[Finding]:
-    """Yield whether packets to each address stay on this node, according to the kernel's routing tables."""
+    """Yield whether packets to each address stay on this node, and which others leave it with one as their source."""
     present = [
         each
         for each in view.desired.addresses
@@ -137,6 +143,27 @@ def route(view: View) -> Iterator[Finding]:
     if len(present) > MOST_ADDRESSES:
         left = counted(len(present) - MOST_ADDRESSES, "more address", "more addresses")
         yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
+    yield from _sources(view)
+
+
+def _sources(view: View) -> Iterator[Finding]:
+    """Yield for which destinations the kernel chooses one of the addresses as the source; every node has them."""
+    # The kernel never chooses an IPv4 address with scope host, but IPv6 has no such scope.
+    eligible = {
+        str(each.ip): each
+        for each in view.desired.addresses
+        if any(each.ip.version == IPV6 or found.scope == GLOBAL for _, found in view.places(each))
+    }
+    for family in sorted({each.ip.version for each in eligible.values()}):
+        routes = view.run(iproute.COMMAND, f"-{family}", "-json", "route", "show").stdout
+        for destination in proc_formats.destinations(routes, family)[:MOST_ADDRESSES]:
+            result = view.run(iproute.COMMAND, "-json", "route", "get", destination)
+            chosen = None if result.exit else eligible.get(proc_formats.source(result.stdout))
+            if chosen:
+                found = f"the source address for {destination} is {chosen.ip} (ip route get {destination})"
+                other = ", or set --address-scope=host" if family == IPV4 else ""
+                remedy = f"replies do not come back to this node: give the route another source (`src`){other}"
+                yield Finding(Level.WARNING, found, remedy, facts=chosen.facts)
 
 
 def _detour(view: View, address: Address) -> tuple[str, ...]:

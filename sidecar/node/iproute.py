@@ -2,16 +2,28 @@
 
 import json
 from ipaddress import IPv6Address, ip_address
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from sidecar.errors import CommandError, OutputUnreadable, PermissionMissing
 from sidecar.node import capabilities
 from sidecar.node.command import Command, Result, Run
-from sidecar.state.actions import AddAddress, CreateLink, DeleteLink, LinkAction, RemoveAddress, SetLinkUp
+from sidecar.state.actions import (
+    AddAddress,
+    CreateLink,
+    DeleteLink,
+    DeprecateAddress,
+    LinkAction,
+    RemoveAddress,
+    SetLinkUp,
+)
 from sidecar.state.model import AddressState, Link, LinkAddress
 from sidecar.state.plan import MARK
 
 COMMAND = "ip"
+
+#: How an IPv6 address is added. preferred_lft 0 deprecates it (net/ipv6/addrconf.c): the kernel never chooses it as a
+#: source address while there is another. nodad: without it the address is not usable for its first second.
+_IPV6: Final = ("nodad", "preferred_lft", "0")
 
 #: Details have the kind of a link and its alias, which tell whether we created it.
 _SHOW = (COMMAND, "-json", "-details", "address", "show")
@@ -58,9 +70,11 @@ def command(action: LinkAction) -> Command:
             return (COMMAND, "link", "delete", "dev", interface), ""
         case AddAddress(address, scope):
             # The kernel gives an IPv6 address the scope that its prefix implies, whatever is asked for
-            # (net/ipv6/addrconf.c). nodad: without it the address is not usable for its first second.
-            extra = ("nodad",) if isinstance(address.ip, IPv6Address) else ("scope", scope)
+            # (net/ipv6/addrconf.c).
+            extra = _IPV6 if isinstance(address.ip, IPv6Address) else ("scope", scope)
             return (COMMAND, "address", "add", address.cidr, "dev", address.interface, *extra), ""
+        case DeprecateAddress(address):
+            return (COMMAND, "address", "change", address.cidr, "dev", address.interface, *_IPV6), ""
         case RemoveAddress(address):
             return (COMMAND, "address", "delete", address.cidr, "dev", address.interface), ""
 
@@ -121,4 +135,5 @@ def _address(info: dict[str, Any], own: str) -> LinkAddress:
         state,
         is_peer="address" in info,
         made_by_kernel=info["local"] == own,
+        is_deprecated=bool(info.get("deprecated")),
     )

@@ -97,13 +97,13 @@ def sign(inode: int) -> socket.socket | None:
 
 def programs(found: Collection[Listener]) -> frozenset[str]:
     """Return the programs that have these sockets, as far as they can be seen."""
-    return frozenset(str(owner) for owner in proc.owners([each.inode for each in found]).by_inode.values())
+    return frozenset(str(owner) for owner in proc.owners([each.inode for each in found]).values())
 
 
 def strangers(found: Collection[Listener]) -> dict[int, str]:
     """Return which of these sockets are not marked as a sidecar's: inode and program, or UNSEEN."""
     unsigned = [each.inode for each in found if not _is_signed(each.inode)]
-    owners = proc.owners(unsigned).by_inode if unsigned else {}
+    owners = proc.owners(unsigned) if unsigned else {}
     return {each: str(owners.get(each, UNSEEN)) for each in unsigned if not instances.is_sidecar(owners.get(each))}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sidecar.state.model import IPV6, IPAddress
+from sidecar.state.model import IPV4, IPV6, Family, IPAddress
 
 _LISTEN: Final = "0A"  # TCP_LISTEN, as /proc/net/tcp prints it (include/net/tcp_states.h)
 
@@ -20,6 +20,10 @@ _VIRTUAL_SERVER: Final = re.compile(r"(?P<protocol>TCP|UDP|SCTP) +\[?(?P<address
 
 #: States in which a connection is over for both of its ends.
 _OVER: Final = frozenset(("TIME_WAIT", "CLOSE", "LAST_ACK"))
+
+
+#: Addresses that nobody has (RFC 5737, RFC 3849), to ask for the default route.
+_ANYWHERE: Final = {IPV4: "192.0.2.1", IPV6: "2001:db8::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +118,24 @@ def route(text: str) -> tuple[str, str]:
     return shown.get("type", "unicast"), " ".join(words)
 
 
+def destinations(text: str, family: Family) -> tuple[str, ...]:
+    """Parse `ip -json route show`: one destination for each interface whose routes do not set the source address."""
+    found: dict[str, str] = {}
+    for shown in _several(text):
+        if "prefsrc" not in shown and shown.get("type", "unicast") == "unicast" and "dev" in shown:
+            network = shown["dst"].partition("/")[0]
+            found.setdefault(shown["dev"], _ANYWHERE[family] if network == "default" else network)
+    return tuple(found.values())
+
+
+def source(text: str) -> str:
+    """Parse `ip -json route get`: the source address that the kernel chooses, or an empty text."""
+    return str(_objects(text)[0].get("prefsrc", ""))
+
+
 def routes_that_are_not_local(text: str) -> tuple[str, ...]:
     """Parse `ip -json route show` for the table local: the types of the routes that do not lead to this node."""
-    try:
-        shown = json.loads(text)
-    except ValueError:  # no output: there are no routes
-        return ()
-    return tuple(each["type"] for each in shown if each.get("type", "local") != "local")
+    return tuple(each["type"] for each in _several(text) if each.get("type", "local") != "local")
 
 
 def rules_before_local(text: str, ip: IPAddress) -> tuple[PolicyRule, ...]:
@@ -142,9 +157,18 @@ def rules_before_local(text: str, ip: IPAddress) -> tuple[PolicyRule, ...]:
 _FOR_SOME: Final = frozenset(("fwmark", "iif", "oif", "not", "tos", "ipproto", "sport", "dport", "uid_start", "tun_id"))
 
 
+def _several(text: str) -> list[dict[str, Any]]:
+    """Parse the output of a command that may print nothing."""
+    try:
+        return _objects(text)
+    except ValueError:
+        return []
+
+
 def _objects(text: str) -> list[dict[str, Any]]:
     try:
-        shown = [each for each in json.loads(text) if each]
+        # Names of interfaces may hold control characters, which `ip` prints as they are.
+        shown = [each for each in json.loads(text, strict=False) if each]
     except (ValueError, TypeError) as error:
         raise ValueError(f"not the output of `ip -json`: {text[:80]!r}") from error
     if not shown or not all(isinstance(each, dict) for each in shown):

@@ -25,6 +25,7 @@ from sidecar.settings import durations, values
 from sidecar.settings.invocation import Invocation
 from sidecar.settings.klog import Vmodule
 from sidecar.settings.options import FLAGS, PREFIX, Options
+from sidecar.state.model import IPV4
 from sidecar.text import nearest, quoted
 
 PACKAGE: Final = Path(__file__).parents[1]  # the directory of the source files
@@ -170,10 +171,11 @@ def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str
 
 def _advice(options: Options, origins: Origins) -> Iterator[str]:
     """Yield a line for each setting that has no effect, or more effect than you might expect."""
-    if options.address_scope == "global" and options.interface == "lo":
+    ipv4 = next((str(ip) for ip in options.ip_address if ip.version == IPV4), "")
+    if options.address_scope == "global" and ipv4:
         yield (
-            f"{origins('address-scope')}=global on lo: the kernel may choose such an address as the source of the "
-            "node's own connections (gardener#14440)"
+            f"{origins('address-scope')}=global: the kernel may choose {ipv4} as the source address of other "
+            f"connections, and replies do not come back; `ip route get DESTINATION` says src {ipv4} then"
         )
     name = "log_file" if options.log_file else "log_dir"
     if options.logtostderr and (options.log_file or options.log_dir):

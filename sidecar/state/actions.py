@@ -79,6 +79,19 @@ class AddAddress(_OnAddress):
 
 
 @dataclass(frozen=True, slots=True)
+class DeprecateAddress(_OnAddress):
+    """Keep the kernel from choosing an IPv6 address as a source address."""
+
+    @property
+    def todo(self) -> str:
+        return f"deprecate {self.address}, or it becomes a source address"
+
+    @property
+    def done(self) -> str:
+        return f"{self.address} could become a source address, deprecated"
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveAddress(_OnAddress):
     todo = _Words("remove {0.address.cidr} from {0.address.interface}")
     done = _Words("removed {0.address.cidr} from {0.address.interface}")
@@ -140,7 +153,7 @@ class RemoveRule(_OnCopies):
         return f" ({self.number})" if self.copies > 1 else ""
 
 
-LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | RemoveAddress
+LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | DeprecateAddress | RemoveAddress
 RuleAction: TypeAlias = AddRule | MoveToFront | RemoveSurplus | RemoveRule
 Action: TypeAlias = LinkAction | RuleAction
 

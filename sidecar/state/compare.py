@@ -33,6 +33,15 @@ def works(link: Link, address: Address) -> bool:
     return link.is_up and found is not None and found.state is AddressState.USABLE
 
 
+def may_become_source(link: Link, address: Address) -> bool:
+    """Whether an IPv6 address is on the link exactly as desired, but not deprecated.
+
+    Every node has it, so a reply to it would go to whichever node is nearest.
+    """
+    found = on(link, address, exactly=True)
+    return found is not None and found.ip.version == IPV6 and not found.is_deprecated
+
+
 def is_exact(address: Address, found: LinkAddress) -> bool:
     """Whether an address was found with the desired prefix length, and without a peer."""
     return found.prefix_length == address.prefix_length and not found.is_peer

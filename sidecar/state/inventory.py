@@ -4,7 +4,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sidecar.state.compare import elsewhere, find, has_scope
+from sidecar.state.compare import elsewhere, find, has_scope, may_become_source
 from sidecar.state.model import Address, AddressState, Desired, Facts, LinkAddress, Observed, Rule
 from sidecar.state.plan import is_ours, obstacles, plan
 
@@ -17,6 +17,8 @@ class State(enum.Enum):
     COPIES = "copies"  # the rule is there more than once
     ELSEWHERE = "elsewhere"  # the address is on another interface instead of its own
     UNUSABLE = "unusable"  # the address is there, but the kernel does not allow its use
+    PREFERRED = "preferred"
+    """The IPv6 address is there, but not deprecated: the kernel may choose it as a source address."""
     DOWN = "down"
     NO_EFFECT = "no effect"  # the rule is behind another one that drops its traffic
     UNKNOWN = "unknown"  # the object could not be observed
@@ -75,6 +77,9 @@ def of_address(desired: Desired, observed: Observed, address: Address) -> Item:
         return Item("address", name, state, others and f"it is on {others}", facts)
     if found.state is not AddressState.USABLE:
         return Item("address", name, State.UNUSABLE, found.state.name.lower(), facts)
+    link = observed.link(address.interface)
+    if link and may_become_source(link, address):
+        return Item("address", name, State.PREFERRED, "not deprecated, so it may become a source address", facts)
     words = [*_differences(desired, address, found), *([f"also on {others}"] if others else [])]
     return Item("address", name, State.PRESENT, ", ".join(words), facts)
 

@@ -131,6 +131,8 @@ class LinkAddress:
     state: AddressState = AddressState.USABLE
     is_peer: bool = False  # whether it is one end of a point-to-point link
     made_by_kernel: bool = False  # whether the kernel derived it from the link's hardware address
+    is_deprecated: bool = False
+    """Whether the kernel chooses it as a source address only if there is no other (RFC 6724, rule 3); IPv6 only."""
 
     @property
     def cidr(self) -> str:

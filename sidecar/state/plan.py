@@ -16,6 +16,7 @@ from sidecar.state.actions import (
     AddRule,
     CreateLink,
     DeleteLink,
+    DeprecateAddress,
     Failure,
     LinkAction,
     MoveToFront,
@@ -25,9 +26,20 @@ from sidecar.state.actions import (
     RemoveSurplus,
     SetLinkUp,
 )
-from sidecar.state.compare import also_on, elsewhere, find, has_scope, is_exact, on, taken_as_it_is, works
-from sidecar.state.model import LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+from sidecar.state.compare import (
+    also_on,
+    elsewhere,
+    find,
+    has_scope,
+    is_exact,
+    may_become_source,
+    on,
+    taken_as_it_is,
+    works,
+)
+from sidecar.state.model import IPV6, LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
 
+GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination
 MARK: Final = PROGRAM  # the alias (man 8 ip-link) of a link that this program created. A link without it is not ours
 
 
@@ -100,7 +112,10 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
         if found and not is_exact(address, found):
             yield Notice(taken_as_it_is(found, desired.interface), address.facts)
         elif found and not has_scope(desired, found):
-            text = f"{address} keeps its scope {found.scope}; remove it to have it added with scope {desired.scope}"
+            risk = " and may become a source address" if found.scope == GLOBAL else ""
+            text = (
+                f"{address} keeps its scope {found.scope}{risk}; remove it to have it added with scope {desired.scope}"
+            )
             yield Notice(text, address.facts)
         yield from _notice_duplicates(desired, observed, address)
     for rule, hindrance in observed.hindrances.items():
@@ -133,15 +148,9 @@ def _foresee(observed: Observed, action: Action) -> Observed:
             links = tuple(replace(link, is_up=True) if link.goes_by(interface) else link for link in links)
         case DeleteLink(interface):
             links = tuple(link for link in links if not link.goes_by(interface))
-        case AddAddress(address, scope):
-            new = LinkAddress(address.ip, address.prefix_length, scope)
+        case AddAddress(address) | DeprecateAddress(address) | RemoveAddress(address):
             links = tuple(
-                replace(link, addresses=(*link.addresses, new)) if link.goes_by(address.interface) else link
-                for link in links
-            )
-        case RemoveAddress(address):
-            links = tuple(
-                replace(link, addresses=tuple(each for each in link.addresses if each.cidr != address.cidr))
+                replace(link, addresses=_addresses_after(link.addresses, action))
                 if link.goes_by(address.interface)
                 else link
                 for link in links
@@ -153,6 +162,20 @@ def _foresee(observed: Observed, action: Action) -> Observed:
         case RemoveRule(rule):
             copies[rule] = 0
     return replace(observed, links=links if observed.links is not None else None, copies=copies, hindrances=hindrances)
+
+
+def _addresses_after(
+    found: tuple[LinkAddress, ...], action: AddAddress | DeprecateAddress | RemoveAddress
+) -> tuple[LinkAddress, ...]:
+    """Return the addresses of a link after an action has been carried out there."""
+    match action:
+        case AddAddress(address, scope):
+            is_ipv6 = address.ip.version == IPV6
+            return (*found, LinkAddress(address.ip, address.prefix_length, scope, is_deprecated=is_ipv6))
+        case DeprecateAddress(address):
+            return tuple(replace(each, is_deprecated=True) if each.cidr == address.cidr else each for each in found)
+        case RemoveAddress(address):
+            return tuple(each for each in found if each.cidr != address.cidr)
 
 
 def is_ours(link: Link) -> bool:
@@ -178,7 +201,10 @@ def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAct
     for address in desired.addresses:
         if link is None or on(link, address) is None:
             yield AddAddress(address, desired.scope)
-        elif desired.remove_duplicates and works(link, address):
+            continue
+        if may_become_source(link, address):
+            yield DeprecateAddress(address)
+        if desired.remove_duplicates and works(link, address):
             for other, duplicate in elsewhere(observed, address):
                 if _is_removable(duplicate):
                     yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))

@@ -470,3 +470,15 @@ def test_as_an_ordinary_user_it_says_what_it_could_not_see(namespace: Namespace,
     assert cleanup.code == 3
     assert cleanup.text.startswith("# error: could not look at the IPv4 rules: missing CAP_NET_ADMIN")
     assert namespace.addresses() == []
+
+
+def test_an_ipv6_address_that_may_become_a_source_is_told_and_put_right(namespace: Namespace, ask: Ask) -> None:
+    flag = "--ip-address=fd00:10:96::2"
+    namespace.run("ip", "address", "add", "fd00:10:96::2/128", "dev", "lo", "nodad")
+    answer = ask("status", flag)
+    assert answer.code == 1
+    assert "preferred  fd00:10:96::2/128 on lo (not deprecated, so it may become a source" in answer.text
+    answer = ask("plan", flag)
+    assert (answer.code, answer.first) == (1, "ip address change fd00:10:96::2/128 dev lo nodad preferred_lft 0")
+    namespace.run("sh", "-c", answer.text)
+    assert ask("status", flag).code == 0

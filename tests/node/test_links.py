@@ -199,3 +199,52 @@ def test_addresses_of_our_own_are_usable_at_once(namespace: Namespace) -> None:
         namespace.run("ip", "link", "set", name, "up")
     report = reconciler(namespace, goal("v0", ip_address("fd00:10:96::3"))).reconcile()
     assert report.in_sync
+
+
+# The address must never become a source address
+
+
+def uplink_and_pod(namespace: Namespace) -> None:
+    """Give the node an uplink with an address of its own, and a pod behind a veth without one, as Calico does."""
+    for name, peer in (("up0", "up1"), ("cali0", "cali1")):
+        namespace.run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
+        for each in (name, peer):
+            namespace.run("ip", "link", "set", each, "up")
+    namespace.run("ip", "address", "add", "fd00:1:1::11/64", "dev", "up0", "nodad")
+    namespace.run("ip", "-6", "route", "add", "default", "via", "fd00:1:1::1", "dev", "up0")
+    namespace.run("ip", "-6", "route", "add", "fd00:10:244::5", "dev", "cali0")
+
+
+def sources(namespace: Namespace) -> list[str]:
+    """Return the source addresses to the pod, and to the world."""
+    shown = [json.loads(namespace.run("ip", "-json", "route", "get", to)) for to in ("fd00:10:244::5", "2001:db8::1")]
+    return [each[0]["prefsrc"] for each in shown]
+
+
+@pytest.mark.parametrize("interface", ["lo", "up0", "cali0"])
+def test_an_ipv6_address_does_not_become_a_source_address(namespace: Namespace, interface: str) -> None:
+    uplink_and_pod(namespace)
+    # The link-local address of a new link is tentative for a moment, and no source as long as it is.
+    until(lambda: "tentative" not in namespace.run("ip", "address", "show"))
+    before = sources(namespace)
+    assert reconciler(namespace, goal(interface, IPV6)).reconcile().in_sync
+    assert sources(namespace) == before
+
+
+@pytest.mark.parametrize("interface", ["lo", "up0"])
+def test_one_that_may_become_a_source_is_changed_in_place(namespace: Namespace, interface: str) -> None:
+    uplink_and_pod(namespace)
+    until(lambda: "tentative" not in namespace.run("ip", "address", "show"))
+    before = sources(namespace)
+    namespace.run("ip", "address", "add", "fd00:10:96::2/128", "dev", interface, "nodad")
+    report = reconciler(namespace, goal(interface, IPV6)).reconcile()
+    assert [action.done for action in report.changed] == [
+        f"fd00:10:96::2/128 on {interface} could become a source address, deprecated"
+    ]
+    assert report.in_sync
+    assert sources(namespace) == before
+    assert reconciler(namespace, goal(interface, IPV6)).reconcile().changed == ()
+    shown = namespace.run("ip", "-6", "address", "show", "dev", interface)
+    assert "nodad deprecated \n       valid_lft forever preferred_lft 0sec" in shown
+    assert reconciler(namespace, goal(interface, IPV6)).cleanup(float("inf")).in_sync
+    assert "fd00:10:96::2/128" not in namespace.addresses(interface)

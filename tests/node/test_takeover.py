@@ -292,7 +292,7 @@ def test_a_program_that_cannot_be_seen_is_asked_what_it_is(
     namespace: Namespace, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A container sees no processes of others; stands in for that: the search for them finds nothing."""
-    monkeypatch.setattr(proc, "owners", lambda _: proc.Owners({}, complete=False))
+    monkeypatch.setattr(proc, "owners", lambda _: {})
     old = node.start_old_release()
     node.start("A")
     assert node.who_answers() == only("A")
@@ -317,7 +317,7 @@ def test_a_program_that_cannot_be_seen_is_asked_what_it_is(
     node.processes.append(stranger)
     assert stranger.stdout
     assert stranger.stdout.readline() == "there\n"
-    assert f"another program uses it: choose another port, or find it with `ss -ltnp`: it is {ports.UNSEEN}" in node.refuses("")
+    assert f"another program uses it: choose another port, or see `ss -ltnp`: it is {ports.UNSEEN}" in node.refuses("")
 
 
 # Where it listens

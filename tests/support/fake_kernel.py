@@ -53,8 +53,11 @@ class FakeKernel:
                 return next((1 for line in stdin.splitlines() if self._change_link(line.split()[1:])), 0), ""
             case ["link", *words]:
                 return self._change_link(words), ""
-            case ["address", "add", cidr, "dev", link, *_]:
-                return self._change_address(link, cidr, add=True), ""
+            case ["address", "add", cidr, "dev", link, *options]:
+                return self._change_address(link, cidr, add=True, options=options), ""
+            case ["address", "change", cidr, "dev", link, *options] if cidr in self.addresses.get(link, ()):
+                self._set_lifetime(cidr, options)
+                return 0, ""
             case ["address", "delete", cidr, "dev", link]:
                 return self._change_address(link, cidr, add=False), ""
         raise AssertionError(f"the fake kernel does not know {argv}")
@@ -74,13 +77,17 @@ class FakeKernel:
                 return 1
         return 0
 
-    def _change_address(self, link: str, cidr: str, *, add: bool) -> int:
+    def _set_lifetime(self, cidr: str, options: Sequence[str]) -> None:
+        self.states.setdefault(cidr, {})["deprecated"] = list(options[-2:]) == ["preferred_lft", "0"]
+
+    def _change_address(self, link: str, cidr: str, *, add: bool, options: Sequence[str] = ()) -> int:
         if link not in self.addresses:
             return 1
         if add == (cidr in self.addresses[link]):
             return 2
         if add:
             self.addresses[link].append(cidr)
+            self._set_lifetime(cidr, options)
         else:
             self.addresses[link].remove(cidr)
         return 0

@@ -85,6 +85,7 @@ class RecordedNode:
         self.port = 443
         self.kernel = FakeKernel("link0")
         self.kernel.addresses["lo"] = [f"{IPV4}/32", f"{IPV6}/128"]
+        self.kernel.states[f"{IPV6}/128"] = {"deprecated": True}
         self.programs = set(_programs())
         self.answers: dict[str, Result | SidecarError] = dict(_answers())
         """Command, or a program for all of its commands → the answer, or what is raised instead of one."""
@@ -277,6 +278,8 @@ def _answers() -> Iterator[tuple[str, Result]]:
         '{"type":"local","dst":"fd00:10:96::2","from":"::","dev":"lo","table":"local","protocol":"kernel",' + local6
     )
     yield "ip -json route get fd00:10:96::2", ok(f"[{local6}}}]")
+    yield "ip -4 -json route show", ok("[ ]")
+    yield "ip -6 -json route show", ok("[ ]")
     yield "nft list tables", ok("table ip raw\ntable ip filter\ntable ip6 raw\ntable ip6 filter\n")
 
 

@@ -78,7 +78,7 @@ def test_who_manages_the_interface(node: RecordedNode, file: str, content: str, 
 
 ADD = f"ip address add {CIDR} dev lo scope host"
 DELETE = f"ip address delete {CIDR} dev lo"
-ADD6 = f"ip address add {CIDR6} dev lo nodad"
+ADD6 = f"ip address add {CIDR6} dev lo nodad preferred_lft 0"
 DELETE6 = f"ip address delete {CIDR6} dev lo"
 SWITCH = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
@@ -113,6 +113,9 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
         (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
          [(NOTE, "fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global"),
+         [(FAULT, f"{CIDR6} on lo is not deprecated: the kernel may choose it as a source address",
+           (f"ip address change {CIDR6} dev lo nodad preferred_lft 0",))]),
+        (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global", deprecated=True),
          [(OK, f"{CIDR6} on lo, scope global", ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True),
          [(FAULT, f"{CIDR6} on lo is {AddressUnusable(duplicate=False)}",
@@ -206,3 +209,28 @@ def test_of_very_many_addresses_some_routes_are_left_out(node: RecordedNode) -> 
     node.answers |= {f"ip -json route get {ip}": ok('[{"type":"local","dev":"lo"}]') for ip in ips}
     told = node.texts("route")
     assert told[15:] == ["ok: 10.96.1.15 is local", "unknown: not checked for lack of time: 2 more addresses"]
+
+
+ROUTES = (
+    '[{"dst":"default","gateway":"192.168.7.1","dev":"up0","flags":[]},'
+    '{"dst":"192.168.7.0/24","dev":"up0","protocol":"kernel","scope":"link","prefsrc":"192.168.7.2","flags":[]},'
+    '{"dst":"10.244.0.5","dev":"cali0","scope":"link","flags":[]},'
+    '{"dst":"10.244.0.6","dev":"cali0","scope":"link","flags":[]},'
+    '{"type":"blackhole","dst":"10.9.0.0/16","flags":[]}]'
+)
+
+
+def test_destinations_that_are_reached_from_one_of_the_addresses(node: RecordedNode) -> None:
+    node.desired = desired([IPV4], interface="lo", port=443, scope="global")
+    show(node, CIDR, scope="global")
+    node.answers |= {
+        "ip -4 -json route show": ok(ROUTES),
+        "ip -json route get 192.0.2.1": ok('[{"dst":"192.0.2.1","gateway":"192.168.7.1","prefsrc":"192.168.7.2"}]'),
+        "ip -json route get 10.244.0.5": ok('[{"dst":"10.244.0.5","dev":"cali0","prefsrc":"10.96.0.2"}]'),
+    }
+    assert node.texts("route") == [
+        "ok: 10.96.0.2 is local",
+        "warning: the source address for 10.244.0.5 is 10.96.0.2 (ip route get 10.244.0.5)",
+    ]
+    show(node, CIDR, scope="host")
+    assert node.texts("route") == ["ok: 10.96.0.2 is local"]

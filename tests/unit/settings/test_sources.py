@@ -363,7 +363,7 @@ def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
     [
         (
             ["--address-scope=global"],
-            "--address-scope=global on lo: the kernel may choose such an address as the source",
+            "--address-scope=global: the kernel may choose 10.96.0.2 as the source address of other connections",
         ),
         (["--log_file=/x"], "--log_file has no effect without --logtostderr=false"),
         (["--log_dir=/x"], "--log_dir has no effect without --logtostderr=false"),

@@ -13,7 +13,7 @@ FOUR, SIX = GOAL.addresses
 RULE = GOAL.rules[3]
 
 HELD_4 = LinkAddress(IPV4, 32, "host")
-HELD_6 = LinkAddress(IPV6, 128, "global")
+HELD_6 = LinkAddress(IPV6, 128, "global", is_deprecated=True)
 HELD = Link("dummy0", kind="dummy", alias=MARK, addresses=(HELD_4, HELD_6))
 FOREIGN = replace(HELD, alias="")
 COPIES = dict.fromkeys(GOAL.rules, 1)
@@ -22,6 +22,7 @@ ALL = Observed((HELD,), COPIES)
 #: One more copy of both addresses, on another interface.
 DUPLICATES = Link("eth0", addresses=(LinkAddress(IPV4, 24, "global"), LinkAddress(IPV6, 64, "global")))
 TENTATIVE = replace(HELD_6, state=AddressState.TENTATIVE)
+PREFERRED = "not deprecated, so it may become a source address"
 DUPLICATE = replace(HELD_6, state=AddressState.DUPLICATE)
 
 
@@ -105,6 +106,9 @@ def test_an_ipv4_address(links: list[Link], state: State, detail: str) -> None:
     [
         ([HELD], State.PRESENT, ""),
         ([holding(HELD_4)], State.MISSING, ""),
+        ([holding(replace(HELD_6, is_deprecated=False))], State.PREFERRED, PREFERRED),
+        ([holding(replace(TENTATIVE, is_deprecated=False))], State.UNUSABLE, "tentative"),
+        ([holding(replace(HELD_6, prefix_length=64, is_deprecated=False))], State.PRESENT, "as fd00:10:96::2/64"),
         ([holding(replace(HELD_6, scope="host"))], State.PRESENT, ""),  # to IPv6 the kernel gives the scope
         ([holding(replace(HELD_6, prefix_length=64))], State.PRESENT, "as fd00:10:96::2/64"),
         ([holding(replace(HELD_6, is_peer=True)), DUPLICATES], State.PRESENT, "with a peer, also on eth0"),
@@ -167,6 +171,7 @@ INSERTING = replace(GOAL, insert=True)
         (GOAL, replace(ALL, links=()), False),
         (replace(GOAL, link_kind=""), replace(ALL, links=()), False),
         (GOAL, replace(ALL, links=(holding(HELD_4),)), False),
+        (GOAL, replace(ALL, links=(holding(HELD_4, replace(HELD_6, is_deprecated=False)),)), False),
         (GOAL, replace(ALL, links=(holding(HELD_4, TENTATIVE),)), False),
         (GOAL, replace(ALL, links=(holding(HELD_4, DUPLICATE),)), False),
         (GOAL, replace(ALL, links=(holding(replace(HELD_4, scope="global"), HELD_6),)), True),

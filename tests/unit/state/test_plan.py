@@ -10,6 +10,7 @@ from sidecar.state.actions import (
     AddRule,
     CreateLink,
     DeleteLink,
+    DeprecateAddress,
     MoveToFront,
     RemoveAddress,
     RemoveRule,
@@ -25,7 +26,8 @@ GOAL = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
 OWN = replace(GOAL, interface="own0", addresses=tuple(Address(a.ip, a.prefix_length, "own0") for a in GOAL.addresses))
 NO_COPIES: dict[Rule, int] = dict.fromkeys(GOAL.rules, 0)
 
-OURS = (LinkAddress(IPV4, 32, "host"), LinkAddress(IPV6, 128, "global"))
+OURS = (LinkAddress(IPV4, 32, "host"), LinkAddress(IPV6, 128, "global", is_deprecated=True))
+PREFERRED = replace(OURS[1], is_deprecated=False)
 FOREIGN = (
     LinkAddress(IPV4, 24, "global"),
     LinkAddress(IPV6, 64, "global"),
@@ -44,7 +46,7 @@ def as_the_kernel_has_it(address: LinkAddress) -> object:
 @st.composite
 def observations(draw: st.DrawFn) -> Observed:
     """Any state of a node: with each part there, there more than once, missing, or not to be seen."""
-    addresses = st.lists(st.sampled_from([*OURS, *FOREIGN]), unique_by=as_the_kernel_has_it)
+    addresses = st.lists(st.sampled_from([*OURS, PREFERRED, *FOREIGN]), unique_by=as_the_kernel_has_it)
     links = [
         Link(
             name,
@@ -68,6 +70,23 @@ goals = st.builds(
 )
 
 
+def addresses_after(there: tuple[LinkAddress, ...], action: Action) -> tuple[LinkAddress, ...]:
+    """Return what is on a link once this action was carried out on it."""
+    match action:
+        case AddAddress(address, scope):
+            is_ipv6 = address.ip.version == 6
+            return (*there, LinkAddress(address.ip, address.prefix_length, scope, is_deprecated=is_ipv6))
+        case DeprecateAddress(address):
+            changed = tuple(replace(a, is_deprecated=True) if a.cidr == address.cidr else a for a in there)
+            assert changed != there
+            return changed
+        case RemoveAddress(address):
+            left = tuple(a for a in there if (a.ip, a.prefix_length) != (address.ip, address.prefix_length))
+            assert len(left) == len(there) - 1
+            return left
+    raise AssertionError(action)
+
+
 def after(observed: Observed, actions: tuple[Action, ...]) -> Observed:
     """Return what a node is like once these actions were carried out."""
     links, copies = {link.name: link for link in observed.links or ()}, dict(observed.copies)
@@ -80,15 +99,9 @@ def after(observed: Observed, actions: tuple[Action, ...]) -> Observed:
                 links[name] = replace(links[name], is_up=True)
             case DeleteLink(name):
                 del links[name]
-            case AddAddress(address, scope):
-                there = links[address.interface].addresses
-                added = LinkAddress(address.ip, address.prefix_length, scope)
-                links[address.interface] = replace(links[address.interface], addresses=(*there, added))
-            case RemoveAddress(address):
-                there = links[address.interface].addresses
-                left = tuple(a for a in there if (a.ip, a.prefix_length) != (address.ip, address.prefix_length))
-                assert len(left) == len(there) - 1
-                links[address.interface] = replace(links[address.interface], addresses=left)
+            case AddAddress(address) | DeprecateAddress(address) | RemoveAddress(address):
+                there = links[address.interface]
+                links[address.interface] = replace(there, addresses=addresses_after(there.addresses, action))
             case AddRule(rule):
                 copies[rule] += 1
             case RemoveSurplus(rule, surplus):
@@ -186,7 +199,7 @@ def test_what_is_not_ours_is_not_touched(goal: Desired, observed: Observed) -> N
             case CreateLink(name):
                 assert name == goal.interface
                 assert goal.link_kind
-            case AddAddress(address):
+            case AddAddress(address) | DeprecateAddress(address):
                 assert address in goal.addresses
             case RemoveAddress(address):
                 # A wider network takes other addresses and routes with it.
@@ -254,6 +267,14 @@ def test_another_scope_is_kept_and_noticed() -> None:
     assert plan(GOAL, observed) == ()
     (notice,) = notices(GOAL, observed)
     assert "10.96.0.2/32 on lo keeps its scope global" in str(notice)
+
+
+def test_an_ipv6_address_that_may_become_a_source_is_changed_in_place() -> None:
+    observed = everything(addresses=(OURS[0], PREFERRED))
+    assert plan(GOAL, observed) == (DeprecateAddress(GOAL.addresses[1]),)
+    assert whole_plan(GOAL, observed) == (DeprecateAddress(GOAL.addresses[1]),)
+    for other in (FOREIGN[1], FOREIGN[5]):  # the kernel takes no second one, and it is not exactly the one we add
+        assert plan(GOAL, everything(addresses=(OURS[0], other))) == ()
 
 
 def test_an_address_elsewhere_is_noticed_or_removed_once_it_is_in_place() -> None:
