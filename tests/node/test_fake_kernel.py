@@ -26,6 +26,8 @@ def commands(backend: str, random_: random.Random) -> list[tuple[tuple[str, ...]
     ours = [(table, " ".join(_line(each, "-C")[1])) for each in GOAL.rules if each.family == rule.family]
     return [
         (("ip", "address", "add", address.cidr, "dev", "lo", "nodad"), ""),
+        (("ip", "address", "add", f"{IPV6}/128", "dev", "lo", "nodad", "preferred_lft", "0"), ""),
+        (("ip", "address", "change", f"{IPV6}/128", "dev", "lo", "nodad", "preferred_lft", "0"), ""),
         (("ip", "address", "delete", address.cidr, "dev", "lo"), ""),
         (("ip", "address", "add", address.cidr, "dev", "eth9"), ""),
         (("ip", "-batch", "-"), "link add name test0 type ifb\nlink set dev test0 alias ours up\n"),
@@ -62,7 +64,7 @@ def shown(output: str) -> set[object]:
     """Return what both tell of the links, in any order; of other scopes the fake knows nothing."""
     links = parse_links(output)
     addresses = {
-        (link.name, address.cidr, address.state)
+        (link.name, address.cidr, address.state, address.is_deprecated)
         for link in links
         for address in link.addresses
         if address.scope != "link"  # the kernel gives itself one

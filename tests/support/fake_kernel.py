@@ -55,7 +55,9 @@ class FakeKernel:
                 return self._change_link(words), ""
             case ["address", "add", cidr, "dev", link, *options]:
                 return self._change_address(link, cidr, add=True, options=options), ""
-            case ["address", "change", cidr, "dev", link, *options] if cidr in self.addresses.get(link, ()):
+            case ["address", "change", cidr, "dev", link, *options]:
+                if cidr not in self.addresses[link]:  # the kernel adds an IPv6 address that is not there
+                    self.addresses[link].append(cidr)
                 self._set_lifetime(cidr, options)
                 return 0, ""
             case ["address", "delete", cidr, "dev", link]:
