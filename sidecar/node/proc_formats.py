@@ -129,8 +129,9 @@ def destinations(text: str, family: Family) -> tuple[str, ...]:
 
 
 def source(text: str) -> str:
-    """Parse `ip -json route get`: the source address that the kernel chooses, or an empty text."""
-    return str(_objects(text)[0].get("prefsrc", ""))
+    """Parse `ip -json route get`: the source address of packets that leave this node, or an empty text."""
+    shown = _objects(text)[0]
+    return "" if shown.get("type") == "local" else str(shown.get("prefsrc", ""))
 
 
 def routes_that_are_not_local(text: str) -> tuple[str, ...]:
