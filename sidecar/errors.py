@@ -4,6 +4,7 @@
     ├── ConfigError             2  the operator's settings are wrong; nothing was touched
     ├── NodeError               3  this node lacks something that the work needs
     │   ├── CommandMissing          a program is not installed
+    │   ├── NotIproute2             `ip` is another program, such as BusyBox's
     │   ├── PermissionMissing       a capability is not granted
     │   ├── NotSupported            the kernel has no such table
     │   ├── LockUnusable            the xtables lock's file is not a file, or cannot be opened
@@ -11,6 +12,7 @@
     │   └── CannotListen            the program cannot listen on --health-address
     ├── InterfaceMissing        1  the interface does not exist (yet)
     ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
+    ├── LinkUnreadable          1  what is on the interface could not be read, while other links could
     ├── ChainUnreadable         1  a chain could not be observed, while others could
     ├── CommandError            1  a command failed
     │   ├── CommandTimeout          it was killed when its time was up
@@ -67,6 +69,16 @@ class CommandMissing(NodeError):
         )
 
 
+class NotIproute2(NodeError):
+    """There is an `ip`, but not that of iproute2."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"`ip` on this node is not that of iproute2 ({said}): needs iproute2: apt-get install iproute2 "
+            "(the package's name in Debian and Ubuntu)"
+        )
+
+
 class PermissionMissing(NodeError):
     """A command failed, and this process lacks the capabilities that it needs."""
 
@@ -113,6 +125,10 @@ class AddressUnusable(SidecarError):
             if duplicate
             else "tentative: the kernel is still checking whether another host on the link has it"
         )
+
+
+class LinkUnreadable(SidecarError):
+    """What is on the interface could not be read; the text says why."""
 
 
 class ChainUnreadable(SidecarError):

@@ -1,7 +1,6 @@
 """Checks of the interface, the addresses, and the routes to them."""
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -30,6 +29,10 @@ def interface(view: View) -> Iterator[Finding]:
     view.links()
     observed, desired = view.observed(), view.desired
     item, link = inventory.of_interface(desired, observed), observed.link(desired.interface)
+    if item.state is State.UNKNOWN:
+        reason = link.problem if link else "the interfaces could not be listed"
+        yield Finding(Level.UNKNOWN, f"whether {item.name} exists: {reason}", facts=item.facts)
+        return
     if link is None:
         kind = desired.link_kind
         remedy = "" if kind else "create it, or set --interface to another one; see: ip link show"
@@ -51,10 +54,9 @@ def interface(view: View) -> Iterator[Finding]:
 
 def _manager(link: Link) -> str:
     """Return who manages a link, by the state files that they keep by its index; empty: nobody that can be seen."""
-    index = str(socket.if_nametoindex(link.name))
     for name, directory, words in _MANAGERS:
         with contextlib.suppress(OSError):  # it does not run here, or does not know of the link
-            if words in (directory / index).read_text():
+            if words in (directory / str(link.index)).read_text():
                 return name
     return ""
 
@@ -64,11 +66,13 @@ def address(view: View) -> Iterator[Finding]:
     view.links()
     observed = view.observed()
     for each in view.desired.addresses:
-        held = compare.find(observed, each)
+        held, item = compare.find(observed, each), inventory.of_address(view.desired, observed, each)
         if held is None:
-            yield _missing(view, each)
+            is_unknown = item.state is State.UNKNOWN
+            text = f"cannot tell whether {each} is there: {item.detail}"
+            yield Finding(Level.UNKNOWN, text, facts=each.facts) if is_unknown else _missing(view, each)
             continue
-        match inventory.of_address(view.desired, observed, each).state:
+        match item.state:
             case State.UNUSABLE:
                 yield _unusable(view, each, held)
             case State.PREFERRED:

@@ -11,7 +11,7 @@ from sidecar.doctor import kernel
 from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.kernel import Feature
 from sidecar.doctor.view import View
-from sidecar.errors import CommandMissing, SidecarError
+from sidecar.errors import CommandMissing, NotIproute2, SidecarError
 from sidecar.node import capabilities, iproute, proc, xtables_lock
 from sidecar.node.backends import registered_tables
 from sidecar.node.programs import path_of
@@ -58,16 +58,14 @@ def commands(view: View) -> Iterator[Finding]:
             yield Finding(Level.NOTE, f"{name} is not installed, so the rules of other programs cannot be checked")
     if iproute.COMMAND in paths:
         try:
-            paths[iproute.COMMAND] += _release_of_ip(view)
+            paths[iproute.COMMAND] += f" ({iproute.release(view.run)})"
+        except NotIproute2 as error:
+            found, _, remedy = str(error).partition(": ")
+            yield Finding(Level.FAULT, f"{paths.pop(iproute.COMMAND)}: {found}", remedy, node_lacks=True)
         except SidecarError as error:
             yield unknown(error)
     if paths:
         yield Finding(Level.OK, ", ".join(paths.values()))
-
-
-def _release_of_ip(view: View) -> str:
-    _, found, release = view.run(iproute.COMMAND, "-V").stdout.partition("iproute2-")
-    return f" ({found}{release.split(',')[0].strip()})" if found else ""
 
 
 def lock(view: View) -> Iterator[Finding]:

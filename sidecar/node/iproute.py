@@ -1,10 +1,13 @@
 """Observes and changes addresses and links with `ip`."""
 
+import contextlib
 import json
+import re
+from collections.abc import Collection, Sequence
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
-from sidecar.errors import CommandError, OutputUnreadable, PermissionMissing
+from sidecar.errors import CommandError, NotIproute2, OutputUnreadable, PermissionMissing
 from sidecar.node import capabilities
 from sidecar.node.command import Command, Result, Run
 from sidecar.state.actions import (
@@ -18,12 +21,22 @@ from sidecar.state.actions import (
 )
 from sidecar.state.model import AddressState, Link, LinkAddress
 from sidecar.state.plan import MARK
+from sidecar.text import quoted
+
+T = TypeVar("T")
 
 COMMAND = "ip"
 
 #: How an IPv6 address is added. preferred_lft 0 deprecates it (net/ipv6/addrconf.c): the kernel never chooses it as a
 #: source address while there is another. nodad: without it the address is not usable for its first second.
 _IPV6: Final = ("nodad", "preferred_lft", "0")
+
+#: Where the next link begins. A quote in a name or an alias is escaped, so that they cannot look like this.
+_BEGINNING: Final = re.compile(r',\s*(?=\{"ifindex":)')
+_NAME: Final = re.compile(r'"ifname":"([^"\\]+)"')
+
+_RELEASE: Final = re.compile(r"iproute2-[^,\s]+")
+_MAC: Final = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 #: Details have the kind of a link and its alias, which tell whether we created it.
 _SHOW = (COMMAND, "-json", "-details", "address", "show")
@@ -40,6 +53,7 @@ class IpRoute:
         """Return all links with their addresses; raise a SidecarError if it could not look."""
         result = self._run(*_SHOW)
         if result.exit:
+            self._require_iproute2()
             _fail(_SHOW, result)
         # A node in sync gives the same output each time: parse it only when it changes.
         if self._last is None or self._last[0] != result.stdout:
@@ -49,12 +63,27 @@ class IpRoute:
                 raise OutputUnreadable(_SHOW, "", f"cannot be understood: {error}") from error
         return self._last[1]
 
+    def _require_iproute2(self) -> None:
+        """Raise NotIproute2 if `ip` is another program: its failure would say nothing to the point."""
+        with contextlib.suppress(CommandError):
+            release(self._run)
+
     def apply(self, action: LinkAction) -> None:
         """Carry out one action; raise a SidecarError if `ip` refuses."""
         argv, stdin = command(action)
         result = self._run(*argv, stdin=stdin)
         if result.exit:
             _fail(argv, result, stdin)
+
+
+def release(run: Run) -> str:
+    """Return the release of iproute2; raise NotIproute2 if `ip` is another program, such as BusyBox's."""
+    result = run(COMMAND, "-V")
+    found = _RELEASE.search(result.stdout)
+    if not found:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        raise NotIproute2(quoted(said[0]) if said else "it does not say what it is")
+    return found[0]
 
 
 def command(action: LinkAction) -> Command:
@@ -87,37 +116,88 @@ def _fail(argv: tuple[str, ...], result: Result, stdin: str = "") -> NoReturn:
 
 
 def parse_links(text: str) -> tuple[Link, ...]:
-    """Read `ip -json -details address show`.
+    """Read `ip -json -details address show`, link by link: one that cannot be read leaves the others as they are.
 
     Only the fields that decide something are read, by name; iproute2 adds others from release to release.
     Some releases print an empty object for a link that a filter left out: it is passed over.
     """
+    shown, unreadable = _objects(text)
+    lower = {link[name] for link in shown for name in ("link", "master") if isinstance(link.get(name), str)}
+    links = [_link(link, lower, unreadable) for link in shown]
+    links += [Link(_name(each), problem=f"`ip` prints no JSON for it: {quoted(each)}") for each in unreadable]
+    if not any(link.name for link in links):
+        raise ValueError(f"not the output of `ip -json address show`: {quoted(text)}")
+    return tuple(links)
+
+
+def _objects(text: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the objects of a JSON array, and the text of those that are none."""
+    found: list[object]
     try:
-        shown = list(filter(None, json.loads(text)))
-        lower = {link[name] for link in shown for name in ("link", "master") if link.get(name)}
-        return tuple(_link(link, has_dependents=link["ifname"] in lower or "master" in link) for link in shown)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"not the output of `ip -json address show` ({type(error).__name__}: {error})") from error
+        # Not strict: control characters in names and aliases are printed as they are.
+        found = json.loads(text, strict=False)
+    except ValueError:
+        found = []
+        for part in _BEGINNING.split(text.strip().removeprefix("[").removesuffix("]")):
+            try:
+                found.append(json.loads(part, strict=False))
+            except ValueError:
+                found.append(part)
+        if not text.rstrip().endswith("]}]"):  # of the last address, of its link, of the list
+            found.append("the list ends in the middle")
+    if not isinstance(found, list):
+        return [], [text]
+    return [each for each in found if each and isinstance(each, dict)], [
+        str(each) for each in found if not isinstance(each, dict)
+    ]
 
 
-def _link(shown: dict[str, Any], *, has_dependents: bool) -> Link:
-    own = _link_local(shown.get("address", ""))
+def _name(unreadable: str) -> str:
+    found = _NAME.search(unreadable)
+    return found[1] if found else ""
+
+
+def _link(shown: dict[str, Any], lower: Collection[str], unreadable: Sequence[str]) -> Link:
+    faults: list[str] = []
+
+    def field(name: str, default: T) -> T:
+        value = shown.get(name, default)
+        if isinstance(value, type(default)):
+            return value
+        faults.append(f"{name} is {quoted(str(value))}")
+        return default
+
+    shown = {"ifname": None, "flags": None, "addr_info": None, **shown}
+    name = field("ifname", "")
+    linkinfo: dict[str, Any] = field("linkinfo", {})
+    # Of other kinds the hardware address is something else, for example an IPv6 address.
+    own = _link_local(field("address", "")) if field("link_type", "") == "ether" else ""
+    addresses = []
+    infos: list[Any] = field("addr_info", [])
+    for info in infos:
+        try:
+            if info and info.get("family", "inet") in ("inet", "inet6"):
+                addresses.append(_address(info, own))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            faults.append(f"an address is {quoted(str(info))}")
     return Link(
-        name=shown["ifname"],
-        altnames=tuple(shown.get("altnames", ())),
-        kind=shown.get("linkinfo", {}).get("info_kind", ""),
-        alias=shown.get("ifalias", ""),
-        is_up="UP" in shown["flags"],
-        addresses=tuple(_address(info, own) for info in shown["addr_info"]),
-        has_dependents=has_dependents,
+        name=name,
+        altnames=tuple(map(str, field("altnames", []))),
+        index=field("ifindex", 0),
+        kind=str(linkinfo.get("info_kind", "")),
+        alias=field("ifalias", ""),
+        is_up="UP" in field("flags", ["UP"]),
+        addresses=tuple(addresses),
+        has_dependents=name in lower or "master" in shown or any(f'"{name}"' in each for each in unreadable),
+        problem=", ".join(faults),
     )
 
 
 def _link_local(hardware: str) -> str:
-    """Return the address that the kernel gives a link with this hardware address (RFC 4291, appendix A)."""
-    parts = hardware.split(":")
-    if len(parts) != 6:  # noqa: PLR2004 - bytes of an Ethernet address
+    """Return the address that the kernel gives a link with this Ethernet address (RFC 4291, appendix A)."""
+    if not _MAC.fullmatch(hardware):
         return ""
+    parts = hardware.split(":")
     first = f"{int(parts[0], 16) ^ 2:02x}"
     return str(ip_address(f"fe80::{first}{parts[1]}:{parts[2]}ff:fe{parts[3]}:{parts[4]}{parts[5]}"))
 
@@ -131,7 +211,7 @@ def _address(info: dict[str, Any], own: str) -> LinkAddress:
     return LinkAddress(
         ip_address(info["local"]),
         int(info["prefixlen"]),
-        info["scope"],
+        str(info["scope"]),
         state,
         is_peer="address" in info,
         made_by_kernel=info["local"] == own,

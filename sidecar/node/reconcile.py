@@ -15,7 +15,7 @@ from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables import Seen
 from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction
 from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
-from sidecar.state.plan import notices, obstacles, plan, teardown
+from sidecar.state.plan import notices, obstacles, plan, teardown, unread
 
 #: How often one pass acts before it gives up. The repeats are for changes that others make at the same moment.
 ROUNDS: Final = 3
@@ -120,7 +120,8 @@ class Reconciler:
         removed = {action.rule for action in changed if isinstance(action, RemoveRule)}
         copies = {**{rule: int(rule not in removed) for rule in self._desired.rules}, **observed.copies}
         links = observed.links
-        if links is None:
+        link = observed.link(self._desired.interface)
+        if links is None or (link and link.problem):
             gone = {action.address for action in changed if isinstance(action, RemoveAddress)}
             left = [address for address in self._desired.addresses if address not in gone]
             addresses = tuple(LinkAddress(each.ip, each.prefix_length, self._desired.scope) for each in left)
@@ -133,6 +134,7 @@ class Reconciler:
         links: tuple[Link, ...] | None = None
         try:
             links = self._iproute.observe()
+            unseen += unread(self._desired, Observed(links, {}))
         except SidecarError as error:
             unseen.append(Failure("look at the addresses", error))
         copies: dict[Rule, int] = {}

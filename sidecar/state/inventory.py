@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sidecar.state.compare import elsewhere, find, has_scope, may_become_source
 from sidecar.state.model import Address, AddressState, Desired, Facts, LinkAddress, Observed, Rule
-from sidecar.state.plan import is_ours, obstacles, plan
+from sidecar.state.plan import is_ours, obstacles, plan, unread
 
 
 class State(enum.Enum):
@@ -47,14 +47,15 @@ def survey(desired: Desired, observed: Observed) -> tuple[Item, ...]:
 def is_in_sync(desired: Desired, observed: Observed) -> bool:
     """Whether everything was observed, and nothing is left to do: the same meaning as in `run`."""
     is_known = observed.links is not None and all(rule in observed.copies for rule in desired.rules)
-    return is_known and not plan(desired, observed) and not any(obstacles(desired, observed))
+    troubles = (*unread(desired, observed), *obstacles(desired, observed))
+    return is_known and not plan(desired, observed) and not troubles
 
 
 def of_interface(desired: Desired, observed: Observed) -> Item:
     """Return the item of the interface."""
     facts: Facts = {"interface": desired.interface}
     link = observed.link(desired.interface)
-    if observed.links is None:
+    if observed.links is None or (link and not link.name):
         return Item("interface", desired.interface, State.UNKNOWN, facts=facts)
     if link is None:
         return Item("interface", desired.interface, State.MISSING, facts=facts)
@@ -70,14 +71,15 @@ def of_address(desired: Desired, observed: Observed, address: Address) -> Item:
     name, facts = str(address), address.facts
     if observed.links is None:
         return Item("address", name, State.UNKNOWN, facts=facts)
-    found = find(observed, address)
+    link, found = observed.link(address.interface), find(observed, address)
     others = ", ".join(dict.fromkeys(other.name for other, _ in elsewhere(observed, address)))
+    if found is None and link and link.problem:
+        return Item("address", name, State.UNKNOWN, link.problem, facts)
     if found is None:
         state = State.ELSEWHERE if others else State.MISSING
         return Item("address", name, state, others and f"it is on {others}", facts)
     if found.state is not AddressState.USABLE:
         return Item("address", name, State.UNUSABLE, found.state.name.lower(), facts)
-    link = observed.link(address.interface)
     if link and may_become_source(link, address):
         return Item("address", name, State.PREFERRED, "not deprecated, so it may become a source address", facts)
     words = [*_differences(desired, address, found), *([f"also on {others}"] if others else [])]

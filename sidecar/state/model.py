@@ -145,11 +145,14 @@ class Link:
 
     name: str
     altnames: tuple[str, ...] = ()
+    index: int = 0  # the kernel's number of it, which stays if it is renamed; 0: not known
     kind: str = ""  # the kind of a virtual link: dummy, veth, …
     alias: str = ""
     is_up: bool = True
     addresses: tuple[LinkAddress, ...] = ()
     has_dependents: bool = False  # whether other links are stacked on it, or enslaved to it
+    problem: str = ""
+    """Why some of it could not be read; of that, nothing is known. A link without a name may be any link."""
 
     def goes_by(self, name: str) -> bool:
         return name == self.name or name in self.altnames
@@ -194,5 +197,7 @@ class Observed:
     backends: tuple[BackendInUse, ...] = ()  # the backends in use, one for each family for which it is known
 
     def link(self, name: str) -> Link | None:
-        """Return the link with this name or alternative name, if it was observed."""
-        return next((link for link in self.links or () if link.goes_by(name)), None)
+        """Return the link with this name or alternative name, or else one that may be it, as its name is unknown."""
+        links = self.links or ()
+        nameless = next((link for link in links if not link.name), None)
+        return next((link for link in links if link.goes_by(name)), nameless)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from sidecar import PROGRAM
-from sidecar.errors import AddressUnusable, InterfaceMissing
+from sidecar.errors import AddressUnusable, InterfaceMissing, LinkUnreadable
 from sidecar.state.actions import (
     Action,
     AddAddress,
@@ -38,6 +38,7 @@ from sidecar.state.compare import (
     works,
 )
 from sidecar.state.model import IPV6, LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+from sidecar.text import visible
 
 GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination
 MARK: Final = PROGRAM  # the alias (man 8 ip-link) of a link that this program created. A link without it is not ours
@@ -84,6 +85,14 @@ def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> 
     return (*rules, *map(RemoveAddress, going), *links)
 
 
+def unread(desired: Desired, observed: Observed) -> Iterator[Failure]:
+    """Yield the addresses that may be on the interface or not, as it could not be read in full."""
+    link = observed.link(desired.interface)
+    for address in desired.addresses:
+        if link and link.problem and on(link, address) is None:
+            yield Failure(f"look for {address}", LinkUnreadable(link.problem), address.facts)
+
+
 def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
     """Yield the obstacles to the desired state that no action can remove."""
     if observed.links is None:
@@ -101,6 +110,10 @@ def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
 
 def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
     """Yield what an operator should know about the node, although nothing is missing."""
+    for each in observed.links or ():
+        if each.problem:
+            name = visible(each.name) or "a link without a name that can be read"
+            yield Notice(f"not all of {name} can be read, that is left out: {each.problem}", {"interface": name})
     link = observed.link(desired.interface)
     if link and not link.is_up and not _may_be_set_up(link):
         text = (
@@ -200,7 +213,8 @@ def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAct
         return
     for address in desired.addresses:
         if link is None or on(link, address) is None:
-            yield AddAddress(address, desired.scope)
+            if link is None or not link.problem:
+                yield AddAddress(address, desired.scope)
             continue
         if may_become_source(link, address):
             yield DeprecateAddress(address)
@@ -239,7 +253,12 @@ def _may_be_set_up(link: Link) -> bool:
 
 def _is_ours_alone(desired: Desired, link: Link) -> bool:
     """Whether we created a link, and it holds only desired addresses and those that the kernel added."""
-    if not desired.link_kind or (link.alias, link.kind) != (MARK, desired.link_kind) or link.has_dependents:
+    if (
+        not desired.link_kind
+        or link.problem
+        or (link.alias, link.kind) != (MARK, desired.link_kind)
+        or link.has_dependents
+    ):
         return False
     expected = {(address.ip, address.prefix_length) for address in desired.addresses}
     return all(

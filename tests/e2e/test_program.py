@@ -179,6 +179,56 @@ def test_output_that_cannot_be_read_is_no_absence(namespace: Namespace, start: S
     assert namespace.is_clean()
 
 
+#: Links as `ip -json` may print them, in front of the real ones; this kernel has no such types.
+ODD_LINKS = {
+    "an IPv6 address as hardware address": '{"ifindex":77,"ifname":"t6","flags":[],"link_type":"tunnel6",'
+    '"address":"2001:db8:1:2::1","addr_info":[]}',
+    "no JSON": '{"ifindex":77,"ifname":"t6","flags":[],"linkinfo":{"info_kind":"ip6tnl" remote any },"addr_info":[]}',
+    "no flags": '{"ifindex":77,"ifname":"t6","addr_info":[]}',
+    "an address of no kind": '{"ifindex":77,"ifname":"t6","flags":[],"addr_info":[{"family":"inet6","local":"x"}]}',
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LINKS.values(), ids=ODD_LINKS)
+def test_a_link_that_cannot_be_read_hides_nothing(
+    namespace: Namespace, start: Start, fake: Fake, tmp_path: Path, odd: str
+) -> None:
+    (tmp_path / "odd").write_text(f"[{odd},")
+    env = fake(
+        "ip", '[ "$*" = "-json -details address show" ] || exec $real "$@"; cat $here/odd; $real "$@" | cut -c2-'
+    )
+    flags = ("--ip-address=10.96.0.2,fd00:10:96::2", "--sync-interval=50ms", "--cleanup", "-v2")
+    sidecar = start(*flags, **env)
+    sidecar.wait_for("] pass: in sync", times=4)
+    assert namespace.addresses() == [CIDR, "fd00:10:96::2/128"]
+    assert sidecar.stop() == 0
+    assert namespace.is_clean()
+    assert sidecar.log.count("not all of t6 can be read, that is left out") == (
+        "hardware" not in odd and "tunnel6" not in odd
+    )
+
+
+def test_what_cannot_be_read_of_the_interface_is_unknown(namespace: Namespace, start: Start, fake: Fake) -> None:
+    env = fake("ip", """[ "$*" = "-json -details address show" ] || exec $real "$@"; $real "$@" | sed 's/"flags"/x/'""")
+    sidecar = start("--ip-address=10.96.0.2", "--daemon=false", **env)
+    assert sidecar.end() == 1
+    assert "could not look for 10.96.0.2/32 on lo: `ip` prints no JSON for it" in sidecar.log
+    assert namespace.is_clean()
+
+
+def test_an_ip_that_is_not_that_of_iproute2_is_what_the_node_lacks(start: Start, fake: Fake) -> None:
+    """BusyBox's prints its whole usage, whatever it does not know."""
+    env = fake(
+        "ip", "printf 'BusyBox v1.35.0 multi-call binary.\\n\\nUsage: ip [OPTIONS] address|route\\n' >&2; exit 1"
+    )
+    for flags in (["--daemon=false"], [], ["--daemon=false", "--cleanup"]):
+        sidecar = start("--ip-address=10.96.0.2", *flags, **env)
+        assert sidecar.end() == 3
+        said = "not that of iproute2 (BusyBox v1.35.0 multi-call binary.): needs iproute2: apt-get install iproute2"
+        assert said in sidecar.log
+        assert "Usage" not in sidecar.log
+
+
 def test_a_release_that_is_known_to_be_bad_is_named_once(namespace: Namespace, start: Start, fake: Fake) -> None:
     env = fake("iptables-nft", '[ "$1" = --version ] && exec echo "iptables v1.8.10 (nf_tables)"; exec $real "$@"')
     sidecar = start(*FLAGS, "--sync-interval=50ms", "--iptables-backend=nft", "-v2", **env)

@@ -248,3 +248,25 @@ def test_one_that_may_become_a_source_is_changed_in_place(namespace: Namespace, 
     assert "nodad deprecated \n       valid_lft forever preferred_lft 0sec" in shown
     assert reconciler(namespace, goal(interface, IPV6)).cleanup(float("inf")).in_sync
     assert "fd00:10:96::2/128" not in namespace.addresses(interface)
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "ip link add $(printf 'a\\001\\033b') type veth peer name v1",
+        "ip link add v0 type veth peer name v1 && ip link set v0 alias \"$(printf 'a\\nb\\002\\177')\"",
+        "ip link add v0 type veth peer name v1 && ip link property add dev v0 altname $(printf 'a\\006b')",
+        "ip link add 'q\"},{x' type veth peer name v1",
+        "ip link add $(printf '\\377\\302') type veth peer name v1",
+        "ip link set lo alias $(printf 'a\\001b')",
+    ],
+)
+def test_names_and_aliases_of_any_kind_do_not_hide_the_rest(namespace: Namespace, odd: str) -> None:
+    namespace.run("sh", "-c", odd)
+    assert reconciler(namespace, goal("lo")).reconcile().in_sync
+    assert namespace.addresses() == BOTH
+    assert reconciler(namespace, goal("lo")).cleanup(float("inf")).in_sync
+    assert namespace.addresses() == []

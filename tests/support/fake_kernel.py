@@ -47,21 +47,16 @@ class FakeKernel:
 
     def _ip(self, argv: Sequence[str], stdin: str) -> tuple[int, str]:
         match argv[1:]:
+            case ["-V"]:
+                return 0, "ip utility, iproute2-6.1.0, libbpf 1.1.2\n"
             case ["-json", "-details", "address", "show"]:
                 return 0, json.dumps([self._link(name) for name in self.addresses])
             case ["-batch", "-"]:
                 return next((1 for line in stdin.splitlines() if self._change_link(line.split()[1:])), 0), ""
             case ["link", *words]:
                 return self._change_link(words), ""
-            case ["address", "add", cidr, "dev", link, *options]:
-                return self._change_address(link, cidr, add=True, options=options), ""
-            case ["address", "change", cidr, "dev", link, *options]:
-                if cidr not in self.addresses[link]:  # the kernel adds an IPv6 address that is not there
-                    self.addresses[link].append(cidr)
-                self._set_lifetime(cidr, options)
-                return 0, ""
-            case ["address", "delete", cidr, "dev", link]:
-                return self._change_address(link, cidr, add=False), ""
+            case ["address", verb, cidr, "dev", link, *options]:
+                return self._change_address(verb, link, cidr, options), ""
         raise AssertionError(f"the fake kernel does not know {argv}")
 
     def _change_link(self, words: Sequence[str]) -> int:
@@ -82,16 +77,18 @@ class FakeKernel:
     def _set_lifetime(self, cidr: str, options: Sequence[str]) -> None:
         self.states.setdefault(cidr, {})["deprecated"] = list(options[-2:]) == ["preferred_lft", "0"]
 
-    def _change_address(self, link: str, cidr: str, *, add: bool, options: Sequence[str] = ()) -> int:
+    def _change_address(self, verb: str, link: str, cidr: str, options: Sequence[str]) -> int:
         if link not in self.addresses:
             return 1
-        if add == (cidr in self.addresses[link]):
+        is_there = cidr in self.addresses[link]
+        if verb in ("add", "delete") and (verb == "add") == is_there:
             return 2
-        if add:
-            self.addresses[link].append(cidr)
-            self._set_lifetime(cidr, options)
-        else:
+        if verb == "delete":
             self.addresses[link].remove(cidr)
+            return 0
+        if not is_there:  # `change` adds an IPv6 address that is not there
+            self.addresses[link].append(cidr)
+        self._set_lifetime(cidr, options)
         return 0
 
     def _link(self, name: str) -> dict[str, object]:
@@ -101,7 +98,8 @@ class FakeKernel:
             family = "inet" if interface.version == 4 else "inet6"
             shown = {"family": family, "local": str(interface.ip), "prefixlen": interface.network.prefixlen}
             info.append({**shown, "scope": "host", **self.states.get(cidr, {})})
-        return {"ifname": name, **self.links[name], "addr_info": info}
+        index = 1 + list(self.links).index(name)
+        return {"ifindex": index, "ifname": name, **self.links[name], "addr_info": info}
 
     def _iptables(self, argv: Sequence[str], stdin: str) -> tuple[int, str]:
         program = argv[0].removesuffix("-restore").removesuffix("-nft").removesuffix("-legacy")

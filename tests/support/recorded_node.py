@@ -200,7 +200,6 @@ class RecordedNode:
         mocker.patch("shutil.which", side_effect=self._path_of)
         mocker.patch("time.monotonic", side_effect=lambda: self.now)
         mocker.patch("time.sleep")
-        mocker.patch("socket.if_nametoindex", side_effect=lambda name: 1 + list(self.kernel.links).index(name))
         mocker.patch(
             "sidecar.node.capabilities.missing",
             side_effect=lambda *names: tuple(filter(self.lacking.__contains__, names)),

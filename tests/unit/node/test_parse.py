@@ -56,13 +56,78 @@ def test_whether_an_address_can_be_used(flags: str, state: AddressState) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[", "null", "7", '[{"ifname": "lo"}]', '[{"addr_info": []}]', '["lo"]',
-        '[{"ifname": "lo", "flags": [], "addr_info": [], "linkinfo": 7}]',
+        "", "[", "[]", "null", "7", '[{"addr_info": []}]', '["lo"]', '[{"ifname": 7, "flags": [], "addr_info": []}]',
     ],
 )  # fmt: skip
 def test_what_ip_never_prints_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not the output of"):
         parse_links(text)
+
+
+LO = '{"ifindex":1,"ifname":"lo","flags":["UP"],"addr_info":[{"local":"10.96.0.2","prefixlen":32,"scope":"host"}]}'
+LAST = '{"ifindex":9,"ifname":"last0","flags":["UP"],"addr_info":[]}'
+
+
+@pytest.mark.parametrize(
+    ("odd", "name"),
+    [
+        ('"ifname":"odd0","flags":["UP"],"addr_info":7', "odd0"),
+        ('"ifname":"odd0","flags":["UP"],"addr_info":null', "odd0"),
+        ('"ifname":"odd0","flags":["UP"]', "odd0"),
+        ('"ifname":"odd0","flags":"UP","addr_info":[]', "odd0"),
+        ('"ifname":"odd0","addr_info":[]', "odd0"),
+        ('"ifname":"odd0","flags":[],"addr_info":[{"local":"nonsense","prefixlen":32,"scope":"host"}]', "odd0"),
+        ('"ifname":"odd0","flags":[],"addr_info":[{"local":"10.0.0.1","scope":"host"}]', "odd0"),
+        ('"ifname":"odd0","flags":[],"addr_info":["nonsense"]', "odd0"),
+        ('"ifname":"odd0","flags":[],"addr_info":[],"linkinfo":7', "odd0"),
+        ('"ifname":"odd0","flags":[],"addr_info":[],"ifalias":["a"]', "odd0"),
+        ('"ifname":"odd0","flags":[],"addr_info":[],"altnames":"a"', "odd0"),
+        ('"ifname":"odd0","flags":[],"linkinfo":{"info_kind":"new",remote any},"addr_info":[]', "odd0"),
+        ('"ifname":"odd0","flags":[],"value":nan,"addr_info":[]', "odd0"),
+        ('"ifname":7,"flags":[],"addr_info":[]', ""),
+        ('"flags":[],"addr_info":[]', ""),
+        ('"ifname":"odd\n0",,"addr_info":[]', "odd\n0"),
+        ("nonsense", ""),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_link_that_cannot_be_read_leaves_the_others_as_they_are(odd: str, name: str, place: int) -> None:
+    shown = [LO, LAST]
+    shown.insert(place, f'{{"ifindex":5,{odd}}}')
+    links = {link.name: link for link in parse_links(f"[{','.join(shown)}]\n")}
+    assert links["lo"].addresses == (LinkAddress(IPV4, 32, "host"),)
+    assert (links["lo"].problem, links["last0"].problem) == ("", "")
+    assert links[name].problem
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        '"ifname":"a\x01\n\x7f\u2028b","flags":[],"ifalias":"\x02\t{\\"ifindex\\":1,","addr_info":[]',
+        '"ifname":"t6","link_type":"tunnel6","address":"2001:db8:1:2::1","flags":[],"addr_info":[]',
+        '"ifname":"g6","link_type":"gre6","address":"2001:db8:1:2::1","flags":[],"addr_info":[]',
+        '"ifname":"ib0","link_type":"infiniband","address":"80:00:02:08:fe:80","flags":[],"addr_info":[]',
+        '"ifname":"e0","link_type":"ether","address":"2001:db8:1:2::1","flags":[],"addr_info":[]',
+        '"ifname":"m0","flags":[],"addr_info":[{"family":"mctp","local":"8"},{}]',
+    ],
+)
+def test_what_is_unusual_is_read_all_the_same(fine: str) -> None:
+    links = parse_links(f'[{LO},{{"ifindex":5,{fine}}}]')
+    assert [link.problem for link in links] == ["", ""]
+    assert links[1].addresses == ()
+
+
+@pytest.mark.parametrize("end", range(len(LO) + 2, len(f"[{LO},{LAST}")))
+def test_of_a_list_that_ends_early_the_rest_is_unknown(end: int) -> None:
+    links = parse_links(f"[{LO},{LAST}]"[:end])
+    assert links[0].addresses == (LinkAddress(IPV4, 32, "host"),) or links[0].problem
+    assert any(link.problem and not link.name for link in links)
+
+
+def test_a_link_that_others_are_stacked_on_though_they_cannot_be_read() -> None:
+    odd = '{"ifindex":5,"ifname":"mv0","link":"lo",,"addr_info":[]}'
+    links = {link.name: link.has_dependents for link in parse_links(f"[{LO},{odd},{LAST}]")}
+    assert links == {"lo": True, "mv0": False, "last0": False}
 
 
 @pytest.mark.parametrize("recorded", ["iptables-nft-1.8.9.txt", "iptables-legacy-1.8.9.txt"])

@@ -73,6 +73,8 @@ def test_what_could_not_be_looked_at_is_not_known_to_be_missing() -> None:
         ((replace(HELD, is_up=False),), State.DOWN, "created by this program"),
         ((Link("lo"), Link("dummy1")), State.MISSING, ""),
         ((), State.MISSING, ""),
+        ((Link("", problem="odd"),), State.UNKNOWN, ""),
+        ((Link("eth9", problem="odd"),), State.MISSING, ""),
     ],
 )
 def test_the_interface(links: tuple[Link, ...], state: State, detail: str) -> None:
@@ -86,6 +88,11 @@ def test_the_interface(links: tuple[Link, ...], state: State, detail: str) -> No
         ([replace(HELD, is_up=False)], State.PRESENT, ""),
         ([holding()], State.MISSING, ""),
         ([], State.MISSING, ""),
+        ([replace(holding(), problem="odd")], State.UNKNOWN, "odd"),
+        ([replace(HELD, problem="odd")], State.PRESENT, ""),
+        ([Link("", problem="odd")], State.UNKNOWN, "odd"),
+        ([HELD, Link("", problem="odd")], State.PRESENT, ""),
+        ([holding(), Link("eth9", problem="odd")], State.MISSING, ""),
         ([holding(LinkAddress(IPV4, 24, "host"))], State.MISSING, ""),  # which leaves room for it as a /32
         ([holding(replace(HELD_4, is_peer=True))], State.MISSING, ""),
         ([holding(LinkAddress(IPV4 + 1, 32, "host"))], State.MISSING, ""),
@@ -169,6 +176,9 @@ INSERTING = replace(GOAL, insert=True)
         (INSERTING, replace(ALL, hindrances=CERTAIN), False),
         (INSERTING, replace(ALL, hindrances=PERHAPS), True),
         (GOAL, replace(ALL, links=()), False),
+        (GOAL, replace(ALL, links=(replace(HELD, problem="odd"), Link("", problem="odd"))), True),
+        (GOAL, replace(ALL, links=(replace(holding(HELD_4), problem="odd"),)), False),
+        (GOAL, replace(ALL, links=(Link("", problem="odd"),)), False),
         (replace(GOAL, link_kind=""), replace(ALL, links=()), False),
         (GOAL, replace(ALL, links=(holding(HELD_4),)), False),
         (GOAL, replace(ALL, links=(holding(HELD_4, replace(HELD_6, is_deprecated=False)),)), False),

@@ -19,7 +19,7 @@ from sidecar.state.actions import (
 )
 from sidecar.state.desired import desired
 from sidecar.state.model import Address, AddressState, Desired, Hindrance, Link, LinkAddress, Observed, Rule
-from sidecar.state.plan import MARK, notices, obstacles, plan, teardown, whole_plan
+from sidecar.state.plan import MARK, notices, obstacles, plan, teardown, unread, whole_plan
 from support.namespace import IPV4, IPV6
 
 GOAL = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
@@ -240,6 +240,18 @@ def test_without_the_interface_the_rules_are_still_set_up() -> None:
 def test_a_missing_interface_is_created_first() -> None:
     actions = plan(OWN, Observed((Link("lo"),), {}))
     assert [type(action) for action in actions] == [CreateLink, AddAddress, AddAddress]
+
+
+def test_what_could_not_be_read_of_the_interface_is_neither_added_nor_called_done() -> None:
+    own = Link("own0", kind="dummy", alias=MARK, addresses=OURS[:1], problem="odd")
+    for link in (own, replace(own, name="", addresses=())):
+        observed = Observed((Link("lo"), link), dict.fromkeys(GOAL.rules, 1))
+        assert plan(OWN, observed) == ()
+        unknown = OWN.addresses[len(link.addresses) :]
+        assert [failure.attempt for failure in unread(OWN, observed)] == [f"look for {each}" for each in unknown]
+        assert not [action for action in teardown(OWN, observed) if isinstance(action, DeleteLink)]
+        (notice,) = notices(OWN, observed)
+        assert "can be read, that is left out: odd" in str(notice)
 
 
 def test_an_interface_by_another_of_its_names() -> None:
