@@ -112,8 +112,9 @@ class CannotListen(NodeError):
 class InterfaceMissing(SidecarError):
     """The interface that should carry the address does not exist."""
 
-    def __init__(self, interface: str) -> None:
-        super().__init__(f"interface {interface} does not exist on this node: see `ip link show`, or set --interface")
+    def __init__(self, interface: str, waits_because: str = "") -> None:
+        advice = f"waiting for it: {waits_because}" if waits_because else "see `ip link show`, or set --interface"
+        super().__init__(f"interface {interface} does not exist on this node: {advice}")
 
 
 class AddressUnusable(SidecarError):

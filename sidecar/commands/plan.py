@@ -13,7 +13,8 @@ from sidecar.node.command import Commands
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings.options import Loaded
 from sidecar.state.actions import Action, Failure, exit_code
-from sidecar.state.plan import obstacles, whole_plan
+from sidecar.state.foresee import whole_plan
+from sidecar.state.plan import obstacles
 from sidecar.text import visible
 
 SCHEMA: Final = "plan/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes

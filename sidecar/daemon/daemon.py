@@ -76,6 +76,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
 def _forget_own_changes(events: Events, report: Report) -> None:
     """Forget events that a pass caused itself; the next pass, 1 s after a change, sees what others did meanwhile."""
     if report.observed:
+        events.interface_index = report.observed.history.index
         events.legacy_families = {each.family for each in report.observed.backends if each.is_legacy}
     if any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress) for action in report.changed):
         events.forget()

@@ -13,7 +13,7 @@ from sidecar.state import compare, inventory
 from sidecar.state.actions import AddAddress, CreateLink, DeprecateAddress, RemoveAddress, SetLinkUp
 from sidecar.state.inventory import State
 from sidecar.state.model import IPV4, IPV6, LOOPBACK, Address, AddressState, Facts, Link, LinkAddress
-from sidecar.state.plan import GLOBAL, is_ours
+from sidecar.state.plan import GLOBAL, creates_link, is_ours
 
 MOST_ADDRESSES: Final = 16  # how many routes are looked up, one by one; more would take too long
 
@@ -34,9 +34,11 @@ def interface(view: View) -> Iterator[Finding]:
         yield Finding(Level.UNKNOWN, f"whether {item.name} exists: {reason}", facts=item.facts)
         return
     if link is None:
-        kind = desired.link_kind
-        remedy = "" if kind else "create it, or set --interface to another one; see: ip link show"
-        creation = view.commands(CreateLink(desired.interface, kind)) if kind else ()
+        creates = creates_link(desired, observed)
+        remedy = "" if creates else "create it, or set --interface to another one; see: ip link show"
+        if desired.waits_because:
+            remedy = f"the sidecar waits for it: {desired.waits_because}"
+        creation = view.commands(CreateLink(desired.interface, desired.link_kind)) if creates else ()
         yield Finding(Level.FAULT, f"{item.name} does not exist", remedy, creation, item.facts)
         return
     facts: Facts = {"interface": link.name, "kind": link.kind}

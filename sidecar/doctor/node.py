@@ -17,6 +17,7 @@ from sidecar.node.backends import registered_tables
 from sidecar.node.programs import path_of
 from sidecar.state.inventory import State, of_interface
 from sidecar.state.model import Facts, Family
+from sidecar.state.plan import creates_link
 
 PAUSE: Final = 0.5  # seconds between the two checks of the lock: most processes hold it for a moment only
 
@@ -104,7 +105,8 @@ def kernel_support(view: View) -> Iterator[Finding]:
     there = [f"IPv{family} NOTRACK (a rule uses it)" for family in view.backends if _has_notrack(view, family)]
     needed = {feature: name for family in view.backends for feature, name in _needed_for_rules(view, family)}
     desired = view.desired
-    if desired.link_kind and of_interface(desired, view.observed()).state is State.MISSING:
+    observed = view.observed()
+    if creates_link(desired, observed) and of_interface(desired, observed).state is State.MISSING:
         needed[kernel.DUMMY] = f"dummy interfaces, to create {desired.interface}"
     for feature, name in needed.items():
         match kernel.has(feature):

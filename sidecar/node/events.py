@@ -39,11 +39,14 @@ class Events:
     def __init__(self, watch: Watch) -> None:
         #: The families known to use iptables-legacy.
         self.legacy_families: Collection[int] = ()
+        #: The index of the interface, by which a new name of it is noticed; 0: it is missing, None: not known.
+        self.interface_index: int | None = None
+        self._watch = watch
         self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool]]] = {}
         self._tables = sorted({(family, table) for family, table, _ in watch.chains})
         self._sizes: dict[tuple[int, str], bytes] = {}
         self._probe: Callable[[int, str], bytes] | None = None
-        self._open(_ROUTE, (_LINK, _IPV4_ADDRESS, _IPV6_ADDRESS), watch.concerns_links, "addresses")
+        self._open(_ROUTE, (_LINK, _IPV4_ADDRESS, _IPV6_ADDRESS), self._concerns_links, "addresses")
         if watch.chains:
             self._open(_NETFILTER, (_NFTABLES,), watch.concerns_rules, "nft rules")
 
@@ -86,6 +89,9 @@ class Events:
     def sizes_changed(self) -> bool:
         """Whether legacy's tables changed since `take_sizes`; the same number of rules of the same size goes unseen."""
         return self._ask() != self._sizes
+
+    def _concerns_links(self, data: bytes) -> bool:
+        return self._watch.concerns_links(data, self.interface_index)
 
     def _ask(self) -> dict[tuple[int, str], bytes]:
         if not self.legacy_families:

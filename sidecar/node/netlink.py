@@ -21,6 +21,7 @@ _DELADDR: Final = 21
 _ADDRESS_MESSAGE: Final = 8
 _LINK_MESSAGE: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFF_UP: Final = 1
+_NAMES: Final = (3, 53)  # IFLA_IFNAME, IFLA_ALT_IFNAME
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 
@@ -49,27 +50,32 @@ class Watch:
             frozenset((rule.family, rule.table, rule.chain) for rule in desired.rules),
         )
 
-    def concerns_links(self, data: bytes) -> bool:
-        """Whether one of these rtnetlink messages removes a watched address or the interface, or sets it down."""
-        return any(self._concerns_link(kind, payload) for kind, payload in messages(data))
+    def concerns_links(self, data: bytes, index: int | None = None) -> bool:
+        """Whether one of these rtnetlink messages removes a watched address or the interface, or sets it down.
+
+        With the index of the interface (0: it is missing), also whether another link is the interface now, or none.
+        """
+        return any(self._concerns_link(kind, payload, index) for kind, payload in messages(data))
 
     def concerns_rules(self, data: bytes) -> bool:
         """Whether one of these nftables messages removes rules from a watched chain."""
         return any(self._concerns_rule(kind, payload) for kind, payload in messages(data))
 
-    def _concerns_link(self, kind: int, payload: bytes) -> bool:
+    def _concerns_link(self, kind: int, payload: bytes, index: int | None) -> bool:
         if kind == _OVERRUN:
             return True
         if kind == _DELADDR:
             attributes = dict(_attributes(payload, _ADDRESS_MESSAGE))
             return attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)) in self.addresses
-        # The name is an attribute of the link, or nested in the attribute that holds its alternative names.
-        if kind == _DELLINK:
-            return self.interface in payload
-        if kind != _NEWLINK or len(payload) < _LINK_MESSAGE.size:
+        if kind not in (_NEWLINK, _DELLINK) or len(payload) < _LINK_MESSAGE.size:
             return False
-        is_down = not _LINK_MESSAGE.unpack_from(payload)[3] & _IFF_UP
-        return is_down and self.interface in payload
+        # The name is an attribute of the link, or nested in the attribute that holds its alternative names.
+        goes_by = any(_ATTRIBUTE.pack(4 + len(self.interface), each) + self.interface in payload for each in _NAMES)
+        if kind == _DELLINK:
+            return goes_by
+        _, _, its_index, flags, _ = _LINK_MESSAGE.unpack_from(payload)
+        was_it = goes_by if index is None else its_index == index
+        return goes_by != was_it or (goes_by and not flags & _IFF_UP)
 
     def _concerns_rule(self, kind: int, payload: bytes) -> bool:
         if kind == _OVERRUN:

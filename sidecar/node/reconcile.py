@@ -14,7 +14,8 @@ from sidecar.node.command import Command
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables import Seen
 from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction
-from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
+from sidecar.state.history import remember
+from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, History, Link, LinkAddress, Observed, Rule
 from sidecar.state.plan import notices, obstacles, plan, teardown, unread
 
 #: How often one pass acts before it gives up. The repeats are for changes that others make at the same moment.
@@ -37,7 +38,10 @@ class Rules(Protocol):
 
 
 class Reconciler:
-    """Brings the node to the desired state, and back. It remembers nothing from one call to the next."""
+    """Brings the node to the desired state, and back.
+
+    From one call to the next it remembers only which link was the interface, and whose.
+    """
 
     def __init__(  # noqa: PLR0913 - the desired state, the tools, and for tests the time
         self,
@@ -55,6 +59,7 @@ class Reconciler:
         self._rules = {
             family: tuple(rule for rule in desired.rules if rule.family == family) for family in sorted(families)
         }
+        self._history = History()
         self._iproute = iproute
         self._iptables = iptables
         self._on_change = on_change or _log_change
@@ -126,7 +131,7 @@ class Reconciler:
             left = [address for address in self._desired.addresses if address not in gone]
             addresses = tuple(LinkAddress(each.ip, each.prefix_length, self._desired.scope) for each in left)
             links = (Link(self._desired.interface, addresses=addresses),)
-        return teardown(self._desired, Observed(links, copies))
+        return teardown(self._desired, Observed(links, copies, history=self._history))
 
     def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
         """Return the observed state, and a failure for each part that could not be observed."""
@@ -134,7 +139,9 @@ class Reconciler:
         links: tuple[Link, ...] | None = None
         try:
             links = self._iproute.observe()
-            unseen += unread(self._desired, Observed(links, {}))
+            seen_links = Observed(links, {}, history=self._history)
+            self._history = remember(self._desired, seen_links)
+            unseen += unread(self._desired, seen_links)
         except SidecarError as error:
             unseen.append(Failure("look at the addresses", error))
         copies: dict[Rule, int] = {}
@@ -150,7 +157,7 @@ class Reconciler:
                 hindrances |= seen.hindrances
                 unseen += [Failure(attempt, error) for error in seen.errors]
         backends = tuple(filter(None, (self._iptables[family].in_use for family in self._rules)))
-        return Observed(links, copies, hindrances, backends), tuple(unseen)
+        return Observed(links, copies, hindrances, backends, self._history), tuple(unseen)
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
         """Return the commands for these actions, in order; raise SidecarError if a look that this takes fails."""

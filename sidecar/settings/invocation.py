@@ -15,7 +15,7 @@ COMMANDS: Final = ("run", "status", "plan", "cleanup", "doctor", "version", "hel
 
 _ASIDE: Final = ("help", "h", "version")
 
-_WORDS_OF_A_BOOLEAN: Final = {*map(str.lower, BOOLEANS), "yes", "no"}
+_WORDS_OF_A_BOOLEAN: Final = {*map(str.lower, BOOLEANS), "yes", "no", "auto"}
 
 #: Text that looks like an address rather than a word.
 _ADDRESS: Final = re.compile(r"[0-9.,]+|[0-9a-fA-F:.,]*:[0-9a-fA-F:.,]*")

@@ -11,7 +11,7 @@ from typing import Final, TypeVar, cast
 from sidecar.settings import durations, klog, values
 from sidecar.settings.klog import Place, Severity, Vmodule
 from sidecar.settings.values import Endpoint, boolean, duration, one_of, path
-from sidecar.state.desired import LINK_KIND, desired
+from sidecar.state.desired import LINK_KIND, desired, is_name_of_others
 from sidecar.state.model import Desired, IPAddress
 
 T = TypeVar("T")
@@ -19,6 +19,11 @@ T = TypeVar("T")
 PREFIX: Final = "SIDECAR_"  # the prefix of every variable's name
 _SHORTEST: Final = 0.01  # seconds. Not 0, and long enough to leave time for other work
 _LONGEST_TIMEOUT: Final = 3600.0  # seconds. No command and no cleanup takes an hour; a longer time is a wrong unit
+
+
+_NAME_OF_OTHERS: Final = (
+    "the system or another program gives such names, see `ip link show`; --create-interface=true creates a dummy"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,9 @@ class Flag:
     check: Callable[[str], object]  # turns the text into the value, or raises ValueError that says what would be right
     is_list: bool
     is_klog: bool
+    is_switch: bool
+    """Whether the flag alone means true, although it has other values than true and false (pflag's NoOptDefVal)."""
+
     field: str = ""
 
     @property
@@ -49,7 +57,8 @@ class Flag:
 
     @property
     def is_boolean(self) -> bool:
-        return self.default in ("true", "false")
+        """Whether the flag may stand alone."""
+        return self.is_switch or self.default in ("true", "false")
 
 
 def flag(  # noqa: PLR0913 - the columns of the table
@@ -60,9 +69,10 @@ def flag(  # noqa: PLR0913 - the columns of the table
     *,
     is_list: bool = False,
     is_klog: bool = False,
+    is_switch: bool = False,
 ) -> T:
     """Declare a setting. To the type checker, it is a value of the type that `check` returns."""
-    return cast("T", field(metadata={"flag": Flag(group, default, help, check, is_list, is_klog)}))
+    return cast("T", field(metadata={"flag": Flag(group, default, help, check, is_list, is_klog, is_switch)}))
 
 
 _A, _R, _D, _L, _V, _F, _S = (
@@ -82,7 +92,7 @@ class Options:
     interface: str = flag(_A, "lo", "interface to add the address to", values.interface)
     port: int = flag(_A, "443", "port on which the proxy listens", values.port)
     address_scope: str = flag(_A, "host", "host or global: scope of IPv4 addresses", one_of("host", "global"))
-    create_interface: bool = flag(_A, "true", "create the interface where it is missing", boolean)
+    create_interface: str = flag(_A, "auto", "auto, true or false: create a missing one", values.create_interface, is_switch=True)
     remove_duplicates: bool = flag(_A, "false", "take the address off other interfaces", boolean)
 
     setup_iptables: bool = flag(_R, "false", "let the traffic in, untracked", boolean)
@@ -150,6 +160,7 @@ class Loaded:
 
 def desired_state(options: Options) -> Desired:
     """Return the desired state of the node."""
+    is_awaited = options.create_interface == "auto" and is_name_of_others(options.interface)
     return desired(
         options.ip_address,
         interface=options.interface,
@@ -157,7 +168,8 @@ def desired_state(options: Options) -> Desired:
         scope=options.address_scope,
         setup_iptables=options.setup_iptables,
         insert=options.rule_position == "insert",
-        link_kind=LINK_KIND if options.create_interface else "",
+        link_kind="" if options.create_interface == "false" else LINK_KIND,
+        waits_because=_NAME_OF_OTHERS if is_awaited else "",
         remove_duplicates=options.remove_duplicates,
     )
 

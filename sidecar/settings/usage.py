@@ -30,6 +30,7 @@ def usage() -> str:
             "Second column: the environment variable for the same setting. Flags win over variables, variables",
             "over --env-file, that over the default (third column). A boolean is --cleanup or --cleanup=false;",
             "a duration is Go's: 90s, 1m30s, 500ms; a severity is 0 to 3 or INFO, WARNING, ERROR, FATAL.",
+            "--create-interface=auto creates none whose name the system or others give, such as eth0 or br0.",
             "--alsologtostderrthreshold is the lowest severity that --alsologtostderr copies. With",
             "--legacy_stderr_threshold_behavior=false, --logtostderr drops lines below --stderrthreshold.",
             "",

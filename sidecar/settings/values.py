@@ -51,6 +51,15 @@ def boolean(text: str) -> bool:
     return BOOLEANS[text]
 
 
+def create_interface(text: str) -> str:
+    """Parse auto, or one of ParseBool's words as true or false."""
+    if text == "auto":
+        return text
+    if text not in BOOLEANS:
+        raise ValueError("unknown: write auto, true or false")
+    return str(BOOLEANS[text]).lower()
+
+
 def port(text: str) -> int:
     """Parse a number from 1 to 65535."""
     if is_of_a_service(text):

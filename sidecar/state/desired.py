@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Final
 
 from sidecar.state.model import Address, Claim, Desired, Interface, IPAddress, Rule, RuleSet
@@ -41,11 +42,43 @@ def desired(  # noqa: PLR0913 - one for each setting that an operator can choose
     insert: bool = False,
     link_kind: str = LINK_KIND,
     remove_duplicates: bool = False,
+    waits_because: str = "",
 ) -> Desired:
     """Return the desired state: every IP address once, as /32 or /128, and with `setup_iptables` its rules."""
     addresses = tuple(Address(ip, ip.max_prefixlen, interface) for ip in dict.fromkeys(ips))
     rules = tuple(rule for address in addresses for rule in rules_for(address, port)) if setup_iptables else ()
-    return Desired(interface, addresses, scope, rules, insert, link_kind, remove_duplicates)
+    return Desired(interface, addresses, scope, rules, insert, link_kind, remove_duplicates, waits_because)
+
+
+#: Names that the system gives to network cards (man 7 systemd.net-naming-scheme, biosdevname, the kernel's own), and
+#: that network managers, plugins and tunnels give to links that they create.
+_NAMES_OF_OTHERS: Final = (
+    *("en*", "eth*", "wl*", "ww*", "wpan*", "ib*", "sl[0-9]*", "usb[0-9]*", "em[0-9]*", "p[0-9]*p[0-9]*", "lan[0-9]*"),
+    *("wan[0-9]*", "swp[0-9]*", "hsn[0-9]*", "nic[0-9]*", "can[0-9]*", "vcan[0-9]*", "rename[0-9]*", "ppp[0-9]*"),
+    *("br*", "vmbr*", "bond*", "team[0-9]*", "vlan*", "vrf*", "macvlan*", "macvtap*", "ipvlan*", "ifb[0-9]*", "ovs*"),
+    *(
+        "veth*",
+        "docker*",
+        "podman*",
+        "cni*",
+        "cali*",
+        "cilium*",
+        "lxc*",
+        "lxd*",
+        "incus*",
+        "flannel*",
+        "weave*",
+        "ovn*",
+    ),
+    *("antrea*", "azv*", "gke*", "nodelocaldns*", "kube-ipvs*", "kube-bridge*", "kube-dummy*", "virbr*", "vnet[0-9]*"),
+    *("vmnet*", "tun*", "tap*", "wg*", "tailscale*", "zt*", "vxlan*", "genev*", "sit*", "gre*", "erspan*", "ip6tnl*"),
+    *("ip6gre*", "ip_vti*", "ip6_vti*", "vti*", "xfrm*", "ipsec*", "teql*"),
+)
+
+
+def is_name_of_others(interface: str) -> bool:
+    """Whether the system, or another program, gives such a name: a dummy of this name would be in its way."""
+    return any(fnmatchcase(interface, pattern) for pattern in _NAMES_OF_OTHERS)
 
 
 def has_our_shape(line: str) -> bool:

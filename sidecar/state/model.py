@@ -111,6 +111,7 @@ class Desired:
     insert: bool  # whether rules go in front of the others in their chain, not behind them
     link_kind: str  # the kind of link to create if the interface is missing; if empty, none is created
     remove_duplicates: bool  # whether to remove the addresses from other interfaces
+    waits_because: str = ""  # why a missing interface is waited for; if empty, it is created
 
 
 class AddressState(enum.Enum):
@@ -186,6 +187,16 @@ class BackendInUse:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """What earlier looks of this run have shown of the interface."""
+
+    was_foreign: bool = False  # whether it was there, and was not created by this program
+    index: int = 0  # the index of the link that is the interface; 0: it is missing
+    renamed: frozenset[int] = frozenset()
+    """The indexes of links that were the interface, have another name now, and still have one of the addresses."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """The observed state of the node. Objects that could not be observed are unknown, never absent."""
 
@@ -195,6 +206,7 @@ class Observed:
 
     hindrances: Mapping[Rule, Hindrance] = field(default_factory=dict)  # the hindrance in front of a rule that is there
     backends: tuple[BackendInUse, ...] = ()  # the backends in use, one for each family for which it is known
+    history: History = History()
 
     def link(self, name: str) -> Link | None:
         """Return the link with this name or alternative name, or else one that may be it, as its name is unknown."""

@@ -5,7 +5,6 @@ list of actions was carried out only in part, observing and planning again leads
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 from sidecar import PROGRAM
@@ -37,7 +36,7 @@ from sidecar.state.compare import (
     taken_as_it_is,
     works,
 )
-from sidecar.state.model import IPV6, LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+from sidecar.state.model import LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
 from sidecar.text import visible
 
 GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination
@@ -49,21 +48,9 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     return (
         *_prepare_link(desired, observed),
         *_correct_addresses(desired, observed),
+        *_follow_name(desired, observed),
         *_correct_rules(desired, observed),
     )
-
-
-def whole_plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
-    """Return the plan, followed by all later plans until nothing is left to do.
-
-    A pass observes again in between; this foresees what it will observe.
-    """
-    actions: list[Action] = []
-    while new := plan(desired, observed):
-        actions += new
-        for action in new:
-            observed = _foresee(observed, action)
-    return tuple(actions)
 
 
 def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> tuple[Action, ...]:
@@ -73,15 +60,12 @@ def teardown(desired: Desired, observed: Observed, *, patient: bool = False) -> 
     an address stays while it is unknown whether its rules are there. The interface goes last, and only if this program
     created it and it holds nothing but desired addresses.
     """
-    rules = (RemoveRule(rule, observed.copies[rule]) for rule in desired.rules if observed.copies.get(rule))
+    rules = tuple(RemoveRule(rule, observed.copies[rule]) for rule in desired.rules if observed.copies.get(rule))
     link = observed.link(desired.interface)
-    if link is None:
-        return tuple(rules)
     kept = {rule.family for rule in desired.rules if rule not in observed.copies} if patient else set()
-    going = [
-        address for address in desired.addresses if address.ip.version not in kept and on(link, address, exactly=True)
-    ]
-    links = () if kept or not _is_ours_alone(desired, link) else (DeleteLink(desired.interface),)
+    there = (address for address in desired.addresses if link and on(link, address, exactly=True))
+    going = [address for address in (*there, *_left_behind(desired, observed)) if address.ip.version not in kept]
+    links = (DeleteLink(desired.interface),) if link and not kept and _is_ours_alone(desired, link) else ()
     return (*rules, *map(RemoveAddress, going), *links)
 
 
@@ -98,9 +82,10 @@ def obstacles(desired: Desired, observed: Observed) -> Iterator[Failure]:
     if observed.links is None:
         return
     link = observed.link(desired.interface)
-    if link is None and not desired.link_kind:
+    if link is None and not creates_link(desired, observed):
+        missing = InterfaceMissing(desired.interface, waits_because(desired, observed))
         for address in desired.addresses:
-            yield Failure(f"add {address.cidr}", InterfaceMissing(desired.interface), address.facts)
+            yield Failure(f"add {address.cidr}", missing, address.facts)
     for address in desired.addresses:
         found = find(observed, address)
         if found and found.state is not AddressState.USABLE:
@@ -151,44 +136,16 @@ def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -
             yield Notice(f"{text}, and is left there until it works on {desired.interface}", facts)
 
 
-def _foresee(observed: Observed, action: Action) -> Observed:
-    """Return the state after an action of a plan has been carried out."""
-    links, copies, hindrances = observed.links or (), dict(observed.copies), dict(observed.hindrances)
-    match action:
-        case CreateLink(interface, kind):
-            links = (*links, Link(interface, kind=kind, alias=MARK))
-        case SetLinkUp(interface):
-            links = tuple(replace(link, is_up=True) if link.goes_by(interface) else link for link in links)
-        case DeleteLink(interface):
-            links = tuple(link for link in links if not link.goes_by(interface))
-        case AddAddress(address) | DeprecateAddress(address) | RemoveAddress(address):
-            links = tuple(
-                replace(link, addresses=_addresses_after(link.addresses, action))
-                if link.goes_by(address.interface)
-                else link
-                for link in links
-            )
-        case AddRule(rule) | RemoveSurplus(rule):
-            copies[rule] = 1
-        case MoveToFront(rule):
-            hindrances.pop(rule, None)
-        case RemoveRule(rule):
-            copies[rule] = 0
-    return replace(observed, links=links if observed.links is not None else None, copies=copies, hindrances=hindrances)
+def waits_because(desired: Desired, observed: Observed) -> str:
+    """Return why a missing interface is waited for rather than created, or an empty text."""
+    if observed.history.was_foreign:
+        return "it was there, and this program did not create it"
+    return desired.waits_because
 
 
-def _addresses_after(
-    found: tuple[LinkAddress, ...], action: AddAddress | DeprecateAddress | RemoveAddress
-) -> tuple[LinkAddress, ...]:
-    """Return the addresses of a link after an action has been carried out there."""
-    match action:
-        case AddAddress(address, scope):
-            is_ipv6 = address.ip.version == IPV6
-            return (*found, LinkAddress(address.ip, address.prefix_length, scope, is_deprecated=is_ipv6))
-        case DeprecateAddress(address):
-            return tuple(replace(each, is_deprecated=True) if each.cidr == address.cidr else each for each in found)
-        case RemoveAddress(address):
-            return tuple(each for each in found if each.cidr != address.cidr)
+def creates_link(desired: Desired, observed: Observed) -> bool:
+    """Whether a missing interface is created."""
+    return bool(desired.link_kind) and not waits_because(desired, observed)
 
 
 def is_ours(link: Link) -> bool:
@@ -201,7 +158,7 @@ def _prepare_link(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
         return
     link = observed.link(desired.interface)
     if link is None:
-        if desired.link_kind:
+        if creates_link(desired, observed):
             yield CreateLink(desired.interface, desired.link_kind)
     elif not link.is_up and _may_be_set_up(link):
         yield SetLinkUp(desired.interface)
@@ -209,7 +166,9 @@ def _prepare_link(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
 
 def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAction]:
     link = observed.link(desired.interface)
-    if observed.links is None or not (link or desired.link_kind):
+    if observed.links is None:
+        return
+    if not (link or creates_link(desired, observed)):
         return
     for address in desired.addresses:
         if link is None or on(link, address) is None:
@@ -222,6 +181,27 @@ def _correct_addresses(desired: Desired, observed: Observed) -> Iterator[LinkAct
             for other, duplicate in elsewhere(observed, address):
                 if _is_removable(duplicate):
                     yield RemoveAddress(Address(duplicate.ip, duplicate.prefix_length, other.name))
+
+
+def _follow_name(desired: Desired, observed: Observed) -> Iterator[RemoveAddress]:
+    """Take the addresses off a link that was the interface, once they are on the one that is, or if there is none."""
+    link = observed.link(desired.interface)
+    for address in _left_behind(desired, observed):
+        if link is None:
+            moves = not creates_link(desired, observed)
+        else:
+            moves = any(found.ip == address.ip for found in link.addresses)
+        if moves:
+            yield RemoveAddress(address)
+
+
+def _left_behind(desired: Desired, observed: Observed) -> Iterator[Address]:
+    """Yield the addresses that are on a link which was the interface before it got another name."""
+    for link in observed.links or ():
+        if link.index in observed.history.renamed:
+            for address in desired.addresses:
+                if on(link, address, exactly=True):
+                    yield Address(address.ip, address.prefix_length, link.name)
 
 
 def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | MoveToFront | RemoveSurplus]:

@@ -15,7 +15,7 @@ FLOORS = [set(names.split()) for names in NAMES]
 
 #: What has no I/O, no clock and no log; and the modules of the standard library that have none either.
 PURE = [*PACKAGE.glob("state/*.py"), *PACKAGE.glob("firewall/*.py"), PACKAGE / "node" / "netlink.py"]
-HARMLESS = {"collections", "dataclasses", "enum", "ipaddress", "json", "re", "shlex", "struct", "typing"}
+HARMLESS = {"collections", "dataclasses", "enum", "fnmatch", "ipaddress", "json", "re", "shlex", "struct", "typing"}
 
 #: Who alone may import what.
 USERS = {

@@ -48,8 +48,8 @@ def address(kind: int, *attributes: tuple[int, bytes]) -> bytes:
     return message(kind, header + b"".join(attribute(*each) for each in attributes))
 
 
-def link(kind: int, flags: int, name: bytes, *others: bytes) -> bytes:
-    header = struct.pack("=BxHiII", 0, 1, 1, flags, 0xFFFFFFFF)  # struct ifinfomsg
+def link(kind: int, flags: int, name: bytes, *others: bytes, index: int = 1) -> bytes:
+    header = struct.pack("=BxHiII", 0, 1, index, flags, 0xFFFFFFFF)  # struct ifinfomsg
     names = b"".join(attribute(IFLA_ALT_IFNAME, other + b"\0") for other in others)
     properties = attribute(IFLA_PROP_LIST | NLA_F_NESTED, names) if others else b""
     mtu = attribute(IFLA_MTU, struct.pack("=I", 1500))
@@ -130,6 +130,30 @@ def test_of_two_ends_the_local_one_counts() -> None:
 )
 def test_our_interface_goes_away_or_down(kind: int, flags: int, names: list[bytes], concerns: bool) -> None:  # noqa: FBT001 - a parameter
     assert WATCH.concerns_links(link(kind, flags, *names)) is concerns
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "known", "concerns"),
+    [
+        ([b"dummy0"], 7, 7, False),
+        ([b"new0"], 7, 7, True),
+        ([b"new0", b"dummy0"], 7, 7, False),
+        ([b"new0"], 8, 7, False),
+        ([b"dummy0"], 8, 7, True),
+        ([b"new0", b"dummy0"], 8, 7, True),
+        ([b"dummy0"], 7, 0, True),
+        ([b"new0"], 7, 0, False),
+        ([b"xdummy0"], 8, 7, False),  # it ends with the name
+        ([b"new0", b"xdummy0"], 8, 0, False),
+    ],
+)
+def test_our_interface_gets_another_name_or_another_gets_its_name(
+    names: list[bytes],
+    index: int,
+    known: int,
+    concerns: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    assert WATCH.concerns_links(link(NEWLINK, IFF_UP, *names, index=index), known) is concerns
 
 
 def test_an_interface_with_a_name_that_is_no_utf_8() -> None:

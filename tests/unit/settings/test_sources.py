@@ -9,7 +9,7 @@ import pytest
 from sidecar.errors import ConfigError
 from sidecar.settings import invocation, sources
 from sidecar.settings.klog import Place, Vmodule
-from sidecar.settings.options import FLAGS, PREFIX, Options
+from sidecar.settings.options import FLAGS, PREFIX, Options, desired_state
 from sidecar.settings.values import Endpoint
 from support.namespace import IPV4, IPV6
 
@@ -50,7 +50,7 @@ SETTINGS = {
     "daemon": (True, "FALSE", False),
     "sync_interval": (60.0, "1h15m30.5s", 4530.5),
     "address_scope": ("host", "global", "global"),
-    "create_interface": (True, "false", False),
+    "create_interface": ("auto", "1", "true"),
     "remove_duplicates": (False, "true", True),
     "iptables_backend": ("auto", "legacy", "legacy"),
     "iptables_wait": (5.0, "2500ms", 2.5),
@@ -393,3 +393,21 @@ def test_the_readme_has_every_flag_with_its_variable_and_its_default() -> None:
         spelled = "`-v`, `--v`" if flag.name == "v" else f"`{flag.spelled}`"
         default = "required" if flag.default is None else f"`{flag.default}`" if flag.default else "none"
         assert f"\n| {spelled} | `{flag.variable}` | {default} | " in readme
+
+
+@pytest.mark.parametrize(
+    ("argv", "kept", "waits"),
+    [
+        ([], "auto", True),
+        (["--create-interface"], "true", False),
+        (["--create-interface", "--port=444"], "true", False),
+        (["--create-interface=T"], "true", False),
+        (["--create-interface=auto"], "auto", True),
+        (["--create_interface=0"], "false", False),
+    ],
+)
+def test_create_interface_is_auto_or_a_boolean(argv: list[str], kept: str, waits: bool) -> None:  # noqa: FBT001 - a parameter
+    options, _ = sources.load(invocation.parse(["--ip-address=10.96.0.2", "--interface=eth7", *argv]))
+    assert options.create_interface == kept
+    assert bool(desired_state(options).waits_because) is waits
+    assert bool(desired_state(options).link_kind) is (kept != "false")

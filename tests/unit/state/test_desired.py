@@ -3,7 +3,7 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 
-from sidecar.state.desired import claims, desired, has_our_shape, port_of, without
+from sidecar.state.desired import claims, desired, has_our_shape, is_name_of_others, port_of, without
 from sidecar.state.model import Address, Interface, RuleSet
 from support.namespace import IPV4, IPV6
 
@@ -71,3 +71,26 @@ def test_the_port_of_a_rule_for_an_address() -> None:
     assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) == 9443
     assert port_of("-A INPUT -d 10.96.0.3/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) is None
     assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j DROP", address) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            "eth0 ens5 eno1 enp3s0f1 enP2p1s0 enx0011 end0 wlan0 wlp2s0 wwan0 wwp0s20 ib0 ibp1s0 em1 p2p1 usb0 lan1",
+            True,
+        ),
+        (
+            "br0 br-lan br-8f2 bond0 team0 docker0 docker_gwbridge cni0 cni-podman1 veth1 vethb5 cali12 cilium_host",
+            True,
+        ),
+        ("lxc1 lxcbr0 flannel.1 weave virbr0 vnet3 tun0 tunl0 tap7 wg0 vxlan.calico genev_sys_6081 kube-ipvs0", True),
+        ("eth0.100 bond0.5 vlan7 ovs-system antrea-gw0 nodelocaldns sit0 ip6tnl0 tailscale0 ppp0 ifb1 vmbr0", True),
+        (
+            "dummy0 apiserver-proxy proxy0 own0 kube-apiserver local0 sidecar k8s svc0 vip0 anycast loop1 xeth0 team",
+            False,
+        ),
+    ],
+)
+def test_names_that_the_system_or_other_programs_give(names: str, expected: bool) -> None:  # noqa: FBT001 - a parameter
+    assert [name for name in names.split() if is_name_of_others(name) is not expected] == []

@@ -18,8 +18,9 @@ from sidecar.state.actions import (
     SetLinkUp,
 )
 from sidecar.state.desired import desired
+from sidecar.state.foresee import whole_plan
 from sidecar.state.model import Address, AddressState, Desired, Hindrance, Link, LinkAddress, Observed, Rule
-from sidecar.state.plan import MARK, notices, obstacles, plan, teardown, unread, whole_plan
+from sidecar.state.plan import MARK, notices, obstacles, plan, teardown, unread
 from support.namespace import IPV4, IPV6
 
 GOAL = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
