@@ -20,6 +20,7 @@ class Access:
 
     desired: Desired
     commands: Commands
+    iproute: IpRoute
     backends: Mapping[Family, Backend]
 
     @property
@@ -29,7 +30,7 @@ class Access:
 
     def reconciler(self, on_change: Callable[[Action], None] | None = None) -> Reconciler:
         """Return the reconciler for the desired state; it calls `on_change` for each change."""
-        return Reconciler(self.desired, IpRoute(self.commands.run), self.backends, on_change=on_change)
+        return Reconciler(self.desired, self.iproute, self.backends, on_change=on_change)
 
     def for_cleanup(self, desired: Desired) -> "Access":
         """Return the access that removes `desired`: rules in both backends, without creating any table."""
@@ -58,4 +59,4 @@ def access(
         family: Backend(run, family, requested, options.iptables_wait, creates=creates, longest_look=longest_look)
         for family in sorted(of_addresses if has_rules else of_rules)
     }
-    return Access(desired, commands, backends)
+    return Access(desired, commands, IpRoute(commands.run), backends)

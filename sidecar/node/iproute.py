@@ -19,7 +19,7 @@ from sidecar.state.actions import (
     RemoveAddress,
     SetLinkUp,
 )
-from sidecar.state.model import AddressState, Link, LinkAddress
+from sidecar.state.model import AddressState, History, Link, LinkAddress
 from sidecar.state.plan import MARK
 from sidecar.text import quoted
 
@@ -46,6 +46,8 @@ class IpRoute:
     """Observes and changes the addresses of the network namespace this process is in."""
 
     def __init__(self, run: Run) -> None:
+        #: What earlier looks have shown of the interface; passes and the cleanup of one run share it.
+        self.history = History()
         self._run = run
         self._last: tuple[str, tuple[Link, ...]] | None = None
 

@@ -15,7 +15,7 @@ from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables import Seen
 from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction
 from sidecar.state.history import remember
-from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, History, Link, LinkAddress, Observed, Rule
+from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
 from sidecar.state.plan import notices, obstacles, plan, teardown, unread
 
 #: How often one pass acts before it gives up. The repeats are for changes that others make at the same moment.
@@ -40,7 +40,7 @@ class Rules(Protocol):
 class Reconciler:
     """Brings the node to the desired state, and back.
 
-    From one call to the next it remembers only which link was the interface, and whose.
+    From one call to the next it remembers nothing but the history of the interface, in `iproute`.
     """
 
     def __init__(  # noqa: PLR0913 - the desired state, the tools, and for tests the time
@@ -59,7 +59,6 @@ class Reconciler:
         self._rules = {
             family: tuple(rule for rule in desired.rules if rule.family == family) for family in sorted(families)
         }
-        self._history = History()
         self._iproute = iproute
         self._iptables = iptables
         self._on_change = on_change or _log_change
@@ -131,7 +130,7 @@ class Reconciler:
             left = [address for address in self._desired.addresses if address not in gone]
             addresses = tuple(LinkAddress(each.ip, each.prefix_length, self._desired.scope) for each in left)
             links = (Link(self._desired.interface, addresses=addresses),)
-        return teardown(self._desired, Observed(links, copies, history=self._history))
+        return teardown(self._desired, Observed(links, copies, history=self._iproute.history))
 
     def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
         """Return the observed state, and a failure for each part that could not be observed."""
@@ -139,8 +138,8 @@ class Reconciler:
         links: tuple[Link, ...] | None = None
         try:
             links = self._iproute.observe()
-            seen_links = Observed(links, {}, history=self._history)
-            self._history = remember(self._desired, seen_links)
+            seen_links = Observed(links, {}, history=self._iproute.history)
+            self._iproute.history = remember(self._desired, seen_links)
             unseen += unread(self._desired, seen_links)
         except SidecarError as error:
             unseen.append(Failure("look at the addresses", error))
@@ -157,7 +156,7 @@ class Reconciler:
                 hindrances |= seen.hindrances
                 unseen += [Failure(attempt, error) for error in seen.errors]
         backends = tuple(filter(None, (self._iptables[family].in_use for family in self._rules)))
-        return Observed(links, copies, hindrances, backends, self._history), tuple(unseen)
+        return Observed(links, copies, hindrances, backends, self._iproute.history), tuple(unseen)
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
         """Return the commands for these actions, in order; raise SidecarError if a look that this takes fails."""
