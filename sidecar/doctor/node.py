@@ -121,7 +121,7 @@ def kernel_support(view: View) -> Iterator[Finding]:
     if there:
         yield Finding(Level.OK, f"has {', '.join(there)}")
     elif not needed:
-        yield Finding(Level.OK, "nothing more is needed: there are no rules to add, and the interface exists")
+        yield Finding(Level.OK, "nothing more is needed: there are no rules to add, and no interface to create")
 
 
 def _has_notrack(view: View, family: Family) -> bool:

@@ -1,7 +1,8 @@
 """Remembers from look to look of one run which link was the interface, and whose it was. Pure."""
 
+from sidecar.state.compare import on
 from sidecar.state.model import Desired, History, Observed
-from sidecar.state.plan import is_ours, on
+from sidecar.state.plan import is_ours
 
 
 def remember(desired: Desired, observed: Observed) -> History:

@@ -20,6 +20,7 @@ CIDR, CIDR6 = "10.96.0.2/32", "fd00:10:96::2/128"
 
 ON_LINK = desired([IPV4], interface="link0", port=443, setup_iptables=True)
 ON_EXISTING = desired([IPV4], interface="eth9", port=443, link_kind="")
+AWAITED = desired([IPV4], interface="ens5", port=443, waits_because="so")
 INSERTED = desired([IPV4], interface="lo", port=443, setup_iptables=True, insert=True)
 
 
@@ -45,6 +46,9 @@ CREATE = f"printf 'link add name proxy0 type dummy\\nlink set dev proxy0 alias {
          [(FAULT, "proxy0 does not exist", "", (CREATE,))]),
         (lambda node: node.set(desired=ON_EXISTING),
          [(FAULT, "eth9 does not exist", "create it, or set --interface to another one; see: ip link show", ())]),
+        (lambda node: node.set(desired=AWAITED), [(FAULT, "ens5 does not exist", "the sidecar waits for it: so", ())]),
+        (lambda node: (node.set(desired=AWAITED).kernel.links["link0"].update(ifname=7)),
+         [(UNKNOWN, "whether ens5 exists: ifname is 7", "", ())]),
         (lambda node: node.set(desired=ON_EXISTING).kernel.links["link0"].update(altnames=["eth9"]),
          [(OK, "link0 is up, not created by this program", "", ())]),
     ],
@@ -97,6 +101,10 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
         (lambda _: None, [(OK, f"{CIDR} on lo, scope host", ())]),
         (lambda node: node.set(desired=ONLY_IPV6), [(OK, f"{CIDR6} on lo, scope host", ())]),
         (show, [(FAULT, f"{CIDR} is not on lo", (ADD,))]),
+        (lambda node: show(node).kernel.links["lo"].update(ifalias=7),
+         [(UNKNOWN, f"cannot tell whether {CIDR} on lo is there: ifalias is 7", ())]),
+        (lambda node: node.kernel.links["lo"].update(ifalias=7), [(OK, f"{CIDR} on lo, scope host", ())]),
+        (lambda node: show(node).kernel.links["link0"].update(ifalias=7), [(FAULT, f"{CIDR} is not on lo", (ADD,))]),
         (lambda node: node.set(desired=desired([IPV4], interface="eth9", port=443, scope="link")),
          [(FAULT, f"{CIDR} is not on eth9; it is on lo", (f"ip address add {CIDR} dev eth9 scope link",))]),
         (lambda node: show(show(node), CIDR, link="link0"),

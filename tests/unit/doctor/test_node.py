@@ -296,7 +296,7 @@ NO_WAY = "neither the kernel's configuration nor its modules can be read here"
     [
         (lambda _: None, {"xt_CT": False}, ["ok: has IPv4 NOTRACK (a rule uses it)"]),
         (lambda node: node.set(desired=NO_RULES), {"xt_CT": False},
-         ["ok: nothing more is needed: there are no rules to add, and the interface exists"]),
+         ["ok: nothing more is needed: there are no rules to add, and no interface to create"]),
         (rules_missing, {}, [f"ok: {RULES_BY_NFT}"]),
         (rules_missing, {"xt_CT": False, "nft_compat": None},
          ["fault: does not have NOTRACK", f"{CANNOT_TELL_WHETHER} NOTRACK in nftables (nft_compat): {NO_WAY}",
