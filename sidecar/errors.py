@@ -16,6 +16,7 @@
     ├── ChainUnreadable         1  a chain could not be observed, while others could
     ├── CommandError            1  a command failed
     │   ├── CommandTimeout          it was killed when its time was up
+    │   │   └── CommandStuck            it was not started, as an earlier one was killed and does not end
     │   ├── LockHeld                iptables says: try again (exit status 4)
     │   └── OutputUnreadable        it succeeded, but its output cannot be parsed
     └── DeadlineReached         1  the cleanup's time was up before this command began
@@ -153,6 +154,10 @@ class CommandTimeout(CommandError):
     """The command was killed when its time was up."""
 
     transient = True
+
+
+class CommandStuck(CommandTimeout):
+    """The command was not started: one that was killed before has not ended, and this one might join it."""
 
 
 class LockHeld(CommandError):

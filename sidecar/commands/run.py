@@ -29,7 +29,7 @@ def run(options: Options, warnings: Sequence[str]) -> int:
     start_logging(options)
     try:
         commands = Commands(options.command_timeout)
-        wakeup = Wakeup(on_stop=commands.stop, on_interrupt=commands.interrupt)
+        wakeup = Wakeup(commands.told, on_stop=commands.stop, on_interrupt=commands.interrupt, on_child=commands.reap)
     except OSError as error:
         logger.error(f"cannot start: {error.strerror}: see `ulimit -n`")
         return NodeError.exit_code

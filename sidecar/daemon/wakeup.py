@@ -32,32 +32,40 @@ class Wakeup:
     work is done must not turn an orderly exit into death by that signal.
     """
 
-    def __init__(self, on_stop: Callable[[], None], on_interrupt: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        told: int,
+        on_stop: Callable[[], None],
+        on_interrupt: Callable[[], None],
+        on_child: Callable[[], None] | None = None,
+    ) -> None:
+        """`told` is the end of a signal pipe that others may read, too; `on_child` is called when a child ends."""
         self.stopping = False
         self._on_stop = on_stop
         self._on_interrupt = on_interrupt
-        # The interpreter writes each signal's number to the pipe, so a signal that comes just before the sleep begins
-        # ends it, too.
-        self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._told = told
+        self._has_come = False
         for number in (*_STOP, signal.SIGHUP):
             signal.signal(number, self._handle)
+        if on_child:
+            signal.signal(signal.SIGCHLD, lambda _number, _frame: on_child())
+            on_child()
 
     def wait(self, seconds: float, events: Events | None = None) -> Woken:
         """Sleep until a signal comes (or came since the last sleep), a relevant event comes, or `seconds` pass."""
         poll = select.poll()
-        for descriptor in (self._read_end, *(events.descriptors if events else ())):
+        for descriptor in (self._told, *(events.descriptors if events else ())):
             poll.register(descriptor, select.POLLIN)
         now = time.monotonic()
         deadline, probed = now + seconds, now
-        while True:
+        while not self._has_come:
             interval = events.probe_interval if events else None
             # By the clock: messages that do not concern us may come all the time, and end each poll.
             due = deadline if interval is None else min(deadline, probed + interval)
             ready = {descriptor for descriptor, _ in poll.poll(min(max(0.0, due - now) * 1000, _LONGEST_POLL))}
-            if self._read_end in ready:
-                os.read(self._read_end, 1024)
-                return Woken.BY_SIGNAL
+            if self._told in ready:
+                os.read(self._told, 1024)
+                continue  # the handler has run by now: it says whether this signal ends the sleep
             concerned = [events.arrived(descriptor) for descriptor in ready] if events else []
             if any(concerned):
                 return Woken.BY_EVENT
@@ -68,8 +76,11 @@ class Wakeup:
                     return Woken.BY_EVENT
             if now >= deadline:
                 return Woken.BY_CLOCK
+        self._has_come = False
+        return Woken.BY_SIGNAL
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._has_come = True
         if number not in _STOP:
             return
         # Raise nothing here: the exception could surface anywhere, even where the interpreter must swallow it.

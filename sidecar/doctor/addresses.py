@@ -31,7 +31,7 @@ def interface(view: View) -> Iterator[Finding]:
     item, link = inventory.of_interface(desired, observed), observed.link(desired.interface)
     if item.state is State.UNKNOWN:
         reason = link.problem if link else "the interfaces could not be listed"
-        yield Finding(Level.UNKNOWN, f"whether {item.name} exists: {reason}", facts=item.facts)
+        yield Finding(Level.UNKNOWN, f"cannot tell whether {item.name} exists: {reason}", facts=item.facts)
         return
     if link is None:
         creates = creates_link(desired, observed)

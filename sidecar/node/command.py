@@ -4,14 +4,14 @@ Each command gets a fixed environment, a process group of its own (Ctrl-C must n
 terminal. Input and output are anonymous files rather than pipes: nothing has to be read while it runs, output
 of any size is complete, and a grandchild that keeps them open does not block us.
 
-sh has timeouts of its own, but checks only every 0.1 s whether a command has ended. Here the kernel reports the end
-(man 2 pidfd_open), and signal handlers write to a pipe: no thread, no timer, no polling.
+sh can bound a command's time itself, but looks only every 0.1 s whether it has ended, and waits without a bound until
+the child executes the program. So each start runs in a thread (child.py). Its end, a signal, and the end of the command
+(man 2 pidfd_open) wake up the main thread: no timer, no polling.
 """
 
 import contextlib
 import os
 import select
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,22 @@ from typing import BinaryIO, Final, Protocol, TypeAlias, cast
 import sh
 from loguru import logger
 
-from sidecar.errors import CommandError, CommandTimeout, DeadlineReached, Interrupted, Stopped, pasteable
+from sidecar.errors import (
+    CommandError,
+    CommandMissing,
+    CommandStuck,
+    CommandTimeout,
+    DeadlineReached,
+    Interrupted,
+    SidecarError,
+    Stopped,
+    pasteable,
+)
 from sidecar.log import levels
-from sidecar.node import child
+from sidecar.node import child, programs
+from sidecar.node.child import Child, Started
 from sidecar.node.programs import environment, find
+from sidecar.node.signals import signal_pipe
 
 GRACE: Final = 1.0  # seconds that a running command is given when the program is asked to stop. They usually need 0.01
 WITHOUT_PIDFD: Final = 0.01  # seconds between two checks of a command on a kernel without pidfd_open
@@ -58,29 +70,29 @@ class Run(Protocol):
 
 
 class Commands:
-    """Runs commands, each bounded in time, until asked to stop.
+    """Runs commands, one at a time, each bounded in time, until asked to stop.
 
-    Meant for the main thread; `stop` and `interrupt` may be called from a signal handler there.
+    Meant for the main thread; `stop`, `interrupt` and `reap` may be called from a signal handler there.
     """
 
     def __init__(self, timeout: float, variables: Mapping[str, str] = os.environ) -> None:
         """`timeout` is what one command may take, in seconds; `variables` is the environment of this process."""
         self.on_end: OnEnd | None = None
+        #: Readable when a signal came, or a command was started: for `poll`. Whoever polls it reads it empty.
+        self.told, self._tell = signal_pipe()
         self._environment = environment(variables)
         self._programs: dict[str, sh.Command] = {}
         self._timeout = timeout
         self._deadline: float | None = None
         self._stopping_since: float | None = None
         self._interrupted = False
-        self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Files that Python opens are closed in a child (PEP 446); those inherited at our start may not be.
-        for descriptor in child.open_files() - {0, 1, 2}:
-            os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
+        self._is_running = False
+        self._has_orphans = False
+        self._stuck: Child | None = None
 
     def require(self, names: Sequence[str]) -> None:
-        """Raise CommandMissing for the first of these that is not installed."""
-        for name in names:
-            find(name, self._environment["PATH"])
+        """Raise CommandMissing for the first of these that is not installed; NodeError if that cannot be found out."""
+        programs.require(names, self._environment["PATH"], self._timeout)
 
     def stop(self) -> None:
         """Let what runs finish within GRACE seconds, then kill it; start no other.
@@ -89,50 +101,65 @@ class Commands:
         """
         if self._deadline is None:
             self._stopping_since = time.monotonic()
-            os.write(self._tell, b"!")
+            self._wake()
 
     def interrupt(self) -> None:
         """Kill what runs and never start another."""
         self._interrupted = True
-        os.write(self._tell, b"!")
+        self._wake()
 
     def finish_by(self, deadline: float) -> None:
         """Run commands again after `stop`, but none beyond `deadline` (of the monotonic clock)."""
+        self._deadline = deadline  # first: from here on `stop`, which may come at any moment, has no effect
         self._stopping_since = None
-        self._deadline = deadline
+
+    def reap(self) -> None:
+        """Reap children that are not commands, now or when the running command ends.
+
+        Orphans become children of the first process of a container (man 7 pid_namespaces).
+        """
+        self._has_orphans = self._is_running  # the status of a command is for sh to read
+        with contextlib.suppress(ChildProcessError):
+            while not self._is_running and os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def run(self, *argv: str, stdin: str = "") -> Result:
         """Run the command to its end and return what it answered.
 
-        Raises CommandMissing, CommandTimeout, DeadlineReached, Stopped, Interrupted, or CommandError where it
-        could not be started or was killed by somebody else.
+        Raises CommandMissing, CommandTimeout, CommandStuck, DeadlineReached, Stopped, Interrupted, or CommandError
+        where it could not be started or was killed by somebody else.
         """
         self._raise_if_told_to_end()
-        started = time.monotonic()
-        timeout = self._time_for(argv, stdin)
+        self._raise_if_stuck(argv, stdin)
+        started, timeout = time.monotonic(), self._time_for(argv, stdin)
+        self._is_running = True
         try:
-            files = contextlib.ExitStack()
-            with files, child.memory_file(stdin) as standard_input:
-                stdout, stderr = files.enter_context(child.memory_file()), files.enter_context(child.memory_file())
-                running = _start(self._program(argv[0]), argv[1:], (standard_input, stdout, stderr))
-                files = files.pop_all()
-        except (OSError, sh.CommandNotFound, _StartError) as error:
-            self._programs.clear()  # it may have been moved
-            find(argv[0], self._environment["PATH"])
-            raise CommandError(argv, stdin, "could not be started", str(error)) from error
-        with files:
-            exit_status = self._end(running, started + timeout)
-            out, err = child.text(stdout), child.text(stderr)
+            process = self._start(argv, stdin)
+            ended = self._end(process, started + timeout)
+        finally:
+            self._is_running = False
+            if self._has_orphans:
+                self.reap()
+        if ended and process.error:
+            raise _not_started(argv, stdin, process.error) from process.error
+        exit_status = process.exit_status if ended else None
         seconds = time.monotonic() - started
-        outcome = _outcome(exit_status, timeout)
-        _log(pasteable(argv, stdin), outcome, exit_status, seconds, {"stdout": out, "stderr": err})
+        outcome = child.outcome(exit_status, timeout) + (f" and {process.state}" if self._stuck else "")
+        process.outcome = outcome
+        _log(
+            pasteable(argv, stdin), outcome, exit_status, seconds, {"stdout": process.stdout, "stderr": process.stderr}
+        )
         if exit_status is None or exit_status < 0:
             self._raise_if_told_to_end()
         if self.on_end:
             self.on_end(argv, exit_status, seconds)
         if exit_status is not None and exit_status >= 0:
-            return Result(exit_status, out, err)
-        raise (CommandTimeout if exit_status is None else CommandError)(argv, stdin, outcome, err)
+            return Result(exit_status, process.stdout, process.stderr)
+        raise (CommandTimeout if exit_status is None else CommandError)(argv, stdin, outcome, process.stderr)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it is readable
+            os.write(self._tell, b"!")
 
     def _time_for(self, argv: tuple[str, ...], stdin: str) -> float:
         """Return the seconds that a command may take now."""
@@ -144,16 +171,52 @@ class Commands:
         # Half of what is left: a command that hangs must not take the time that the others need.
         return min(self._timeout, max(left / 2, min(left, SHORTEST)))
 
+    def _raise_if_told_to_end(self) -> None:
+        if self._interrupted:
+            raise Interrupted
+        if self._stopping_since is not None:
+            raise Stopped
+
+    def _raise_if_stuck(self, argv: tuple[str, ...], stdin: str) -> None:
+        """Raise CommandStuck as long as a command that was killed has not ended: the next one would join it."""
+        if self._stuck and not self._stuck.is_over():
+            raise CommandStuck(argv, stdin, f"was not started: `{pasteable(self._stuck.argv)}` {self._stuck.outcome}")
+        self._stuck = None
+
+    def _start(self, argv: tuple[str, ...], stdin: str) -> Child:
+        """Begin to start a command. Raises CommandError if that fails at once."""
+        try:
+            with contextlib.ExitStack() as files:
+                streams = [files.enter_context(child.memory_file(text)) for text in (stdin, "", "")]
+                process = Child(argv, lambda: self._launch(argv, streams), streams, self._wake)
+                process.start()
+                files.pop_all()
+        except (OSError, RuntimeError) as error:
+            raise _not_started(argv, stdin, error) from error
+        return process
+
+    def _launch(self, argv: tuple[str, ...], streams: Sequence[BinaryIO]) -> Started:
+        """Start a command, and wait until the child executes it. Raises CommandMissing, and what sh raises."""
+        name, *arguments = argv
+        stdin, stdout, stderr = streams
+        try:
+            running = cast("sh.RunningCommand", self._program(name)(*arguments, _in=stdin, _out=stdout, _err=stderr))
+        except Exception:
+            self._programs.clear()  # it may have been moved
+            find(name, self._environment["PATH"])
+            raise
+        return cast("Started", running.process)
+
     def _program(self, name: str) -> sh.Command:
         """Return the program, with all options that are the same for each call.
 
-        sh need not close our descriptors in the child one by one: they close by themselves (see __init__).
+        The child closes what it inherits before it executes the program: if it hangs there, it must not hold locks.
         """
         if name not in self._programs:
             self._programs[name] = sh.Command(find(name, self._environment["PATH"])).bake(
                 _env=self._environment,
                 _new_group=True,
-                _close_fds=False,
+                _close_fds=True,
                 _bg=True,
                 _bg_exc=False,
                 _ok_code=_ANY_STATUS,
@@ -161,68 +224,47 @@ class Commands:
             )
         return self._programs[name]
 
-    def _raise_if_told_to_end(self) -> None:
-        if self._interrupted:
-            raise Interrupted
-        if self._stopping_since is not None:
-            raise Stopped
+    def _end(self, process: Child, deadline: float) -> bool:
+        """Return whether the command ended by itself. If its time was up, kill it."""
+        ended = self._await(process, deadline)
+        if not ended:
+            process.kill()
+            # A process that waits inside the kernel (state D) does not die: it is left alone.
+            if not self._await(process, time.monotonic() + GRACE, killed=True):
+                self._stuck = process
+        process.close()
+        return ended
 
-    def _end(self, running: sh.RunningCommand, deadline: float) -> int | None:
-        """Return the exit status, negative for the signal that ended it; None if its time was up, and it was killed."""
-        with child.pidfd(running.process.pid) as pidfd:
-            ended = self._await(running, pidfd, deadline)
-            if not ended:
-                _kill(running)
-                # A process that waits inside the kernel (state D) does not die: it is left alone.
-                self._await(running, pidfd, time.monotonic() + GRACE, killed=True)
-        if not running.is_alive():
-            # This ends sh's own threads. The exit status is known by now, so neither an exception for it nor sh's
-            # failure to start one more thread matters.
-            with contextlib.suppress(sh.ErrorReturnCode, RuntimeError):
-                running.wait()
-        return running.process.exit_code if ended else None
-
-    def _await(self, running: sh.RunningCommand, pidfd: int | None, deadline: float, *, killed: bool = False) -> bool:
+    def _await(self, process: Child, deadline: float, *, killed: bool = False) -> bool:
         """Wait for the command to end: until `deadline`, GRACE once told to stop, no longer once interrupted."""
         poll = select.poll()
-        poll.register(self._told, select.POLLIN)
-        if pidfd is not None:
-            poll.register(pidfd, select.POLLIN)
-        while running.is_alive():
-            if self._stopping_since is not None and not killed:
-                deadline = min(deadline, self._stopping_since + GRACE)
-            left = deadline - time.monotonic()
-            if left <= 0 or self._interrupted:
-                return False
-            ready = poll.poll((left if pidfd is not None else min(left, WITHOUT_PIDFD)) * 1000)
-            if any(descriptor == self._told for descriptor, _ in ready):
-                os.read(self._told, 1024)
+        poll.register(self.told, select.POLLIN)
+        with contextlib.ExitStack() as stack:
+            end: int | None = None
+            while not process.is_over():
+                if self._stopping_since is not None and not killed:
+                    deadline = min(deadline, self._stopping_since + GRACE)
+                left = deadline - time.monotonic()
+                if left <= 0 or (self._interrupted and not killed):
+                    return False
+                if end is None and process.running:
+                    end = stack.enter_context(child.pidfd(process.running.pid))
+                    if end is not None:
+                        poll.register(end, select.POLLIN)
+                is_told = process.running is None or end is not None
+                ready = poll.poll((left if is_told else min(left, WITHOUT_PIDFD)) * 1000)
+                if any(descriptor == self.told for descriptor, _ in ready):
+                    os.read(self.told, 1024)
         return True
 
 
-class _StartError(Exception):
-    """sh could not start a command; the text says why."""
-
-
-def _start(
-    command: sh.Command, arguments: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]
-) -> sh.RunningCommand:
-    held, children = child.open_files(), child.children()
-    try:
-        running = cast("sh.RunningCommand", command(*arguments, _in=files[0], _out=files[1], _err=files[2]))
-    except Exception as error:
-        # sh raises many kinds of exceptions here: ForkException, CommandNotFound, OSError, RuntimeError for a thread,
-        # ValueError for a child that died early.
-        child.tidy_up(child.open_files() - held, child.children() - children)
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise _StartError(reason[0]) from error
-    return running
-
-
-def _outcome(exit_status: int | None, timeout: float) -> str:
-    if exit_status is None:
-        return f"was killed after {timeout:.3g}s"
-    return f"was ended by {_signal_name(-exit_status)}" if exit_status < 0 else f"exited with {exit_status}"
+def _not_started(argv: Sequence[str], stdin: str, error: Exception) -> SidecarError:
+    if isinstance(error, CommandMissing):
+        return error
+    # What sh raises is of many kinds: ForkException, CommandNotFound, OSError, RuntimeError for a thread, ValueError
+    # for a child that died early. The last line says it.
+    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    return CommandError(argv, stdin, "could not be started", reason[0])
 
 
 def _log(command: str, outcome: str, exit_status: int | None, seconds: float, output: dict[str, str]) -> None:
@@ -231,15 +273,3 @@ def _log(command: str, outcome: str, exit_status: int | None, seconds: float, ou
     for name, text in output.items():
         if text:
             facts.bind(**{name: text}).log(levels.OUTPUT, f"`{command}` to {name}: {text}")
-
-
-def _kill(running: sh.RunningCommand) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended by itself in this very moment
-        running.process.kill_group()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sidecar.errors import CommandMissing
+from sidecar.errors import CommandMissing, NodeError
 
 #: Debian keeps `ip` and `iptables` in /usr/sbin, which an ordinary user's PATH lacks.
 _SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -36,3 +37,28 @@ def find(name: str, path: str) -> str:
     if found is None:
         raise CommandMissing(name)
     return found
+
+
+def require(names: Sequence[str], path: str, seconds: float) -> None:
+    """Raise CommandMissing for the first of these that is not on the search path.
+
+    Raises NodeError if it cannot be found out in this time: a file system that hangs would hold up the main thread, and
+    no signal would be handled.
+    """
+    found: list[CommandMissing | None] = []
+
+    def look() -> None:
+        try:
+            for name in names:
+                find(name, path)
+            found.append(None)
+        except CommandMissing as error:
+            found.append(error)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not found:
+        raise NodeError(f"cannot look for {names[0]}: a directory of the search path does not answer: see {path}")
+    if found[0]:
+        raise found[0]

@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.daemon.wakeup import Wakeup, Woken
 from sidecar.node.events import Events
+from sidecar.node.signals import signal_pipe
 from support.waiting import FOREVER
 
 
@@ -27,7 +28,7 @@ def later(number: int, seconds: float = 0.1) -> None:
 
 
 def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
-    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    wakeup = Wakeup(signal_pipe()[0], on_stop=pytest.fail, on_interrupt=pytest.fail)
     started = time.monotonic()
     assert wakeup.wait(0.2) is Woken.BY_CLOCK
     assert time.monotonic() - started >= 0.2
@@ -36,7 +37,7 @@ def test_without_a_signal_it_sleeps_for_the_whole_time() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_the_sleep(number: int) -> None:
     stopped: list[bool] = []
-    wakeup = Wakeup(on_stop=lambda: stopped.append(True), on_interrupt=pytest.fail)
+    wakeup = Wakeup(signal_pipe()[0], on_stop=lambda: stopped.append(True), on_interrupt=pytest.fail)
     later(number)
     assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
     assert wakeup.stopping
@@ -44,7 +45,7 @@ def test_a_stop_ends_the_sleep(number: int) -> None:
 
 
 def test_a_hangup_ends_the_sleep_and_is_no_stop() -> None:
-    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    wakeup = Wakeup(signal_pipe()[0], on_stop=pytest.fail, on_interrupt=pytest.fail)
     later(signal.SIGHUP)
     assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
     assert not wakeup.stopping
@@ -52,21 +53,21 @@ def test_a_hangup_ends_the_sleep_and_is_no_stop() -> None:
 
 
 def test_a_signal_that_came_before_the_sleep_ends_it() -> None:
-    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    wakeup = Wakeup(signal_pipe()[0], on_stop=pytest.fail, on_interrupt=pytest.fail)
     os.kill(os.getpid(), signal.SIGHUP)
     assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
 
 
 def test_the_second_stop_is_told_apart_from_the_first() -> None:
     heard: list[str] = []
-    Wakeup(on_stop=lambda: heard.append("stop"), on_interrupt=lambda: heard.append("interrupt"))
+    Wakeup(signal_pipe()[0], on_stop=lambda: heard.append("stop"), on_interrupt=lambda: heard.append("interrupt"))
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.raise_signal(number)
     assert heard == ["stop", "interrupt", "interrupt"]
 
 
 def test_a_thousand_signals_neither_block_nor_are_lost() -> None:
-    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    wakeup = Wakeup(signal_pipe()[0], on_stop=pytest.fail, on_interrupt=pytest.fail)
     for _ in range(100_000):
         signal.raise_signal(signal.SIGHUP)
     assert wakeup.wait(FOREVER) is Woken.BY_SIGNAL
@@ -109,6 +110,6 @@ def _in_time() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_in_time")
 def test_noise_delays_neither_the_clock_nor_the_look_at_the_tables_of_legacy() -> None:
-    wakeup = Wakeup(on_stop=pytest.fail, on_interrupt=pytest.fail)
+    wakeup = Wakeup(signal_pipe()[0], on_stop=pytest.fail, on_interrupt=pytest.fail)
     assert wakeup.wait(0.2, Noise()) is Woken.BY_CLOCK
     assert wakeup.wait(FOREVER, Noise(0, 1)) is Woken.BY_EVENT

@@ -48,7 +48,7 @@ CREATE = f"printf 'link add name proxy0 type dummy\\nlink set dev proxy0 alias {
          [(FAULT, "eth9 does not exist", "create it, or set --interface to another one; see: ip link show", ())]),
         (lambda node: node.set(desired=AWAITED), [(FAULT, "ens5 does not exist", "the sidecar waits for it: so", ())]),
         (lambda node: (node.set(desired=AWAITED).kernel.links["link0"].update(ifname=7)),
-         [(UNKNOWN, "whether ens5 exists: ifname is 7", "", ())]),
+         [(UNKNOWN, "cannot tell whether ens5 exists: ifname is 7", "", ())]),
         (lambda node: node.set(desired=ON_EXISTING).kernel.links["link0"].update(altnames=["eth9"]),
          [(OK, "link0 is up, not created by this program", "", ())]),
     ],

@@ -6,17 +6,35 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 from pytest_mock import MockerFixture
 
-from sidecar.errors import CommandError, CommandMissing, CommandTimeout, DeadlineReached, Interrupted, Stopped
+from sidecar.daemon.wakeup import Wakeup
+from sidecar.errors import (
+    CommandError,
+    CommandMissing,
+    CommandStuck,
+    CommandTimeout,
+    DeadlineReached,
+    Interrupted,
+    Stopped,
+)
 from sidecar.node import command
+from sidecar.node.child import Child
 from sidecar.node.command import Commands
 from support.waiting import FOREVER, HANG, no_hang, until
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 
 @pytest.fixture
@@ -145,14 +163,13 @@ def test_a_program_that_closes_what_it_inherits_is_bounded_all_the_same() -> Non
 
 
 def test_a_stop_while_a_command_is_being_started_is_not_lost(commands: Commands, mocker: MockerFixture) -> None:
-    start = command._start  # noqa: SLF001 - the very window that is meant
+    launch = Child.run
 
-    def stopped_meanwhile(*args: object) -> object:
-        running = start(*args)  # type: ignore[arg-type] # passed on as they come
+    def stopped_meanwhile(process: Child) -> None:
         commands.stop()
-        return running
+        launch(process)
 
-    mocker.patch.object(command, "_start", stopped_meanwhile)
+    mocker.patch.object(Child, "run", stopped_meanwhile)
     with no_hang(), pytest.raises(Stopped):
         commands.run("sleep", str(FOREVER))
 
@@ -259,18 +276,29 @@ def test_without_pidfds_it_looks_often(commands: Commands, mocker: MockerFixture
         commands.run("sleep", str(FOREVER))
 
 
-def test_a_process_that_does_not_die_holds_nobody_up(commands: Commands, mocker: MockerFixture, tmp_path: Path) -> None:
-    mocker.patch.object(command, "_kill")
-
-    def end() -> None:
-        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-        commands.stop()
-        commands.interrupt()
-
-    threading.Thread(target=end).start()
-    with pytest.raises(Interrupted):
+def test_while_a_killed_command_has_not_ended_no_other_is_started(mocker: MockerFixture, tmp_path: Path) -> None:
+    """As of one that waits in the kernel; tests/node/test_hung_starts.py has real ones."""
+    kill = mocker.patch.object(Child, "kill")
+    commands = Commands(timeout=0.5)
+    with no_hang(), pytest.raises(CommandTimeout, match=r"was killed after 0.5s and does not end.*see /proc/\d+/stack"):
         commands.run("sh", "-c", f"echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done")
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(2):
+        with pytest.raises(
+            CommandStuck, match=rf"`touch .*` was not started: `sh -c .*see /proc/{pid}/stack"
+        ) as caught:
+            commands.run("touch", f"{tmp_path}/started")
+        assert caught.value.transient
+    assert not (tmp_path / "started").exists()
+    os.kill(pid, signal.SIGKILL)
+    assert kill.called
+
+    def runs() -> bool:
+        with contextlib.suppress(CommandStuck):
+            return commands.run("true").exit == 0
+        return False
+
+    until(runs)
 
 
 def test_no_descriptors_left_is_a_failure(commands: Commands) -> None:
@@ -319,3 +347,65 @@ def test_a_failed_start_closes_no_socket_of_another_thread(commands: Commands, m
         commands.run("true")
     accepted[0].getsockname()
     accepted[0].close()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Put back what a Wakeup changes."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_signal_in_the_instant_before_the_wait_is_not_lost(commands: Commands, is_first: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """As in that instant, poll(2) is not interrupted if another thread gets the signal; handlers run in this one."""
+    wakeup = Wakeup(commands.told, on_stop=commands.stop, on_interrupt=commands.interrupt)
+    if not is_first:
+        signal.raise_signal(signal.SIGHUP)
+    until_it_waits = partial(until, lambda: commands._is_running)  # noqa: SLF001 - the very window that is meant
+
+    def get_the_signal() -> None:
+        until_it_waits()
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    threading.Thread(target=get_the_signal).start()
+    with no_hang(), pytest.raises(Stopped):
+        commands.run("sleep", str(FOREVER))
+    assert wakeup.stopping
+
+
+@pytest.mark.parametrize("line", range(4))
+def test_a_stop_at_any_moment_of_the_turn_to_the_cleanup_has_no_effect(commands: Commands, line: int) -> None:
+    lines = iter(range(100))
+
+    def trace(frame: FrameType, event: str, _: object) -> "TraceFunction":
+        if frame.f_code is Commands.finish_by.__code__ and event in ("line", "return") and next(lines) == line:
+            commands.stop()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        commands.finish_by(time.monotonic() + 10)
+    finally:
+        sys.settrace(None)
+    assert commands.run("true").exit == 0
+
+
+def test_so_many_signals_that_the_pipe_is_full_do_no_harm(commands: Commands) -> None:
+    for _ in range(70_000):
+        commands.stop()
+    commands.interrupt()
+    with pytest.raises(Interrupted):
+        commands.run("true")
+
+
+def test_a_grandchild_that_never_stops_writing_holds_nobody_up(tmp_path: Path) -> None:
+    script = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec yes' & until [ -s {tmp_path}/pid ]; do :; done; sleep 0.2"
+    with no_hang():
+        assert Commands(timeout=FOREVER).run("sh", "-c", script).exit == 0
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

@@ -1,0 +1,16 @@
+"""How a signal wakes up whoever waits in poll(2)."""
+
+import contextlib
+import os
+import signal
+
+
+def signal_pipe() -> tuple[int, int]:
+    """Return a pipe to which the interpreter writes at each signal that has a handler, before it calls the handler.
+
+    So a signal in the instant before poll(2) is not lost. By the time that the pipe has been read, the handler has run.
+    """
+    told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    with contextlib.suppress(ValueError):  # only the main thread handles signals
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    return told, tell
