@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Final
 
-from sidecar.errors import pasteable
+from sidecar.errors import CommandStuck, pasteable
 from sidecar.state import actions
 from sidecar.state.actions import Action, Report
 from sidecar.state.inventory import State, survey
@@ -140,7 +140,8 @@ class Vitals:
         in_sync = _in_sync(self._desired, report.observed) if report.observed else {}
         with self._lock:
             counts = self._counts
-            if not self._hung_in_pass:
+            is_stuck = any(isinstance(failure.error, CommandStuck) for failure in report.failures)
+            if not (self._hung_in_pass or is_stuck):
                 self._hung = ""
             counts.backend = _backends(report.observed) or counts.backend
             counts.passes[result] += 1

@@ -17,6 +17,7 @@ from typing import Final
 
 from sidecar import PROGRAM
 from sidecar.node import capabilities, claims, proc
+from sidecar.node.child import MEMORY_FILE
 from sidecar.node.proc import Process
 from sidecar.settings import invocation, values
 from sidecar.settings.invocation import Invocation
@@ -82,7 +83,8 @@ def running() -> tuple[list[Instance], list[Instance]]:
         each = _instance(process)
         if each and each.line.command == "run":  # the other commands do not hold anything
             found[is_near].append(each)
-    return [each for each in found[True] if _is_capable(each.process.pid)], found[None]
+    near = [each for each in found[True] if _is_capable(each.process.pid) and not _is_command(each.process.pid)]
+    return near, found[None]
 
 
 def needed() -> frozenset[Claim]:
@@ -98,6 +100,17 @@ def is_sidecar(process: Process | None) -> bool:
     """Whether a process runs as a sidecar, by its command line."""
     found = _instance(process) if process and process.argv else None
     return found is not None and found.line.command == "run"
+
+
+def _is_command(pid: int) -> bool:
+    """Whether a process is the child of a sidecar that does not execute its command yet: until then it looks like one.
+
+    A file system that hangs can keep it so, even after the sidecar has ended.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/fd/1").startswith(f"/memfd:{MEMORY_FILE} ")  # noqa: PTH115 - as in procfs
+    except OSError:
+        return False
 
 
 def _is_capable(pid: int) -> bool:
