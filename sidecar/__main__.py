@@ -19,6 +19,9 @@ def main() -> NoReturn:
     # The parent may have set SIGCHLD to be ignored: the kernel would reap our children, and we could not read how they
     # ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # The parent may have blocked signals, and all that it starts inherits that: we would never see SIGTERM, nor would
+    # iptables see the SIGALRM that ends its wait for the lock.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed before this process started
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open until the process ends

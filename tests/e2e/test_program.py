@@ -576,6 +576,41 @@ def test_as_the_first_process_of_a_container_it_hears_an_early_signal(
     assert namespace.is_clean()
 
 
+def test_as_the_first_process_of_a_container_it_reaps_orphans(
+    namespace: Namespace, execute: Start, backend: str
+) -> None:
+    """Orphans of an exec become its children; how its own commands ended, it sees all the same."""
+    in_container = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    sidecar = execute(*FLAGS, f"--iptables-backend={backend}", "--cleanup", "-v=2", prefix=in_container)
+    sidecar.wait_for("in sync: ")
+    first = sidecar.first_child()
+    children = Path(f"/proc/{first}/task/{first}/children")
+    enter = ("nsenter", f"--target={first}", "--pid", "--net", "--mount", "--")
+    for _ in range(20):
+        subprocess.run([*enter, "sh", "-c", "sleep 0.05 & sleep 0 & exit"], check=True)
+        os.kill(first, signal.SIGHUP)  # a pass, while they end
+    until(lambda: not children.read_text().split(), children.read_text)
+    os.kill(first, signal.SIGTERM)
+    assert sidecar.end() == 0
+    assert "not in sync" not in sidecar.log
+    assert namespace.is_clean()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_was_blocked_at_its_start_ends_it_nevertheless(execute: Start, number: int) -> None:
+    sidecar = execute(*FLAGS, prefix=("env", "--block-signal"))
+    sidecar.wait_for("in sync: ")
+    assert sidecar.stop(number) == 0
+
+
+def test_a_hangup_that_was_blocked_at_its_start_asks_for_a_pass_nevertheless(execute: Start) -> None:
+    sidecar = execute(*FLAGS, "-v=2", prefix=("env", "--block-signal"))
+    sidecar.wait_for("pass: in sync", times=2)
+    sidecar.process.send_signal(signal.SIGHUP)
+    sidecar.wait_for("pass: in sync", times=3)
+    assert sidecar.stop() == 0
+
+
 def test_a_signal_ends_it_while_it_waits_for_its_settings(start: Start, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "env")
     sidecar = start(f"--env-file={tmp_path}/env")
