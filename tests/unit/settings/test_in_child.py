@@ -2,11 +2,14 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
+from pytest_mock import MockerFixture
 
 from sidecar.settings import in_child
+from support.waiting import FOREVER, no_hang
 
 
 def test_the_result_comes_back_and_what_the_work_changed_stays_there() -> None:
@@ -35,3 +38,10 @@ def test_a_child_that_dies_is_told(work: Callable[[], None], status: int, capfd:
     assert ("ValueError: a bug" in capfd.readouterr().err) == (status == 1)
     with pytest.raises(ChildProcessError):  # no zombie is left
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_that_does_not_end_is_told_and_killed(mocker: MockerFixture) -> None:
+    mocker.patch.object(in_child, "PATIENCE", 0.3)
+    with no_hang(), pytest.raises(ChildProcessError, match="no answer for 0 s: is --env-file on a file system that"):
+        in_child.begin(lambda: time.sleep(FOREVER))()
+    assert os.waitpid(-1, 0)[1] == signal.SIGKILL
