@@ -106,7 +106,8 @@ def _read(line: str) -> tuple[list[_Condition], str]:
     try:
         # There can be very many rules. Most have no quotes but those of a comment, and then this is ten times as quick.
         plain = _COMMENT.sub("--comment x", line)
-        words = shlex.split(plain) if set("\"'\\") & set(plain) else plain.split()
+        # Only a space parts words; str.split() would do so at characters that the name of a chain may hold.
+        words = shlex.split(plain) if set("\"'\\") & set(plain) else list(filter(None, plain.split(" ")))
     except ValueError:  # a quote in a comment that is not closed: too odd to be judged
         return [("unreadable", "", False)], "unreadable"
     if words[0] == "-P":  # a chain's policy: for all that comes to its end

@@ -212,6 +212,22 @@ def test_rules_and_addresses_that_only_resemble_ours_are_left_alone(node: Node) 
     assert node.namespace.run("ip", "-oneline", "address", "show") == addresses
 
 
+@pytest.mark.parametrize("separator", ["\n", "\v", "\x1c", "\x85", "\u2028", '\n"', "\\\n"])
+def test_a_comment_that_looks_like_our_rule_is_not_taken_for_it(node: Node, separator: str) -> None:
+    forged = separator.join(("x", node.goal.rules[3].line, "#"))
+    node.iptables("-A", "INPUT", "-p", "udp", "-m", "comment", "--comment", forged, "-j", "DROP")
+    node.iptables("-A", "INPUT", "-p", "tcp", "-m", "comment", "--comment", forged, "-j", "DROP")
+    others = node.iptables("-S", "INPUT")
+    report = node.reconcile()
+    assert report.in_sync
+    assert len(report.changed) == 6
+    assert node.iptables("-S", "INPUT") == others + f"{node.goal.rules[3].line}\n"
+    (notice,) = report.notices
+    assert str(notice).startswith("without effect behind `-A INPUT -p tcp -m comment --comment ")
+    assert node.reconciler().cleanup(deadline=float("inf")).in_sync
+    assert node.iptables("-S", "INPUT") == others
+
+
 @pytest.mark.parametrize("place", ["before", "behind"])
 def test_a_rule_that_iptables_takes_for_ours_stays_where_it_is(namespace: Namespace, backend: str, place: str) -> None:
     """ip6tables-nft does not compare prefix lengths: what deletes ours would delete the other one."""

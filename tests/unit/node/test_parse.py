@@ -169,3 +169,50 @@ def test_a_warning_in_between_is_passed_over() -> None:
     text = (RECORDED / "iptables-nft-1.8.9.txt").read_text()
     warned = f"# Warning: iptables-legacy tables present, use iptables-legacy to see them\n{text}"
     assert parse_listings(warned, CHAINS) == parse_listings(text, CHAINS)
+
+
+#: What str.splitlines splits at, and what else could be taken for the end of a text.
+SEPARATORS = (
+    "\n",
+    "\r",
+    "\v",
+    "\f",
+    "\x1c",
+    "\x1d",
+    "\x1e",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    '\\"',
+    "\\'",
+    "\\\\",
+    "\udcff",
+)
+
+
+@pytest.mark.parametrize("option", ["-m comment --comment", "-j LOG --log-prefix", "-j NFLOG --nflog-prefix"])
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_a_text_in_quotes_is_one_line_whatever_it_holds(option: str, separator: str) -> None:
+    forged = f'-A INPUT {option} "x{separator}{RULES[3].line}{separator}# "'
+    text = f"-P INPUT ACCEPT\n{forged}\n{forged} -j DROP\n-A INPUT -j RETURN\n-P OUTPUT ACCEPT\n"
+    assert parse_listings(text, [("filter", "INPUT"), ("filter", "OUTPUT")]) == {
+        ("filter", "INPUT"): (forged, f"{forged} -j DROP", "-A INPUT -j RETURN"),
+        ("filter", "OUTPUT"): (),
+    }
+
+
+@pytest.mark.parametrize("option", ["-i", "! -i", "-o", "-j", "-g"])
+def test_a_quote_in_a_name_is_part_of_the_name(option: str) -> None:
+    lines = (f'-A INPUT {option} "x', '-A INPUT -m comment --comment " y\n" -j DROP', f'-A INPUT {option} x"')
+    assert parse_listings("\n".join(("-P INPUT ACCEPT", *lines, "")), CHAINS[:1]) == {CHAINS[0]: lines}
+
+
+def test_a_chain_whose_name_ends_like_white_space_is_not_another_target() -> None:
+    line = f"{RULES[3].line}\u2028"
+    assert parse_listings(f"-P INPUT ACCEPT\n{line}\n", CHAINS[:1]) == {CHAINS[0]: (line,)}
+
+
+@pytest.mark.parametrize("end", [RULES[3].line, "-A INPUT -d 10.9", "-A INPUT -j DROP\n-P OUT"])
+def test_a_listing_that_is_cut_off_is_refused(end: str) -> None:
+    with pytest.raises(ValueError, match="cut off"):
+        parse_listings(f"-P INPUT ACCEPT\n{end}", CHAINS[:1])
