@@ -14,6 +14,8 @@
     ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
     ├── LinkUnreadable          1  what is on the interface could not be read, while other links could
     ├── ChainUnreadable         1  a chain could not be observed, while others could
+    ├── LooksContradict         1  iptables does not list a rule that it finds
+    ├── RuleUnknown             1  it cannot be known whether a rule is there that should be removed
     ├── CommandError            1  a command failed
     │   ├── CommandTimeout          it was killed when its time was up
     │   │   └── CommandStuck            it was not started, as an earlier one was killed and does not end
@@ -135,6 +137,20 @@ class LinkUnreadable(SidecarError):
 
 class ChainUnreadable(SidecarError):
     """One chain could not be observed; the text says which, and why."""
+
+
+class LooksContradict(SidecarError):
+    """iptables does not list a rule that it finds when it is asked for it: the listing was cut off."""
+
+    def __init__(self, argv: Sequence[str], rule: str) -> None:
+        super().__init__(
+            f"the looks contradict each other, so nothing is added: `{pasteable(argv)}` does not list a rule that "
+            f"iptables finds, {rule}; see whether a disk is full or `ulimit -f` is set"
+        )
+
+
+class RuleUnknown(SidecarError):
+    """It cannot be known whether a rule is there; the text says why."""
 
 
 class CommandError(SidecarError):

@@ -19,7 +19,7 @@ from sidecar.settings.options import Loaded
 from sidecar.state import desired
 from sidecar.state.actions import Action, RemoveAddress, RemoveRule, Report, exit_code
 from sidecar.state.model import Claim, Desired, Interface
-from sidecar.state.plan import teardown
+from sidecar.state.plan import teardown, unremovable
 
 #: Versions of the JSON: they change when a field is removed or its meaning changes.
 SCHEMA: Final = "cleanup/v1"
@@ -112,7 +112,7 @@ def _dry_run(loaded: Loaded) -> Plan:
     reconciler = going.reconciler()
     observed, unseen = reconciler.observe()
     found, failed = steps(reconciler, teardown(going.desired, observed))
-    failures = (*unseen, *failed)
+    failures = (*unseen, *failed, *unremovable(observed))
     return Plan(
         steps=found,
         failures=(*map(str, failures), *blind),

@@ -14,7 +14,7 @@ from sidecar.node.reconcile import Reconciler
 from sidecar.settings.options import Loaded
 from sidecar.state.actions import Action, Failure, exit_code
 from sidecar.state.foresee import whole_plan
-from sidecar.state.plan import obstacles
+from sidecar.state.plan import obstacles, unknowns
 from sidecar.text import visible
 
 SCHEMA: Final = "plan/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
@@ -52,9 +52,9 @@ def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
         failures=tuple(map(str, failures)),
         exit_code=exit_code(failures, in_sync=not found),
         schema=SCHEMA,
-        nothing="in sync: nothing to do",
+        nothing="nothing to do" if observed.unknown else "in sync: nothing to do",
         origin=loaded.origin,
-        warnings=(*loaded.warnings, *logged),
+        warnings=(*loaded.warnings, *logged, *map(str, unknowns(observed))),
     )
     yield render(plan, loaded.options.output)
 

@@ -219,7 +219,8 @@ class Journal:
         if not self._desired.rules:
             return text
         commands = " and ".join(each.command for each in observed.backends) if observed else ""
-        return f"{text}, {len(self._desired.rules)} rules for port {self._port} by {commands}"
+        unknown = f" ({len(observed.unknown)} unknown)" if observed and observed.unknown else ""
+        return f"{text}, {len(self._desired.rules)} rules for port {self._port} by {commands}{unknown}"
 
     def _log_new(self, report: Report) -> None:
         # Numbers in an error (seconds, process ids) do not make it a new failure, but an address in the attempt does.

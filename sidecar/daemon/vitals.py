@@ -23,6 +23,7 @@ from sidecar.state import actions
 from sidecar.state.actions import Action, Report
 from sidecar.state.inventory import State, survey
 from sidecar.state.model import Desired, Interface, Object, Observed
+from sidecar.state.plan import unknowns
 from sidecar.text import visible
 
 SLACK: Final = 5.0  # seconds that a busy node may take beyond the expected time
@@ -182,12 +183,12 @@ class Vitals:
             return self._hung
 
     def readiness(self) -> tuple[bool, str]:
-        """Return whether the last pass left everything in place; and since when, or what is missing."""
+        """Return whether the last pass left everything in place; and since when, and what is missing or unknown."""
         hang = self.hang()
         with self._lock:
             since, last = _time(self._since), _time(self._counts.last_pass)
             if self._counts.ready and not hang:
-                return True, f"in sync since {since}, last look {last}"
+                return True, "\n- ".join((f"in sync since {since}, last look {last}", *self._missing))
             lines = (hang,) if hang else self._missing
             return False, "\n- ".join((f"not in sync since {since}", *lines))
 
@@ -246,7 +247,8 @@ def _missing(report: Report) -> tuple[str, ...]:
     """Return a line for each object that is not as desired, or not known."""
     tried = {failure.attempt for failure in report.failures}
     todo = [f"still to do: {action.todo}" for action in report.remaining if action.todo not in tried]
-    lines = [visible(str(line)) for line in (*report.failures, *todo)]
+    unknown = unknowns(report.observed) if report.observed else ()
+    lines = [visible(str(line)) for line in (*report.failures, *todo, *unknown)]
     more = len(lines) - _MOST_LINES
     return (*lines[:_MOST_LINES], *([f"and {more} more"] if more > 0 else []))
 

@@ -25,6 +25,7 @@ def rules(view: View) -> Iterator[Finding]:
             yield unknown(error, f"the IPv{family} rules could not be listed")
             continue
         yield from (Finding(Level.UNKNOWN, str(error)) for error in seen.errors)
+        yield from (Finding(Level.UNKNOWN, f"{rule}: {why}", facts=rule.facts) for rule, why in seen.unknown.items())
         desired = [rule for rule in view.desired.rules if rule.family == family]
         good = 0
         for rule in desired:

@@ -14,7 +14,7 @@ from sidecar.node import iproute
 from sidecar.node.backends import Backend
 from sidecar.node.command import Command, Run
 from sidecar.node.iproute import IpRoute
-from sidecar.node.iptables import Seen
+from sidecar.node.iptables_looks import Seen
 from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Address, Desired, Family, Link, LinkAddress, Observed, socket_name
 
@@ -80,7 +80,8 @@ class View:
         seen = [self.seen(family) for family in self.backends if self.has_seen(family)]
         copies = {rule: number for each in seen for rule, number in each.copies.items()}
         hindrances = {rule: found for each in seen for rule, found in each.hindrances.items()}
-        return Observed(links, copies, hindrances)
+        unknown = {rule: why for each in seen for rule, why in each.unknown.items()}
+        return Observed(links, copies, hindrances, unknown=unknown)
 
     def places(self, address: Address) -> list[tuple[Link, LinkAddress]]:
         """Return the interfaces that have an address, and the address as found on each."""

@@ -20,7 +20,8 @@ from loguru import logger
 from sidecar.errors import BackendUnknown, NodeError, OutputUnreadable, SidecarError
 from sidecar.node import capabilities, releases
 from sidecar.node.command import Command, Run
-from sidecar.node.iptables import Iptables, Seen
+from sidecar.node.iptables import Iptables
+from sidecar.node.iptables_looks import Seen
 from sidecar.node.programs import is_installed
 from sidecar.node.releases import Release
 from sidecar.state.actions import RemoveRule, RuleAction
@@ -124,7 +125,7 @@ class Backend:
             return replace(seen, errors=(*seen.errors, error))
         self._leftovers = left.copies
         both = {rule: copies + left.copies.get(rule, 0) for rule, copies in seen.copies.items()}
-        return Seen(both, seen.hindrances, (*seen.errors, *left.errors))
+        return Seen(both, seen.hindrances, (*seen.errors, *left.errors), {**seen.unknown, **left.unknown})
 
     def commands(self, action: RuleAction) -> list[Command]:
         """Return the commands that carry out an action, as Iptables.commands does."""

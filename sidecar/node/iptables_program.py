@@ -35,7 +35,7 @@ _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
 #: Exit statuses (iptables' include/xtables.h, enum xtables_exittype). -C and -D say 1 for: no such rule.
 YES_OR_NO: Final = (0, 1)
 TRY_AGAIN: Final = 4
-_NOT_SUPPORTED: Final = 3
+NOT_SUPPORTED: Final = 3
 
 #: A table, and the words of one line for it.
 Line: TypeAlias = tuple[str, tuple[str, ...]]
@@ -105,9 +105,13 @@ class IptablesProgram:
             failures[chain] = failure
         return listings, failures
 
+    def has_table(self, table: str) -> bool:
+        """Whether there can be chains in a table: then iptables says of one that nobody has that it is not there."""
+        return self.run(*self.argv(table, ("-S", "NO-SUCH-CHAIN"))).exit == 1
+
     def works(self) -> bool:
-        """Whether the backend can list a chain that never has rules which only nft can express."""
-        return self.run(*self.argv("mangle", ("-S", "FORWARD"))).exit == 0
+        """Whether the backend lists a chain that few put rules into; legacy would create another table than filter."""
+        return self.run(*self.argv("filter" if self.is_legacy() else "mangle", ("-S", "FORWARD"))).exit == 0
 
     def listing(self, chain: Chain) -> tuple[str, ...]:
         argv = self.argv(chain[0], ("-S", chain[1]))
@@ -125,13 +129,13 @@ class IptablesProgram:
         except ValueError as error:
             raise OutputUnreadable(argv, stdin, f"cannot be understood: {error}") from error
 
-    def restore(self, lines: Sequence[Line]) -> Command:
+    def restore(self, lines: Sequence[Line], *options: str) -> Command:
         """Return the command and the standard input that run these lines, table by table."""
         tables: dict[str, list[str]] = {}
         for table, words in lines:
             tables.setdefault(table, []).append(" ".join(words))
         stdin = "".join("\n".join((f"*{table}", *rows, "COMMIT", "")) for table, rows in tables.items())
-        return (f"{self.command}-restore", "--noflush", *self._wait), stdin
+        return (f"{self.command}-restore", "--noflush", *self._wait, *options), stdin
 
     def argv(self, table: str, words: Sequence[str]) -> tuple[str, ...]:
         return (self.command, *self._wait, "-t", table, *words)
@@ -145,7 +149,7 @@ class IptablesProgram:
         needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self.is_legacy() else ("CAP_NET_ADMIN",)
         if lacking := capabilities.missing(*needed):
             return PermissionMissing(lacking, str(failure))
-        if result.exit == _NOT_SUPPORTED:
+        if result.exit == NOT_SUPPORTED:
             return NotSupported(str(failure))
         if result.exit == TRY_AGAIN:
             if self.is_legacy() and (problem := xtables_lock.problem()):

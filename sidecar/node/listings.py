@@ -58,6 +58,12 @@ def is_lookalike(line: str, rule: Rule) -> bool:
     return _without_prefixes(line) == _without_prefixes(rule.line)
 
 
+def resembles(line: str, rule: Rule) -> bool:
+    """Whether a rule is for the same address in the same direction as ours, so that iptables may take it for ours."""
+    option, address = rule.match[:2]
+    return f" {option} {address.partition('/')[0]}/" in line
+
+
 def _without_prefixes(line: str) -> str:
     return re.sub("/[0-9]+", "", line)
 

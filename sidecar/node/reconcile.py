@@ -12,11 +12,11 @@ from sidecar.log import levels
 from sidecar.node import iproute
 from sidecar.node.command import Command
 from sidecar.node.iproute import IpRoute
-from sidecar.node.iptables import Seen
+from sidecar.node.iptables_looks import Seen
 from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction
 from sidecar.state.history import remember
 from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
-from sidecar.state.plan import notices, obstacles, plan, teardown, unread
+from sidecar.state.plan import notices, obstacles, plan, teardown, unknowns, unread, unremovable
 
 #: How often one pass acts before it gives up. The repeats are for changes that others make at the same moment.
 ROUNDS: Final = 3
@@ -84,7 +84,8 @@ class Reconciler:
                 break
             failed |= self._apply(actions, changed)
         unsolved = (*unseen, *obstacles(self._desired, observed), *failed.values())
-        return Report(tuple(changed), actions, unsolved, tuple(notices(self._desired, observed)), observed)
+        noticed = (*notices(self._desired, observed), *unknowns(observed))
+        return Report(tuple(changed), actions, unsolved, noticed, observed)
 
     def cleanup(self, deadline: float) -> Report:
         """Remove the desired state until nothing of it is left, or the clock reaches `deadline`.
@@ -117,7 +118,7 @@ class Reconciler:
                 if action not in changed:
                     logger.bind(**action.facts).error(f"cleanup was interrupted, possibly left to do: {action.todo}")
             raise
-        return Report(tuple(changed), self._perhaps_left(observed, changed), failures)
+        return Report(tuple(changed), self._perhaps_left(observed, changed), (*failures, *unremovable(observed)))
 
     def _perhaps_left(self, observed: Observed, changed: list[Action]) -> tuple[Action, ...]:
         """Return what is left to remove, assuming that everything unseen is there except what was just removed."""
@@ -145,6 +146,7 @@ class Reconciler:
             unseen.append(Failure("look at the addresses", error))
         copies: dict[Rule, int] = {}
         hindrances: dict[Rule, Hindrance] = {}
+        unknown: dict[Rule, str] = {}
         for family, rules in self._rules.items():
             attempt = f"look at the IPv{family} rules"
             try:
@@ -154,9 +156,10 @@ class Reconciler:
             else:
                 copies |= seen.copies
                 hindrances |= seen.hindrances
+                unknown |= seen.unknown
                 unseen += [Failure(attempt, error) for error in seen.errors]
         backends = tuple(filter(None, (self._iptables[family].in_use for family in self._rules)))
-        return Observed(links, copies, hindrances, backends, self._iproute.history), tuple(unseen)
+        return Observed(links, copies, hindrances, backends, unknown, self._iproute.history), tuple(unseen)
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
         """Return the commands for these actions, in order; raise SidecarError if a look that this takes fails."""

@@ -91,7 +91,7 @@ def of_rule(observed: Observed, rule: Rule) -> Item:
     name, facts = str(rule), rule.facts
     match observed.copies.get(rule):
         case None:
-            return Item("rule", name, State.UNKNOWN, facts=facts)
+            return Item("rule", name, State.UNKNOWN, observed.unknown.get(rule, ""), facts)
         case 0:
             return Item("rule", name, State.MISSING, facts=facts)
         case 1:

@@ -206,6 +206,9 @@ class Observed:
 
     hindrances: Mapping[Rule, Hindrance] = field(default_factory=dict)  # the hindrance in front of a rule that is there
     backends: tuple[BackendInUse, ...] = ()  # the backends in use, one for each family for which it is known
+    unknown: Mapping[Rule, str] = field(default_factory=dict)
+    """Why it cannot be known, now or later, whether a rule is there; no action follows from such a rule."""
+
     history: History = History()
 
     def link(self, name: str) -> Link | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sidecar import PROGRAM
-from sidecar.errors import AddressUnusable, InterfaceMissing, LinkUnreadable
+from sidecar.errors import AddressUnusable, InterfaceMissing, LinkUnreadable, RuleUnknown
 from sidecar.state.actions import (
     Action,
     AddAddress,
@@ -121,6 +121,17 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
         remedy = "; --rule-position=insert puts it in front" if is_movable else ""
         facts = rule.facts | {"behind": hindrance.line}
         yield Notice(f"{hindrance.effect_on(rule)}{remedy}", facts, certain=hindrance.certain)
+
+
+def unknowns(observed: Observed) -> Iterator[Notice]:
+    """Yield what an operator should know about rules of which it cannot be known whether they are there."""
+    for rule, why in observed.unknown.items():
+        yield Notice(f"unknown whether it is there: {rule}: {why}", rule.facts | {"why": why})
+
+
+def unremovable(observed: Observed) -> tuple[Failure, ...]:
+    """Return a failure for each rule that a cleanup leaves, as it may be another program's."""
+    return tuple(Failure(RemoveRule(rule, 1).todo, RuleUnknown(why)) for rule, why in observed.unknown.items())
 
 
 def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[Notice]:

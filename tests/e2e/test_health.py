@@ -139,6 +139,15 @@ def test_ready_says_since_when_or_what_is_missing(namespace: Namespace, start: S
     assert sidecar.stop() == 0
 
 
+def test_ready_says_what_is_unknown(namespace: Namespace, start: Start) -> None:
+    table = "add table ip filter; add chain ip filter INPUT { type filter hook input priority 0; }; "
+    namespace.run("nft", f"{table} add rule ip filter INPUT ip daddr 10.96.0.2 tcp dport 443 quota 10 mbytes accept")
+    start(*FLAGS).wait_for("in sync: ")
+    first, *rest = wait_for(namespace, "/readyz", 200).splitlines()
+    assert first.startswith("in sync since ")
+    assert [line.partition(" -d ")[0] for line in rest] == ["- unknown whether it is there: -t filter -A INPUT"]
+
+
 def test_a_command_that_hangs_is_no_sign_of_life(namespace: Namespace, start: Start, faulty: Faulty) -> None:
     switch, env = faulty(f"exec sleep {FOREVER}")
     flags = ("--command-timeout=1100ms", "--iptables-wait=500ms", "--iptables-backend=nft", "--sync-interval=1s")

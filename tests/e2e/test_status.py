@@ -482,3 +482,53 @@ def test_an_ipv6_address_that_may_become_a_source_is_told_and_put_right(namespac
     assert (answer.code, answer.first) == (1, "ip address change fd00:10:96::2/128 dev lo nodad preferred_lft 0")
     namespace.run("sh", "-c", answer.text)
     assert ask("status", flag).code == 0
+
+
+# What cannot be known
+
+
+@pytest.fixture
+def narrower(namespace: Namespace) -> Callable[[], str]:
+    """Let an administrator have a rule of which iptables-nft sees only a part; return what shows the chain."""
+    table = "add table ip filter; add chain ip filter INPUT { type filter hook input priority 0; policy drop; }; "
+    namespace.run("nft", f"{table} add rule ip filter INPUT ip daddr {IPV4} tcp dport 443 ct state new accept")
+    return lambda: namespace.run("nft", "list", "chain", "ip", "filter", "INPUT")
+
+
+def test_a_rule_that_cannot_be_told_from_a_narrower_one_is_unknown(
+    ask: Ask, start: Start, narrower: Callable[[], str]
+) -> None:
+    before, flags = narrower(), (*FLAGS, "--iptables-backend=nft")
+    once = start(*flags, "--daemon=false")
+    assert once.end() == 0  # an init container must not hold up the node
+    unknown = f"unknown whether it is there: -t filter -A INPUT {INPUT} -j ACCEPT: `iptables-nft "
+    assert [unknown in line for line in once.log.splitlines() if line[0] in "WE"] == [True]
+    assert "in sync: 10.96.0.2/32 on lo, 5 rules for port 443 by iptables-nft (1 unknown)" in once.log
+    status = ask("status", *flags)
+    assert status.code == 1
+    assert status.first.startswith("1 unknown, of 7; first unknown: -t filter -A INPUT ")
+    assert "see `nft list chain ip filter INPUT`" in " ".join(status.text.split())
+    plan = ask("plan", *flags)
+    assert plan.code == 0
+    assert plan.text.startswith(f"# warning: {unknown}")
+    assert plan.text.endswith("# nothing to do\n")
+    dry_run = ask("cleanup", *flags, "--dry-run")
+    assert dry_run.code == 1
+    assert f"-D INPUT {INPUT}" not in dry_run.text
+    assert f"# error: could not remove rule: -t filter -A INPUT {INPUT} -j ACCEPT: " in dry_run.text
+    cleanup = ask("cleanup", *flags)
+    assert cleanup.code == 1
+    assert cleanup.first == "not clean: some objects could not be removed"
+    assert f"left       remove rule: -t filter -A INPUT {INPUT} -j ACCEPT" in cleanup.text
+    assert "see `nft list chain ip filter INPUT`" in " ".join(cleanup.text.split())
+    assert narrower() == before
+
+
+def test_a_rule_that_cannot_be_known_in_the_other_backend_does_not_pass_for_removed(
+    ask: Ask, start: Start, narrower: Callable[[], str]
+) -> None:
+    before, flags = narrower(), (*FLAGS, "--iptables-backend=legacy")
+    assert start(*flags, "--daemon=false").end() == 0
+    assert ask("status", *flags).code == 0
+    assert ask("cleanup", *flags).code == 1
+    assert narrower() == before

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sidecar.node.iproute import parse_links
-from sidecar.node.iptables import _line
+from sidecar.node.iptables_looks import line
 from sidecar.state.desired import desired
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
@@ -19,11 +19,11 @@ def commands(backend: str, random_: random.Random) -> list[tuple[tuple[str, ...]
     rule = random_.choice(GOAL.rules)
     program = f"{'iptables' if rule.family == 4 else 'ip6tables'}-{backend}"
     restore = (f"{program}-restore", "--noflush", "-w", "5")
-    table, check = _line(rule, "-C")
-    delete = _line(rule, "-D")[1]
+    table, check = line(rule, "-C")
+    delete = line(rule, "-D")[1]
     batch = "\n".join((f"*{table}", " ".join(delete), " ".join(check), "COMMIT", ""))
     listing = "*filter\n-S INPUT\n-S OUTPUT\nCOMMIT\n*raw\n-S OUTPUT\n-S PREROUTING\nCOMMIT\n"
-    ours = [(table, " ".join(_line(each, "-C")[1])) for each in GOAL.rules if each.family == rule.family]
+    ours = [(table, " ".join(line(each, "-C")[1])) for each in GOAL.rules if each.family == rule.family]
     return [
         (("ip", "address", "add", address.cidr, "dev", "lo", "nodad"), ""),
         (("ip", "address", "add", f"{IPV6}/128", "dev", "lo", "nodad", "preferred_lft", "0"), ""),
@@ -33,7 +33,7 @@ def commands(backend: str, random_: random.Random) -> list[tuple[tuple[str, ...]
         (("ip", "-batch", "-"), "link add name test0 type ifb\nlink set dev test0 alias ours up\n"),
         (("ip", "link", "set", "dev", random_.choice(("test0", "none0")), "up"), ""),
         (("ip", "link", "delete", "dev", random_.choice(("test0", "none0"))), ""),
-        *(((program, "-w", "5", "-t", table, *_line(rule, verb)[1]), "") for verb in ("-A", "-A", "-I", "-D", "-C")),
+        *(((program, "-w", "5", "-t", table, *line(rule, verb)[1]), "") for verb in ("-A", "-A", "-I", "-D", "-C")),
         ((program, "-w", "5", "-t", table, "-S", rule.chain), ""),
         ((program, "-w", "5", "-t", "nosuch", "-S", rule.chain), ""),
         (restore, batch),
@@ -43,6 +43,7 @@ def commands(backend: str, random_: random.Random) -> list[tuple[tuple[str, ...]
             f"*{table}\n{' '.join(delete)}\n{' '.join(delete)}\n-I {rule.chain} 1 {' '.join(rule.match)}\nCOMMIT\n",
         ),
         (restore, f"*{ours[0][0]}\n{ours[0][1]}\nCOMMIT\n"),
+        *([((*restore, "--test"), f"*{table}\n{' '.join(delete)}\nCOMMIT\n")] if backend == "legacy" else []),
     ]
 
 

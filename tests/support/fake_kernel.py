@@ -105,11 +105,11 @@ class FakeKernel:
         program = argv[0].removesuffix("-restore").removesuffix("-nft").removesuffix("-legacy")
         if argv[0].endswith("-restore"):
             assert argv[1:3] == ("--noflush", "-w"), argv
-            return self._restore(program, stdin.splitlines())
+            return self._restore(program, stdin.splitlines(), only_tests=argv[-1] == "--test")
         assert (argv[1], argv[3]) == ("-w", "-t"), argv
         return self._rule(self.rules[program], argv[4], argv[5:])
 
-    def _restore(self, program: str, lines: Sequence[str]) -> tuple[int, str]:
+    def _restore(self, program: str, lines: Sequence[str], *, only_tests: bool) -> tuple[int, str]:
         """Run each table's lines as one transaction."""
         output = ""
         chains, table = self.rules[program], ""
@@ -117,7 +117,8 @@ class FakeKernel:
             if line.startswith("*"):
                 table, chains = line[1:], copy.deepcopy(self.rules[program])
             elif line == "COMMIT":
-                self.rules[program] = chains
+                if not only_tests:
+                    self.rules[program] = chains
             else:
                 status, text = self._rule(chains, table, line.split())
                 output += text

@@ -1,0 +1,187 @@
+"""Looks at our rules: how many copies of each there are, what stands in front of them, and what cannot be known.
+
+What was measured about the ways to look (1.8.9 and 1.8.11) and matters here:
+
+- A listing can be trusted: these rules have been printed in this spelling by every release since 2013. A `-C` that
+  says yes cannot: on nft it ignores what iptables does not know, so a narrower rule passes for ours; and
+  `ip6tables-legacy` 1.8.9 finds a rule that has another port. So listings decide what is there, and count it.
+- A chain cannot be listed if one of its rules is of a kind that only nft has, or needs an extension that is not
+  installed. There a `-C` that says no is right. `-D` of legacy compares rightly and with `--test` changes nothing.
+- iptables exits with 0 even if it could not write all of a listing.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from loguru import logger
+
+from sidecar.errors import ChainUnreadable, CommandError, LooksContradict, NotSupported, SidecarError
+from sidecar.firewall import walk
+from sidecar.node.command import Run
+from sidecar.node.iptables_program import NOT_SUPPORTED, TRY_AGAIN, YES_OR_NO, IptablesProgram, Line
+from sidecar.node.listings import is_lookalike, resembles
+from sidecar.state.model import IPV4, Chain, Family, Hindrance, Rule
+
+#: Why a rule in a chain that nft's iptables cannot list is unknown.
+_PERHAPS_NARROWER: Final = "-C finds one, which may be a narrower rule of another program"
+_ADDED_ONCE: Final = "it was added, but -C does not find it"
+_NO_ANSWER: Final = "-C cannot tell either"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at rules found."""
+
+    copies: dict[Rule, int]  # how many copies of each rule there are; one that is not in here could not be looked for
+    hindrances: dict[Rule, Hindrance] = field(default_factory=dict)
+    errors: tuple[SidecarError, ...] = ()  # why some could not be looked for
+    unknown: dict[Rule, str] = field(default_factory=dict)
+    """Why some cannot be judged, now or later: iptables does not fully understand what is in their chain."""
+
+
+class IptablesLooks(IptablesProgram):
+    """Observes the rules of one address family through one backend."""
+
+    def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:
+        super().__init__(run, family, backend, wait)
+        self._nft_family = "ip" if family == IPV4 else "ip6"
+        self._said_that_it_cannot_count = False
+        self._last: tuple[str, Sequence[Rule], Seen] | None = None
+        #: Rules beside which there are some that iptables takes for the same.
+        self.confusable: set[Rule] = set()
+        #: Rules that were added, and not seen since.
+        self.added: set[Rule] = set()
+
+    def observe(self, rules: Sequence[Rule]) -> Seen:
+        """Look at the chains of these rules; raise a SidecarError if nothing could be looked at.
+
+        One process, if all chains can be listed and show all rules.
+        """
+        chains = sorted({rule.place for rule in rules})
+        argv, stdin = self.restore([(table, ("-S", chain)) for table, chain in chains])
+        result = self.run(*argv, stdin=stdin)
+        if result.exit == TRY_AGAIN:
+            raise self.failure(argv, stdin, result)
+        if result.exit == 0:
+            # A node in sync answers the same again and again: it need not be read again.
+            if self._last is None or self._last[:2] != (result.stdout, rules):
+                self._last = (result.stdout, rules, self._found(self.read(argv, stdin, result, chains), rules))
+            seen = self._last[2]
+            if all(seen.copies.values()):
+                self.added -= seen.copies.keys()
+                return seen
+            return self._without_hidden(seen, self.read(argv, stdin, result, chains), chains[-1:])
+        # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
+        return self._observe_chains(chains, rules)
+
+    def _observe_chains(self, chains: Sequence[Chain], rules: Sequence[Rule]) -> Seen:
+        """Look at each chain alone, and ask for rules one by one where a chain cannot be listed.
+
+        The answer that a rule is not there is also what a backend says that does not work at all: it counts only if
+        the same backend can list something else.
+        """
+        listings, failures = self.list_each(chains)
+        answers: dict[Rule, int | str] = {}
+        errors: list[SidecarError] = []
+        for chain, failure in failures.items():
+            try:
+                if not (listings or self.works()):
+                    raise failure
+                answers |= {rule: self._asked(rule, failure) for rule in rules if rule.place == chain}
+            except (CommandError, NotSupported) as error:
+                if error.transient:
+                    raise
+                errors.append(failure)
+        if len(errors) == len(chains):
+            raise errors[0]
+        listed = [rule for rule in rules if rule.place in listings]
+        seen = self._without_hidden(self._found(listings, listed), listings, listings)
+        return Seen(
+            seen.copies | {rule: answer for rule, answer in answers.items() if isinstance(answer, int)},
+            seen.hindrances,
+            (*seen.errors, *(ChainUnreadable(str(error)) for error in errors)),
+            {rule: answer for rule, answer in answers.items() if isinstance(answer, str)},
+        )
+
+    def _asked(self, rule: Rule, failure: SidecarError) -> int | str:
+        """Return the number of copies of a rule whose chain cannot be listed: 0 or 1; or else why it is unknown.
+
+        `failure` is that of the listing.
+        """
+        if self.is_legacy():
+            copies = int(self.are_there([rule]))
+            self._say_that_it_cannot_count(rule.place, failure)
+            return copies
+        answer = self.run(*self.argv(*line(rule, "-C"))).exit
+        if answer not in (*YES_OR_NO, NOT_SUPPORTED) or (answer == NOT_SUPPORTED and not self.has_table(rule.table)):
+            raise failure
+        if answer == 1 and rule not in self.added:
+            return 0
+        if answer == 0:
+            self.added.discard(rule)
+        why = {0: _PERHAPS_NARROWER, 1: _ADDED_ONCE}.get(answer, _NO_ANSWER)
+        return f"{failure}; {why}; see `nft list chain {self._nft_family} {' '.join(rule.place)}`"
+
+    def _without_hidden(self, seen: Seen, listings: Mapping[Chain, Sequence[str]], ends: Collection[Chain]) -> Seen:
+        """Return what was seen without the rules that the listings do not show, although they are there.
+
+        A listing that was cut off hides rules, and they would be added at each look. Of several chains that are listed
+        at once only the last may be cut off: `ends`.
+        """
+        self.added -= {rule for rule, copies in seen.copies.items() if copies}
+        missing = [rule for rule, copies in seen.copies.items() if not copies]
+        hidden = [
+            rule for rule in missing if self._is_suspect(rule, listings[rule.place] if rule.place in ends else ())
+        ]
+        if not hidden:
+            return seen
+        if not self.are_there(hidden):
+            hidden = [rule for rule in hidden if rule in self.added and self.are_there([rule])]
+        copies = {rule: number for rule, number in seen.copies.items() if rule not in hidden}
+        errors = (LooksContradict(self.argv(rule.table, ("-S", rule.chain)), str(rule)) for rule in hidden)
+        return replace(seen, copies=copies, errors=(*seen.errors, *errors))
+
+    def _is_suspect(self, rule: Rule, cut_off: Sequence[str]) -> bool:
+        """Whether a rule that is not listed may be there: it was just added, or these lines may be cut off.
+
+        Not if there is another rule that iptables takes for it.
+        """
+        if rule in self.added:
+            return rule not in self.confusable
+        return bool(cut_off) and not any(resembles(each, rule) for each in cut_off)
+
+    def are_there(self, rules: Sequence[Rule]) -> bool:
+        """Whether iptables finds all of these rules, without a listing. It changes nothing."""
+        verb = "-D" if self.is_legacy() else "-C"
+        argv, stdin = self.restore([line(rule, verb) for rule in rules], *["--test"] * self.is_legacy())
+        result = self.run(*argv, stdin=stdin)
+        if result.exit not in YES_OR_NO:
+            raise self.failure(argv, stdin, result)
+        return result.exit == 0
+
+    def _found(self, listings: Mapping[Chain, Sequence[str]], rules: Sequence[Rule]) -> Seen:
+        copies = {rule: listings[rule.place].count(rule.line) for rule in rules}
+        hindrances = {}
+        for rule, number in copies.items():
+            lines = listings[rule.place]
+            if any(is_lookalike(each, rule) for each in lines):
+                self.confusable.add(rule)
+            else:
+                self.confusable.discard(rule)
+            if number and (found := walk.hindrance(rule, lines[: lines.index(rule.line)])):
+                hindrances[rule] = found
+        return Seen(copies, hindrances)
+
+    def _say_that_it_cannot_count(self, chain: Chain, failure: SidecarError) -> None:
+        if not self._said_that_it_cannot_count:
+            self._said_that_it_cannot_count = True
+            logger.warning(
+                f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
+                f"{failure}"
+            )
+
+
+def line(rule: Rule, verb: str) -> Line:
+    """Return the line that does something with a rule."""
+    return rule.table, (verb, rule.chain, *rule.match)
