@@ -137,7 +137,7 @@ class Backend:
         there = self._other.waiting(self._wait).commands(RemoveRule(rule, left)) if left and self._other else []
         return [*here, *there]
 
-    def apply(self, action: RuleAction) -> bool:
+    def apply(self, action: RuleAction) -> int:
         """Carry out one action, as Iptables.apply does; remove copies in each backend where the last look saw them."""
         tool = self._settle([action.rule])
         if not isinstance(action, RemoveRule):
@@ -145,7 +145,7 @@ class Backend:
         rule, left = action.rule, self._leftovers.get(action.rule, 0)
         here = action.copies > left and tool.apply(RemoveRule(rule, action.copies - left))
         there = left > 0 and self._other is not None and self._other.apply(RemoveRule(rule, left))
-        return here or there
+        return here + there
 
     def look(self, rules: Sequence[Rule]) -> Seen:
         """Look at the rules as `observe` does, but create nothing: rules of a table that does not exist are missing.

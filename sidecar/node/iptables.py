@@ -47,8 +47,8 @@ class Iptables(IptablesLooks):
             case RemoveRule(rule, copies):
                 return self._removals(rule, copies)
 
-    def apply(self, action: RuleAction) -> bool:
-        """Carry out one action; return whether it changed anything. Raises a SidecarError if iptables refuses.
+    def apply(self, action: RuleAction) -> int:
+        """Carry out one action; return how many copies it changed. Raises a SidecarError if iptables refuses.
 
         Others change rules too, between our look and our act. So each action checks once more: what another
         program added meanwhile is not added again, and the last copy is never removed as surplus.
@@ -58,8 +58,8 @@ class Iptables(IptablesLooks):
                 return self._add(rule, "-I" if insert else "-A")
             case MoveToFront(rule):
                 return self._delete(rule, 1, line(rule, "-I"))
-            case RemoveSurplus(rule):
-                return self._remove_surplus(rule)
+            case RemoveSurplus(rule, surplus):
+                return self._remove_surplus(rule, surplus)
             case RemoveRule(rule, copies):
                 return self._remove(rule, copies)
 
@@ -74,11 +74,10 @@ class Iptables(IptablesLooks):
         self.added.add(rule)
         return True
 
-    def _remove(self, rule: Rule, copies: int) -> bool:
+    def _remove(self, rule: Rule, copies: int) -> int:
         if copies == 1 and rule not in self.confusable:
             return self._ask(rule, "-D")
-        removed = [self._delete(rule, number) for number in self._chunks(rule, copies)]
-        return any(removed)
+        return sum(number for number in self._chunks(rule, copies) if self._delete(rule, number))
 
     def _removals(self, rule: Rule, copies: int) -> list[Command]:
         if copies == 1 and rule not in self.confusable:
@@ -122,16 +121,20 @@ class Iptables(IptablesLooks):
         ]
         return [*[line(rule, "-D")] * (len(back) + lines.count(rule.line)), *back]
 
-    def _remove_surplus(self, rule: Rule) -> bool:
-        """Replace all copies of a rule (of very many: some) by one in the place of the first, where it has its effect.
+    def _remove_surplus(self, rule: Rule, surplus: int) -> int:
+        """Replace all copies of a rule by one in the place of the first, where it has its effect; return how many went.
 
-        In one transaction, which fails unless all copies that were just counted are still there. So if two sidecars
-        both count two copies and remove one, one of them fails, and a copy is there at every moment.
+        In one transaction (of very many: some at once): unless all copies that were just counted are still there, it
+        comes to nothing. So of two sidecars that both count two and take one away, one fails, and there is a copy at
+        every moment.
         """
-        copies, first = self._counted(rule)
-        if copies <= 1:
-            return False
-        return self._delete(rule, self._chunks(rule, copies)[0], first)
+        removed = 0
+        while removed < surplus:
+            copies, first = self._counted(rule)
+            if copies <= 1 or not self._delete(rule, (number := self._chunks(rule, copies)[0]), first):
+                break
+            removed += number - 1
+        return removed
 
     def _removals_of_surplus(self, rule: Rule) -> list[Command]:
         copies, first = self._counted(rule)

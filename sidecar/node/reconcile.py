@@ -13,7 +13,7 @@ from sidecar.node import iproute
 from sidecar.node.command import Command
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables_looks import Seen
-from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction
+from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction, counted
 from sidecar.state.history import remember
 from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
 from sidecar.state.plan import notices, obstacles, plan, teardown, unknowns, unread, unremovable
@@ -34,7 +34,7 @@ class Rules(Protocol):
 
     def commands(self, action: RuleAction) -> list[Command]: ...
 
-    def apply(self, action: RuleAction) -> bool: ...
+    def apply(self, action: RuleAction) -> int: ...
 
 
 class Reconciler:
@@ -184,20 +184,21 @@ class Reconciler:
             if tool in given_up:
                 continue
             try:
-                if self._apply_one(action):
-                    changed.append(action)
-                    self._on_change(action)
+                if number := self._apply_one(action):
+                    changed.append(counted(action, number))
+                    self._on_change(changed[-1])
             except SidecarError as error:
                 failed[action] = Failure(action.todo, error, action.facts)
                 if error.transient or isinstance(error, NodeError) or isinstance(action, CreateLink):
                     given_up.add(tool)
         return failed
 
-    def _apply_one(self, action: Action) -> bool:
+    def _apply_one(self, action: Action) -> int:
+        """Carry out an action; return how much it changed."""
         if isinstance(action, RuleAction):
             return self._iptables[action.rule.family].apply(action)
         self._iproute.apply(action)
-        return True
+        return 1
 
 
 def _log_change(action: Action) -> None:

@@ -158,6 +158,17 @@ RuleAction: TypeAlias = AddRule | MoveToFront | RemoveSurplus | RemoveRule
 Action: TypeAlias = LinkAction | RuleAction
 
 
+def counted(action: Action, number: int) -> Action:
+    """Return the action that was carried out, if that changed this number of copies; others meanwhile did the rest."""
+    match action:
+        case RemoveSurplus(rule):
+            return RemoveSurplus(rule, number)
+        case RemoveRule(rule):
+            return RemoveRule(rule, number)
+        case _:
+            return action
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An attempt that failed."""

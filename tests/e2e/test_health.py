@@ -199,6 +199,11 @@ def test_metrics_of_repairs_and_of_copies(namespace: Namespace, start: Start) ->
     namespace.iptables("nft", 4, *rule.split())
     sidecar.process.send_signal(signal.SIGHUP)
     until(lambda: samples(namespace)["copies_removed_total", "rule"] == 1)
+    many = f"*{rule.split()[1]}\n" + f"{' '.join(rule.split()[2:])}\n" * 250 + "COMMIT\n"
+    namespace.run("iptables-nft-restore", "--noflush", stdin=many)
+    sidecar.process.send_signal(signal.SIGHUP)
+    until(namespace.in_place)
+    until(lambda: samples(namespace)["copies_removed_total", "rule"] == 251)
     assert samples(namespace)["command_duration_seconds_count", "ip"] > 5
     assert sidecar.stop() == 0
 
