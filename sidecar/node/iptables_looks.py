@@ -10,13 +10,14 @@ What was measured about the ways to look (1.8.9 and 1.8.11) and matters here:
 - iptables exits with 0 even if it could not write all of a listing.
 """
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from loguru import logger
 
-from sidecar.errors import ChainUnreadable, CommandError, LooksContradict, NotSupported, SidecarError
+from sidecar.errors import ChainUnreadable, CommandError, LooksContradict, NotSupported, OutputUnreadable, SidecarError
 from sidecar.firewall import walk
 from sidecar.node.command import Run
 from sidecar.node.iptables_program import NOT_SUPPORTED, TRY_AGAIN, YES_OR_NO, IptablesProgram, Line
@@ -63,15 +64,17 @@ class IptablesLooks(IptablesProgram):
         result = self.run(*argv, stdin=stdin)
         if result.exit == TRY_AGAIN:
             raise self.failure(argv, stdin, result)
-        if result.exit == 0:
-            # A node in sync answers the same again and again: it need not be read again.
-            if self._last is None or self._last[:2] != (result.stdout, rules):
-                self._last = (result.stdout, rules, self._found(self.read(argv, stdin, result, chains), rules))
-            seen = self._last[2]
-            if all(seen.copies.values()):
-                self.added -= seen.copies.keys()
+        # A node in sync answers the same again and again: it need not be read again.
+        if result.exit == 0 and self._last and self._last[:2] == (result.stdout, rules):
+            self.added.difference_update(rules)
+            return self._last[2]
+        with contextlib.suppress(OutputUnreadable):
+            if result.exit == 0:
+                listings = self.read(argv, stdin, result, chains)
+                seen = self._without_hidden(self._found(listings, rules), listings, chains[-1:])
+                # What is missing is looked for in other ways each time.
+                self._last = (result.stdout, rules, seen) if all(map(seen.copies.get, rules)) else None
                 return seen
-            return self._without_hidden(seen, self.read(argv, stdin, result, chains), chains[-1:])
         # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
         return self._observe_chains(chains, rules)
 
@@ -82,11 +85,11 @@ class IptablesLooks(IptablesProgram):
         the same backend can list something else.
         """
         listings, failures = self.list_each(chains)
-        answers: dict[Rule, int | str] = {}
+        answers: dict[Rule, int | str | SidecarError] = {}
         errors: list[SidecarError] = []
         for chain, failure in failures.items():
             try:
-                if not (listings or self.works()):
+                if not listings and (isinstance(failure, OutputUnreadable) or not self.works()):
                     raise failure
                 answers |= {rule: self._asked(rule, failure) for rule in rules if rule.place == chain}
             except (CommandError, NotSupported) as error:
@@ -97,18 +100,22 @@ class IptablesLooks(IptablesProgram):
             raise errors[0]
         listed = [rule for rule in rules if rule.place in listings]
         seen = self._without_hidden(self._found(listings, listed), listings, listings)
+        errors = [ChainUnreadable(str(error)) for error in errors]
+        errors += [answer for answer in answers.values() if isinstance(answer, SidecarError)]
         return Seen(
             seen.copies | {rule: answer for rule, answer in answers.items() if isinstance(answer, int)},
             seen.hindrances,
-            (*seen.errors, *(ChainUnreadable(str(error)) for error in errors)),
+            (*seen.errors, *errors),
             {rule: answer for rule, answer in answers.items() if isinstance(answer, str)},
         )
 
-    def _asked(self, rule: Rule, failure: SidecarError) -> int | str:
+    def _asked(self, rule: Rule, failure: SidecarError) -> int | str | SidecarError:
         """Return the number of copies of a rule whose chain cannot be listed: 0 or 1; or else why it is unknown.
 
-        `failure` is that of the listing.
+        `failure` is that of the listing. It is a failure of the look, too, if a listing that can be read would show it.
         """
+        if isinstance(failure, OutputUnreadable):
+            return self._contradiction(rule) if rule in self.added or self.are_there([rule]) else 0
         if self.is_legacy():
             copies = int(self.are_there([rule]))
             self._say_that_it_cannot_count(rule.place, failure)
@@ -139,8 +146,10 @@ class IptablesLooks(IptablesProgram):
         if not self.are_there(hidden):
             hidden = [rule for rule in hidden if rule in self.added and self.are_there([rule])]
         copies = {rule: number for rule, number in seen.copies.items() if rule not in hidden}
-        errors = (LooksContradict(self.argv(rule.table, ("-S", rule.chain)), str(rule)) for rule in hidden)
-        return replace(seen, copies=copies, errors=(*seen.errors, *errors))
+        return replace(seen, copies=copies, errors=(*seen.errors, *map(self._contradiction, hidden)))
+
+    def _contradiction(self, rule: Rule) -> LooksContradict:
+        return LooksContradict(self.argv(rule.table, ("-S", rule.chain)), str(rule))
 
     def _is_suspect(self, rule: Rule, cut_off: Sequence[str]) -> bool:
         """Whether a rule that is not listed may be there: it was just added, or these lines may be cut off.

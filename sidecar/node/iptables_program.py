@@ -9,6 +9,7 @@ Measured with 1.8.9 and 1.8.11, both backends:
 The exit status of a failed command decides what the failure means, not its error text.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Sequence
@@ -73,7 +74,8 @@ class IptablesProgram:
         argv, stdin = self.restore([(table, ("-S", chain)) for table, chain in chains])
         result = self.run(*argv, stdin=stdin)
         if result.exit == 0:
-            return self.read(argv, stdin, result, chains)
+            with contextlib.suppress(OutputUnreadable):  # perhaps a part of it is readable
+                return self.read(argv, stdin, result, chains)
         listings, failures = self.list_each(chains)
         if not listings:  # listing itself does not work
             raise next(iter(failures.values()))
@@ -97,7 +99,10 @@ class IptablesProgram:
             argv = self.argv(chain[0], ("-S", chain[1]))
             result = self.run(*argv)
             if result.exit == 0:
-                listings |= self.read(argv, "", result, [chain])
+                try:
+                    listings |= self.read(argv, "", result, [chain])
+                except OutputUnreadable as error:
+                    failures[chain] = error
                 continue
             failure = self.failure(argv, "", result)
             if isinstance(failure, LockHeld) or not isinstance(failure, CommandError | NotSupported):

@@ -553,8 +553,8 @@ def test_beside_a_rule_whose_extension_is_not_installed_ours_are_kept_right(
     assert len(node.iptables("-S", "OUTPUT").splitlines()) == 3
 
 
-@pytest.mark.parametrize("cut", ["at the end of a line", "within a line"])
-def test_a_listing_that_is_cut_off_does_not_make_copies_grow(node: Node, cut: str) -> None:
+@pytest.mark.parametrize("rest", ["", "-A PRE"])
+def test_a_listing_that_is_cut_off_does_not_make_copies_grow(node: Node, rest: str) -> None:
     """iptables exits with 0 when it could not write all of a listing; here a stand-in loses the end."""
 
     class CutOff(NamespaceCommands):
@@ -563,7 +563,7 @@ def test_a_listing_that_is_cut_off_does_not_make_copies_grow(node: Node, cut: st
             lines = result.stdout.splitlines(keepends=True)
             if len(lines) < 300:
                 return result
-            return replace(result, stdout="".join(lines[:200]) + ("-A PRE" if cut == "within a line" else ""))
+            return replace(result, stdout="".join(lines[:200]) + rest)
 
     others = [f"-A PREROUTING -p tcp -m tcp --dport {port} -j NOTRACK\n" for port in range(1000, 1400)]
     command = "iptables" if node.family == 4 else "ip6tables"
@@ -575,11 +575,12 @@ def test_a_listing_that_is_cut_off_does_not_make_copies_grow(node: Node, cut: st
             report = reconciler.reconcile()
             assert report.exit_code == 1
             (failure,) = report.failures
-            assert ("contradict each other" if cut == "at the end of a line" else "cut off") in str(failure)
+            assert "contradict each other" in str(failure)
+            assert str(node.goal.rules[0]) in str(failure)
+            assert len([rule for rule in node.rules() if str(node.ip) in rule]) == 5
     report = cut_off.reconciler().cleanup(deadline=time.monotonic() + 3)
     assert not report.in_sync
-    ours = [rule for rule in node.rules() if str(node.ip) in rule]
-    assert len(ours) == len(set(ours)) <= 5
+    assert [rule for rule in node.rules() if str(node.ip) in rule] == [str(node.goal.rules[0])]
     assert node.reconcile().in_sync
     assert len(node.rules()) == 405
 
