@@ -9,6 +9,7 @@
     │   ├── NotSupported            the kernel has no such table
     │   ├── LockUnusable            the xtables lock's file is not a file, or cannot be opened
     │   ├── BackendUnknown          it is unknown which iptables the node uses
+    │   ├── BackendUnusable         an iptables backend cannot be initialised on this kernel
     │   └── CannotListen            the program cannot listen on --health-address
     ├── InterfaceMissing        1  the interface does not exist (yet)
     ├── AddressUnusable         1  the address is there, but tentative, or a duplicate of another host's
@@ -103,9 +104,16 @@ class BackendUnknown(NodeError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"cannot read {path} to find out whether this node uses iptables-legacy: run as root, "
+            f"cannot read {path}, so whether this node uses iptables-legacy is unknown: run as root, "
             "or set --iptables-backend"
         )
+
+
+class BackendUnusable(NodeError):
+    """An iptables backend cannot list a single chain."""
+
+    def __init__(self, command: str, failure: str) -> None:
+        super().__init__(f"{command} cannot be used on this kernel: {failure}")
 
 
 class CannotListen(NodeError):

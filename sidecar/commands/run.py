@@ -45,12 +45,12 @@ def run(options: Options, warnings: Sequence[str]) -> int:
 
 
 def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
-    node = access(options, commands)
+    mine = Claims()
+    node = access(options, commands, mine=mine)
     journal = daemon.Journal(node.desired, options.port)
     reconciler = node.reconciler(journal.changed)
     commands.require(node.programs)
     vitals = _answer_probes(options, node) if options.health_address and options.daemon else None
-    mine = Claims()
     mine.take(desired.claims(node.desired, options.port), is_over=lambda: wakeup.stopping)
     if options.daemon:
         events = Events(Watch.of(node.desired))

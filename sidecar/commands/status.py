@@ -65,6 +65,7 @@ def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Stat
     reconciler = node.reconciler()
 
     def look() -> Status:
+        reconciler.reconsider()
         observed, unseen = reconciler.observe()
         failures = (*unseen, *obstacles(node.desired, observed))
         in_sync = not failures and is_in_sync(node.desired, observed)

@@ -16,7 +16,7 @@ from sidecar.log import levels
 from sidecar.node.events import Events
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings import durations
-from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveSurplus, Report
+from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveFormer, RemoveSurplus, Report
 from sidecar.state.model import Desired, Observed
 
 SOON: Final = 1.0  # seconds until the first retry, and until the first pass after a change
@@ -78,7 +78,7 @@ def _forget_own_changes(events: Events, report: Report) -> None:
     if report.observed:
         events.interface_index = report.observed.history.index
         events.legacy_families = {each.family for each in report.observed.backends if each.is_legacy}
-    if any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress) for action in report.changed):
+    if any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress | RemoveFormer) for action in report.changed):
         events.forget()
 
 

@@ -37,6 +37,10 @@ def _in_use(used: BackendInUse, faults: list[str]) -> Iterator[Finding]:
     name = f"{used.command} {used.version}"
     facts: Facts = {"family": used.family, "backend": used.command, "version": used.version}
     yield Finding(Level.OK, f"IPv{used.family} rules by {name}: {used.reason}", facts=facts)
+    if used.contrary:
+        found = f"the sidecar that runs here uses {used.command}, but the node's other components use the other backend"
+        remedy = "restart the sidecar, unless its log says that the rules move; or set --iptables-backend"
+        yield Finding(Level.WARNING, f"{found} ({used.contrary})", remedy, facts=facts)
     for fault in faults:
         level = Level.NOTE if used.is_legacy else Level.WARNING
         remedy = "use another release; this program counts rules in listings instead, other programs may not"

@@ -12,8 +12,7 @@ from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.kernel import Feature
 from sidecar.doctor.view import View
 from sidecar.errors import CommandMissing, NotIproute2, SidecarError
-from sidecar.node import capabilities, iproute, proc, xtables_lock
-from sidecar.node.backends import registered_tables
+from sidecar.node import capabilities, iproute, legacy_tables, proc, xtables_lock
 from sidecar.node.programs import path_of
 from sidecar.state.inventory import State, of_interface
 from sidecar.state.model import Facts, Family
@@ -135,7 +134,7 @@ def _needed_for_rules(view: View, family: Family) -> Iterator[tuple[Feature, str
         return
     yield kernel.NOTRACK, "NOTRACK"
     if view.backends[family].is_legacy:
-        registered = registered_tables(family)
+        registered = legacy_tables.registered(family)
         for table in ("raw", "filter"):
             if table not in registered:
                 yield kernel.LEGACY_TABLES[family, table], f"the IPv{family} table {table}"

@@ -1,5 +1,6 @@
 """Checks of what happens to the traffic: nat, IPVS, chains that drop it, connections that are tracked."""
 
+import contextlib
 import shlex
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -32,16 +33,14 @@ _POLICY_CHAINS: Final = {"cali-": "Calico", "KUBE-ROUTER-": "kube-router", "KUBE
 #: Prefix of a chain → its owner, which puts a removed rule back.
 _OWNED: Final = {"KUBE-": "a Service", "DOCKER": "a container", "CNI-": "a pod's hostPort", "cali-": "Calico"}
 
-_VIRTUAL_SERVERS: Final = Path("/proc/net/ip_vs")
-_CONNECTIONS: Final = Path("/proc/net/nf_conntrack")
-_COUNT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+_SYSCTLS: Final = Path("/proc/sys/net")
+_COUNT: Final = _SYSCTLS / "netfilter/nf_conntrack_count"
 
 
 def taken(view: View) -> Iterator[Finding]:
     """Yield whether something else takes the traffic first: IPVS, or a rule in nat that redirects it."""
-    services = frozenset[tuple[object, int]]()
-    if _VIRTUAL_SERVERS.exists():  # only if IPVS is loaded
-        services = frozenset(proc_formats.virtual_servers(_VIRTUAL_SERVERS.read_text()))
+    servers = proc.of_network("ip_vs", Path.read_text) or ""  # only if IPVS is loaded
+    services = proc_formats.virtual_servers(servers)
     by_ipvs = [address for address in view.desired.addresses if (address.ip, view.port) in services]
     for address in by_ipvs:
         found = f"IPVS takes traffic to {view.where(address)}: it is the address of a Service (kube-proxy in mode ipvs)"
@@ -214,14 +213,15 @@ def conntrack(view: View) -> Iterator[Finding]:
 
 def _connections(view: View) -> tuple[list[str], bool]:
     """Return a line for each tracked connection, and whether these are all."""
-    if _CONNECTIONS.exists():
-        return proc.lines(_CONNECTIONS)
+    with contextlib.suppress(FileNotFoundError):  # without the whole of /proc, the program conntrack knows
+        if listed := proc.of_network("nf_conntrack", proc.lines):
+            return listed
     if is_installed("conntrack"):
         argv = ("conntrack", "-L", "-p", "tcp")
         result = view.run(*argv)
         if result.exit:
             raise CommandError(argv, "", f"exited with {result.exit}", result.stderr)
         return result.stdout.splitlines(), True
-    if not _COUNT.exists():
+    if _SYSCTLS.is_dir() and not _COUNT.exists():
         return [], True  # the kernel tracks nothing at all
-    raise OSError(0, f"there is no {_CONNECTIONS}, and conntrack is not installed: apt-get install conntrack")
+    raise OSError(0, "there is no /proc/net/nf_conntrack, and conntrack is not installed: apt-get install conntrack")

@@ -3,15 +3,18 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sidecar.node import iproute
 from sidecar.node.backends import Backend
+from sidecar.node.backends_shown import Shown, of_running_sidecar
+from sidecar.node.claims import Claims
 from sidecar.node.command import Commands
 from sidecar.node.iproute import IpRoute
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings.options import Options, desired_state
 from sidecar.state.actions import Action
-from sidecar.state.model import Desired, Family
+from sidecar.state.model import Desired, Family, RuleSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +41,38 @@ class Access:
         return replace(self, desired=desired, backends=backends)
 
 
-def access(
+def access(  # noqa: PLR0913 - what to do, and four ways in which the commands differ, by keyword
     options: Options,
     commands: Commands,
     *,
     creates: bool = True,
     has_rules: bool = False,
     longest_look: float = math.inf,
+    mine: Claims | None = None,
 ) -> Access:
     """Return the access that these options need.
 
     Without `creates`, observing creates no table. With `has_rules`, each family of the addresses gets a backend, even
-    if no rules are desired. Commands that look wait for the xtables lock for at most `longest_look` seconds.
+    if no rules are desired. Commands that look wait for the xtables lock for at most `longest_look` seconds. With
+    `mine`, it is for an instance that keeps rules, and shows others by these claims where; otherwise it looks where the
+    running one keeps them.
     """
     desired = desired_state(options)
     of_rules = {rule.family for rule in desired.rules}
     of_addresses: set[Family] = {address.ip.version for address in desired.addresses}
-    run, requested = commands.run, options.iptables_backend
-    backends = {
-        family: Backend(run, family, requested, options.iptables_wait, creates=creates, longest_look=longest_look)
-        for family in sorted(of_addresses if has_rules else of_rules)
-    }
+
+    def backend(family: Family) -> Backend:
+        rules = [RuleSet(each.ip, options.port) for each in desired.addresses if each.ip.version == family]
+        return Backend(
+            commands.run,
+            family,
+            options.iptables_backend,
+            options.iptables_wait,
+            creates=creates,
+            longest_look=longest_look,
+            shown=Shown(family, rules, mine) if mine else None,
+            of_running=None if mine else partial(of_running_sidecar, family, rules),
+        )
+
+    backends = {each: backend(each) for each in sorted(of_addresses if has_rules else of_rules)}
     return Access(desired, commands, IpRoute(commands.run), backends)

@@ -13,13 +13,13 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from loguru import logger
 
-from sidecar.state.model import Address, Claim, Interface, RuleSet
+from sidecar.state.model import Address, Claim, Interface, RulesBackend, RuleSet
 
 DIRECTORY: Final = Path("/run/apiserver-proxy-sidecar")
 
@@ -28,6 +28,8 @@ PATIENCE: Final = 60.0
 PAUSE: Final = 0.02
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, process id
+
+_Shown = TypeVar("_Shown", Claim, RulesBackend)
 
 
 class Claims:
@@ -38,6 +40,7 @@ class Claims:
         self._path = directory / "claims"
         self._file: int | None = None
         self._claims: list[Claim] = []
+        self._shown: set[RulesBackend] = set()
 
     def take(self, claims: Iterable[Claim], *, is_over: Callable[[], bool]) -> None:
         """Make these claims; wait while another instance cleans them up, unless `is_over`.
@@ -72,6 +75,30 @@ class Claims:
             claim for claim in self._claims if not all(_lock(file, claim, fcntl.F_WRLCK) for file in files)
         )
 
+    def show(self, backends: Collection[RulesBackend]) -> None:
+        """Let others see that this process uses these backends, instead of others of the family. It reserves nothing.
+
+        It is a lock like a claim, and ends with the process as well.
+        """
+        if self._file is None:
+            return
+        families = {each.family for each in backends}
+        with contextlib.suppress(OSError):
+            for each in backends:
+                _lock(self._file, each, fcntl.F_RDLCK)
+            for each in self._shown - set(backends):
+                if each.family in families:
+                    _lock(self._file, each, fcntl.F_UNLCK)
+        self._shown = {each for each in self._shown if each.family not in families} | set(backends)
+
+    def is_shown_by_others(self, backends: Iterable[RulesBackend]) -> bool:
+        """Whether another instance uses one of these backends."""
+        if self._file is None:
+            return False
+        with contextlib.suppress(OSError):
+            return any(_is_locked(self._file, each) for each in backends)
+        return True  # to leave a rule where nobody needs it does less harm than to take it away
+
     def _open(self) -> int:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
@@ -95,7 +122,7 @@ class Claims:
             time.sleep(PAUSE)
 
 
-def held(claims: Iterable[Claim], directory: Path = DIRECTORY) -> frozenset[Claim]:
+def held(claims: Iterable[_Shown], directory: Path = DIRECTORY) -> frozenset[_Shown]:
     """Return those of the claims that a running instance holds, in whatever container; take no lock.
 
     Raises OSError if the file cannot be read; FileNotFoundError means that no instance has run here.
@@ -115,13 +142,13 @@ def are_shared_with(pid: int, directory: Path = DIRECTORY) -> bool:
         return False
 
 
-def _is_locked(file: int, claim: Claim) -> bool:
+def _is_locked(file: int, claim: Claim | RulesBackend) -> bool:
     question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _place(claim), 1, 0)
     kind, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, question))
     return bool(kind != fcntl.F_UNLCK)
 
 
-def _lock(file: int, claim: Claim, kind: int) -> bool:
+def _lock(file: int, claim: Claim | RulesBackend, kind: int) -> bool:
     """Lock or unlock the byte that stands for a claim, without waiting; return whether it succeeded."""
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, _place(claim), 1, 0))
@@ -130,7 +157,7 @@ def _lock(file: int, claim: Claim, kind: int) -> bool:
     return True
 
 
-def _place(claim: Claim) -> int:
+def _place(claim: Claim | RulesBackend) -> int:
     """Return the byte that stands for a claim in this network namespace (man 7 namespaces: its inode identifies it)."""
     match claim:
         case Address(ip, _, interface):
@@ -139,5 +166,7 @@ def _place(claim: Claim) -> int:
             name = f"{ip}:{port}"
         case Interface(name):
             name = f"link {name}"
+        case RulesBackend(family, backend, rules):
+            name = f"IPv{family} by {backend}: {rules}"
     namespace = Path("/proc/self/ns/net").stat().st_ino
     return zlib.crc32(f"{namespace} {name}".encode(errors="surrogateescape"))

@@ -15,7 +15,7 @@ from sidecar.node.command import Command, Run
 from sidecar.node.iptables_looks import IptablesLooks, line
 from sidecar.node.iptables_program import YES_OR_NO, Line
 from sidecar.node.listings import places_of_lookalikes
-from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplus, RuleAction
+from sidecar.state.actions import AddRule, MoveToFront, RemoveFormer, RemoveRule, RemoveSurplus, RuleAction
 from sidecar.state.model import BackendInUse, Family, Rule
 
 #: How many rules one transaction changes: without privileges in the initial user namespace, nft gets a socket buffer
@@ -35,6 +35,9 @@ class Iptables(IptablesLooks):
         """None: it does not know why it was chosen, or of what release it is."""
         return None
 
+    def reconsider(self) -> None:
+        """Do nothing: it is one backend."""
+
     def commands(self, action: RuleAction) -> list[Command]:
         """Return the commands for an action, in order; they assume that nobody changes anything meanwhile."""
         match action:
@@ -44,7 +47,7 @@ class Iptables(IptablesLooks):
                 return [self._deletion(rule, 1, line(rule, "-I"))]
             case RemoveSurplus(rule):
                 return self._removals_of_surplus(rule)
-            case RemoveRule(rule, copies):
+            case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
                 return self._removals(rule, copies)
 
     def apply(self, action: RuleAction) -> int:
@@ -60,7 +63,7 @@ class Iptables(IptablesLooks):
                 return self._delete(rule, 1, line(rule, "-I"))
             case RemoveSurplus(rule, surplus):
                 return self._remove_surplus(rule, surplus)
-            case RemoveRule(rule, copies):
+            case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
                 return self._remove(rule, copies)
 
     def _add(self, rule: Rule, verb: str) -> bool:

@@ -40,6 +40,8 @@ class Seen:
     unknown: dict[Rule, str] = field(default_factory=dict)
     """Why some cannot be judged, now or later: iptables does not fully understand what is in their chain."""
 
+    former: dict[Rule, int] = field(default_factory=dict)  # how many copies are in the backend that was in use before
+
 
 class IptablesLooks(IptablesProgram):
     """Observes the rules of one address family through one backend."""

@@ -38,8 +38,14 @@ YES_OR_NO: Final = (0, 1)
 TRY_AGAIN: Final = 4
 NOT_SUPPORTED: Final = 3
 
+#: Other statuses (above 125) are those of a shell or of the loader: iptables itself has not answered.
+_REFUSALS: Final = (1, 2, NOT_SUPPORTED, TRY_AGAIN)
+
 #: A table, and the words of one line for it.
 Line: TypeAlias = tuple[str, tuple[str, ...]]
+
+#: The rules of each chain that can be listed, and why the others cannot.
+Listed: TypeAlias = tuple[dict[Chain, tuple[str, ...]], dict[Chain, CommandError | NotSupported]]
 
 
 class IptablesProgram:
@@ -69,17 +75,21 @@ class IptablesProgram:
 
         Raises a SidecarError if it can print none of them, or the look failed otherwise.
         """
+        listings, failures = self.list_all(chains)
+        if failures and not listings:  # it is the look that does not work
+            raise next(iter(failures.values()))
+        return listings
+
+    def list_all(self, chains: Sequence[Chain]) -> Listed:
+        """Return the same as `list_each`, by one process if all can be listed."""
         if not chains:
-            return {}
+            return {}, {}
         argv, stdin = self.restore([(table, ("-S", chain)) for table, chain in chains])
         result = self.run(*argv, stdin=stdin)
         if result.exit == 0:
             with contextlib.suppress(OutputUnreadable):  # perhaps a part of it is readable
-                return self.read(argv, stdin, result, chains)
-        listings, failures = self.list_each(chains)
-        if not listings:  # listing itself does not work
-            raise next(iter(failures.values()))
-        return listings
+                return self.read(argv, stdin, result, chains), {}
+        return self.list_each(chains)
 
     def has_chain(self, chain: Chain) -> bool:
         """Whether a chain exists. Its table must exist, as legacy would create it."""
@@ -89,10 +99,11 @@ class IptablesProgram:
             raise self.failure(argv, "", result)
         return result.exit == 0
 
-    def list_each(
-        self, chains: Sequence[Chain]
-    ) -> tuple[dict[Chain, tuple[str, ...]], dict[Chain, CommandError | NotSupported]]:
-        """Return the rules of each chain that can be listed, and why the others cannot."""
+    def list_each(self, chains: Sequence[Chain]) -> Listed:
+        """Return the rules of each chain that can be listed, and why the others cannot.
+
+        Raises a SidecarError if iptables did not answer, or may answer otherwise a moment later.
+        """
         listings: dict[Chain, tuple[str, ...]] = {}
         failures: dict[Chain, CommandError | NotSupported] = {}
         for chain in chains:
@@ -105,7 +116,8 @@ class IptablesProgram:
                     failures[chain] = error
                 continue
             failure = self.failure(argv, "", result)
-            if isinstance(failure, LockHeld) or not isinstance(failure, CommandError | NotSupported):
+            is_answer = result.exit in _REFUSALS and not failure.transient
+            if not is_answer or not isinstance(failure, CommandError | NotSupported):
                 raise failure
             failures[chain] = failure
         return listings, failures
@@ -117,6 +129,16 @@ class IptablesProgram:
     def works(self) -> bool:
         """Whether the backend lists a chain that few put rules into; legacy would create another table than filter."""
         return self.run(*self.argv("filter" if self.is_legacy() else "mangle", ("-S", "FORWARD"))).exit == 0
+
+    def starts(self, tables: Sequence[str]) -> bool:
+        """Whether the backend can be initialised: it answers for one of these tables, which must exist.
+
+        Legacy answers -C even where a rule has an extension that it cannot print.
+        """
+        if not self.is_legacy():
+            return self.works()
+        looks = [self.argv(table, ("-C", "OUTPUT", "-j", "ACCEPT")) for table in tables]
+        return any(self.run(*look).exit in YES_OR_NO for look in looks)
 
     def listing(self, chain: Chain) -> tuple[str, ...]:
         argv = self.argv(chain[0], ("-S", chain[1]))

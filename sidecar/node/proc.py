@@ -3,13 +3,14 @@
 Much of it is readable only by root, or only for this pid namespace; results leave out the rest, and say so.
 """
 
+import errno
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from sidecar.node import proc_formats
 from sidecar.node.proc_formats import Listener
@@ -17,7 +18,12 @@ from sidecar.node.proc_formats import Listener
 #: The inode of the node's own pid namespace (linux/proc_ns.h, PROC_PID_INIT_INO).
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 
+#: Where the files of this network namespace are. A mount with subset=pid (systemd's ProcSubset=pid) lacks the first.
+_NETWORK: Final = (Path("/proc/net"), Path("/proc/self/net"))
+
 PATIENCE: Final = 0.5  # seconds spent at most on searching the files of other processes, or on reading a large file
+
+_Content = TypeVar("_Content")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,7 @@ def listeners() -> list[Listener]:
     """Return all sockets of this network namespace that listen for TCP connections."""
     found: list[Listener] = []
     for name in ("tcp", "tcp6"):
-        path = Path("/proc/net") / name
-        if path.exists():  # without IPv6, tcp6 does not exist
-            found += proc_formats.listeners(path.read_text())
+        found += proc_formats.listeners(of_network(name, Path.read_text) or "")  # without IPv6, tcp6 does not exist
     return found
 
 
@@ -113,6 +117,20 @@ def variables(pid: int) -> dict[str, str]:
     """Return the initial environment of a process."""
     text = Path(f"/proc/{pid}/environ").read_text(errors="surrogateescape")
     return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
+
+
+def of_network(name: str, read: Callable[[Path], _Content]) -> _Content | None:
+    """Read a file of /proc/net; return None if the kernel does not have it. Raises OSError if that cannot be known.
+
+    Only a file that is missing from a directory that is there proves that the kernel lacks something.
+    """
+    for directory in _NETWORK:
+        try:
+            return read(directory / name)
+        except FileNotFoundError:
+            if directory.is_dir():
+                return None
+    raise FileNotFoundError(errno.ENOENT, "/proc/net cannot be seen here", str(_NETWORK[0] / name))
 
 
 def lines(path: Path) -> tuple[list[str], bool]:

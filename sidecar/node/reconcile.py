@@ -30,6 +30,8 @@ class Rules(Protocol):
     @property
     def in_use(self) -> BackendInUse | None: ...
 
+    def reconsider(self) -> None: ...
+
     def observe(self, rules: Sequence[Rule]) -> Seen: ...
 
     def commands(self, action: RuleAction) -> list[Command]: ...
@@ -76,6 +78,7 @@ class Reconciler:
     def _reconcile(self) -> Report:
         changed: list[Action] = []
         failed: dict[Action, Failure] = {}
+        self.reconsider()
         for acts_left in reversed(range(ROUNDS + 1)):
             observed, unseen = self.observe()
             actions = plan(self._desired, observed)
@@ -133,6 +136,11 @@ class Reconciler:
             links = (Link(self._desired.interface, addresses=addresses),)
         return teardown(self._desired, Observed(links, copies, history=self._iproute.history))
 
+    def reconsider(self) -> None:
+        """Look again for the backend to use, where its choice is not firm."""
+        for family in self._rules:
+            self._iptables[family].reconsider()
+
     def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
         """Return the observed state, and a failure for each part that could not be observed."""
         unseen: list[Failure] = []
@@ -147,6 +155,7 @@ class Reconciler:
         copies: dict[Rule, int] = {}
         hindrances: dict[Rule, Hindrance] = {}
         unknown: dict[Rule, str] = {}
+        former: dict[Rule, int] = {}
         for family, rules in self._rules.items():
             attempt = f"look at the IPv{family} rules"
             try:
@@ -157,9 +166,11 @@ class Reconciler:
                 copies |= seen.copies
                 hindrances |= seen.hindrances
                 unknown |= seen.unknown
+                former |= seen.former
                 unseen += [Failure(attempt, error) for error in seen.errors]
         backends = tuple(filter(None, (self._iptables[family].in_use for family in self._rules)))
-        return Observed(links, copies, hindrances, backends, unknown, self._iproute.history), tuple(unseen)
+        history = self._iproute.history
+        return Observed(links, copies, hindrances, backends, unknown, former, history), tuple(unseen)
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
         """Return the commands for these actions, in order; raise SidecarError if a look that this takes fails."""

@@ -153,8 +153,16 @@ class RemoveRule(_OnCopies):
         return f" ({self.number})" if self.copies > 1 else ""
 
 
+@dataclass(frozen=True, slots=True)
+class RemoveFormer(_OnCopies):
+    """Remove every copy of a rule from the backend that was in use before."""
+
+    todo = _Words("remove from the backend that was in use before: {0.rule}")
+    done = _Words("removed from the backend that was in use before: {0.rule}")
+
+
 LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | DeprecateAddress | RemoveAddress
-RuleAction: TypeAlias = AddRule | MoveToFront | RemoveSurplus | RemoveRule
+RuleAction: TypeAlias = AddRule | MoveToFront | RemoveSurplus | RemoveRule | RemoveFormer
 Action: TypeAlias = LinkAction | RuleAction
 
 

@@ -11,6 +11,7 @@ from sidecar.state.actions import (
     DeprecateAddress,
     MoveToFront,
     RemoveAddress,
+    RemoveFormer,
     RemoveRule,
     RemoveSurplus,
     SetLinkUp,
@@ -34,7 +35,8 @@ def whole_plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
 
 def _foresee(observed: Observed, action: Action) -> Observed:
     """Return the state after an action of a plan has been carried out."""
-    links, copies, hindrances = observed.links or (), dict(observed.copies), dict(observed.hindrances)
+    links, former = observed.links or (), dict(observed.former)
+    copies, hindrances = dict(observed.copies), dict(observed.hindrances)
     match action:
         case CreateLink(interface, kind):
             links = (*links, Link(interface, kind=kind, alias=MARK))
@@ -55,7 +57,10 @@ def _foresee(observed: Observed, action: Action) -> Observed:
             hindrances.pop(rule, None)
         case RemoveRule(rule):
             copies[rule] = 0
-    return replace(observed, links=links if observed.links is not None else None, copies=copies, hindrances=hindrances)
+        case RemoveFormer(rule):
+            former.pop(rule, None)
+    observed = replace(observed, copies=copies, hindrances=hindrances, former=former)
+    return replace(observed, links=links) if observed.links is not None else observed
 
 
 def _addresses_after(

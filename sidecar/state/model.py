@@ -93,6 +93,15 @@ class Interface:
         return f"interface {self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class RulesBackend:
+    """The backend that holds the rules of a family, or only `rules`."""
+
+    family: Family
+    backend: str
+    rules: RuleSet | None = None
+
+
 #: An object that an instance needs on the node, so that no other instance removes it.
 Claim: TypeAlias = Address | RuleSet | Interface
 
@@ -179,6 +188,7 @@ class BackendInUse:
     version: str
     is_legacy: bool
     reason: str
+    contrary: str = ""  # why this node would now get the other backend; empty if it would not, or that is unknown
 
     @property
     def name(self) -> str:
@@ -208,6 +218,8 @@ class Observed:
     backends: tuple[BackendInUse, ...] = ()  # the backends in use, one for each family for which it is known
     unknown: Mapping[Rule, str] = field(default_factory=dict)
     """Why it cannot be known, now or later, whether a rule is there; no action follows from such a rule."""
+    former: Mapping[Rule, int] = field(default_factory=dict)
+    """The number of copies of our rules in the backend that was in use before, and that nobody needs there."""
 
     history: History = History()
 

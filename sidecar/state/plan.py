@@ -21,6 +21,7 @@ from sidecar.state.actions import (
     MoveToFront,
     Notice,
     RemoveAddress,
+    RemoveFormer,
     RemoveRule,
     RemoveSurplus,
     SetLinkUp,
@@ -50,6 +51,7 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
         *_correct_addresses(desired, observed),
         *_follow_name(desired, observed),
         *_correct_rules(desired, observed),
+        *_leave_former_backend(desired, observed),
     )
 
 
@@ -230,6 +232,13 @@ def _correct_rules(desired: Desired, observed: Observed) -> Iterator[AddRule | M
                 yield AddRule(rule, desired.insert)
             case copies:
                 yield RemoveSurplus(rule, copies - 1)
+
+
+def _leave_former_backend(desired: Desired, observed: Observed) -> Iterator[RemoveFormer]:
+    """Yield what completes a move to another backend. A rule is removed only after it was seen in the new one."""
+    for rule in desired.rules:
+        if observed.copies.get(rule) and (copies := observed.former.get(rule)):
+            yield RemoveFormer(rule, copies)
 
 
 def _is_removable(duplicate: LinkAddress) -> bool:

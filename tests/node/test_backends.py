@@ -2,18 +2,22 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from sidecar.errors import CommandError, CommandTimeout, LockHeld, PermissionMissing, SidecarError
+from sidecar.node import claims
 from sidecar.node.backends import Backend
+from sidecar.node.backends_shown import Shown
 from sidecar.node.command import Result
 from sidecar.node.iproute import IpRoute
 from sidecar.node.programs import is_installed
 from sidecar.node.reconcile import Reconciler
-from sidecar.state.actions import AddRule
+from sidecar.state.actions import AddRule, RemoveFormer, Report
 from sidecar.state.desired import desired
-from sidecar.state.model import Family
+from sidecar.state.model import Family, RuleSet
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
 
 pytestmark = pytest.mark.usefixtures("privileged")
@@ -185,12 +189,58 @@ def test_the_backend_that_is_not_in_use_keeps_nothing_from_being_done(node: Node
     assert report.exit_code == 1  # as it is not known whether all is gone
 
 
-def test_a_backend_that_does_not_work_is_not_chosen_for_its_failures(node: Node) -> None:
-    node.iptables("legacy", "filter", "-A", "INPUT", "-j", "ACCEPT")
-    node.nft_says = Result(1, "", "Failed to initialize nft: Protocol not supported")
+CANNOT_START = [
+    Result(1, "", "Failed to initialize nft: Protocol not supported"),
+    Result(4, "", "iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Invalid argument"),
+]
+
+
+@pytest.mark.parametrize("says", CANNOT_START[:1], ids=["init"])
+@pytest.mark.parametrize("rules", [0, 1])
+def test_what_cannot_start_cannot_be_in_use(node: Node, says: Result, rules: int, log: list[str]) -> None:
+    """FIELD.md, C4; this kernel has nf_tables, so the program's answer stands in for one without."""
+    for _ in range(rules):
+        node.iptables("legacy", "filter", "-A", "INPUT", "-j", "ACCEPT")
+    node.nft_says = says
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
     backend = node.backend()
-    with pytest.raises(CommandError, match="Protocol not supported"):
-        backend.observe(RULES[node.family])
+    reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend})
+    assert reconciler.reconcile().in_sync
+    assert backend.command.endswith("legacy")
+    assert backend.in_use
+    assert "nft cannot be used on this kernel: " in backend.in_use.reason
+    assert says.stderr in backend.in_use.reason
+    assert not any("could not look for our rules in the other backend" in line for line in log)
+    node.legacy |= {"raw", "filter"}
+    reconciler = Reconciler(goal, IpRoute(node.run), {node.family: backend.for_cleanup()})
+    assert reconciler.cleanup(float("inf")).in_sync
+    node.nft_says = None
+    node.iptables("nft", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    backend.reconsider()  # it rests on a look that failed
+    assert backend.command.endswith("nft")
+
+
+def test_nor_can_legacy(node: Node) -> None:
+    """FIELD.md, C4, the reverse: a kernel that lists a table that legacy cannot initialise is made up."""
+    node.legacy.add("filter")
+    run = node.run
+
+    def without_legacy(*argv: str, stdin: str = "") -> Result:
+        if "legacy" in argv[0] and "--version" not in argv:
+            return Result(3, "", "can't initialize iptables table `filter': Table does not exist")
+        return run(*argv, stdin=stdin)
+
+    backend = Backend(without_legacy, node.family, "auto", 5.0, legacy_tables=lambda _: ["filter"])
+    backend.observe(RULES[node.family])
+    assert backend.command.endswith("nft")
+    assert sum(backend.for_cleanup().observe(RULES[node.family]).copies.values()) == 0
+
+
+def test_a_program_that_is_broken_says_nothing_about_the_kernel(node: Node) -> None:
+    node.iptables("legacy", "filter", "-A", "INPUT", "-j", "ACCEPT")
+    node.nft_says = Result(127, "", "error while loading shared libraries: libmnl.so.0")
+    with pytest.raises(CommandError, match="libmnl"):
+        node.backend().observe(RULES[node.family])
 
 
 def test_rules_of_other_sidecars_decide_nothing(node: Node) -> None:
@@ -210,3 +260,94 @@ def test_a_cleanup_creates_no_table_in_the_other_backend(node: Node) -> None:
     node.commands.calls.clear()
     assert sum(backend.observe(RULES[node.family]).copies.values()) == 1
     assert not [argv for argv in node.commands.calls if "legacy" in argv[0]]
+
+
+@pytest.fixture
+def instance(node: Node, tmp_path: Path) -> Callable[[], Backend]:
+    """Return the backend of one more instance on the same node, which keeps the same rules."""
+
+    def instance() -> Backend:
+        mine = claims.Claims(tmp_path)
+        mine.take([], is_over=lambda: False)
+        ip = IPV4 if node.family == 4 else IPV6
+        shown = Shown(node.family, [RuleSet(ip, 443)], mine)
+        return Backend(node.run, node.family, "auto", 5.0, shown=shown, legacy_tables=lambda _: sorted(node.legacy))
+
+    return instance
+
+
+def passed(node: Node, backend: Backend) -> Report:
+    ip = IPV4 if node.family == 4 else IPV6
+    goal = desired([ip], interface="lo", port=443, setup_iptables=True)
+    report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).reconcile()
+    if backend.is_legacy:
+        node.legacy |= {"raw", "filter"}
+    assert report.in_sync
+    return report
+
+
+@pytest.mark.parametrize("evidence", ["hint", "rule"])
+def test_rules_move_to_where_the_others_are_once_that_shows(
+    node: Node, instance: Callable[[], Backend], evidence: str, log: list[str]
+) -> None:
+    """FIELD.md, C3."""
+    backend = instance()
+    passed(node, backend)
+    assert len(node.namespace.rules("nft", node.family)) == 5
+    if evidence == "hint":
+        node.iptables("legacy", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    else:
+        node.iptables("legacy", "nat", "-A", "PREROUTING", "-p", "tcp", "-j", "ACCEPT")
+    numbers: list[tuple[int, int]] = []
+    run = node.commands.run
+
+    def counted(*argv: str, stdin: str = "") -> Result:
+        result = run(*argv, stdin=stdin)
+        numbers.append(
+            (len(node.namespace.rules("nft", node.family)), len(node.namespace.rules("legacy", node.family)))
+        )
+        return result
+
+    with patch.object(node.commands, "run", counted):
+        passed(node, backend)
+    assert numbers[-1] == (0, 5)
+    assert all(sum(each) >= 5 for each in numbers)
+    assert any(f"IPv{node.family} rules move from ip" in line and "-legacy 1.8.9: " in line for line in log)
+    passed(node, backend)
+    calls = len(node.commands.calls)
+    passed(node, backend)
+    assert len([argv for argv in node.commands.calls[calls:] if argv[0] != "ip"]) == 1  # it is settled
+
+
+def test_what_another_instance_still_uses_stays_until_it_moves_too(node: Node, instance: Callable[[], Backend]) -> None:
+    one, two = instance(), instance()
+    passed(node, one)
+    passed(node, two)
+    node.iptables("legacy", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    assert any(isinstance(action, AddRule) for action in passed(node, one).changed)
+    assert [len(node.namespace.rules(each, node.family)) for each in ("nft", "legacy")] == [5, 5]
+    assert not passed(node, one).changed
+    assert {type(action) for action in passed(node, two).changed} == {RemoveFormer}
+    assert [len(node.namespace.rules(each, node.family)) for each in ("nft", "legacy")] == [0, 5]
+    assert not passed(node, one).changed
+
+
+def test_a_look_that_failed_makes_the_choice_be_looked_at_again(node: Node, instance: Callable[[], Backend]) -> None:
+    node.iptables("nft", "nat", "-A", "PREROUTING", "-p", "tcp", "-j", "ACCEPT")
+    backend = instance()
+    passed(node, backend)
+    node.nft_says = CANNOT_START[0]
+    with pytest.raises(SidecarError):
+        backend.observe(RULES[node.family])
+    passed(node, backend)
+    assert backend.is_legacy
+
+
+def test_a_repeated_look_that_fails_leaves_the_rules_where_they_are(
+    node: Node, instance: Callable[[], Backend]
+) -> None:
+    backend = instance()
+    passed(node, backend)
+    node.nft_fails_with = LockHeld(("iptables",), "", "exited with 4")
+    backend.reconsider()
+    assert backend.command.endswith("nft")

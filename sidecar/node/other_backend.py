@@ -1,0 +1,44 @@
+"""The backend that is not in use: which of our rules are there, from an earlier choice or by another hand."""
+
+from collections.abc import Mapping, Sequence
+
+from sidecar.errors import BackendUnusable, SidecarError
+from sidecar.node.backend_choice import OTHER, Candidates
+from sidecar.node.iptables import Iptables
+from sidecar.node.iptables_looks import Seen
+from sidecar.state.model import Rule
+
+
+class OtherBackend:
+    """The other backend of an address family; there are no rules if it is not installed, or cannot be used at all."""
+
+    def __init__(self, candidates: Candidates, used: Iptables) -> None:
+        self._candidates = candidates
+        self.name = OTHER["legacy" if used.is_legacy() else "nft"]
+        self.iptables = candidates.tool(self.name, longest_wait=1.0)  # nothing in use depends on it
+
+    def observe(self, rules: Sequence[Rule]) -> Seen:
+        """Look at our rules, but only in tables that exist; raise as Iptables.observe does."""
+        tables = self._candidates.tables(self.name) if self._candidates.has(self.iptables) else ()
+        there = [rule for rule in rules if rule.table in tables]
+        try:
+            return self.iptables.observe(there) if there else Seen({})
+        except SidecarError as error:
+            if error.transient or not self._is_unusable():
+                raise
+            return Seen({})
+
+    def survey(self, rules: Sequence[Rule]) -> tuple[Mapping[Rule, int], int]:
+        """Return our rules, and the number of others."""
+        copies = self.observe(rules).copies
+        try:
+            return copies, self._candidates.count_rules(self.name) if self._candidates.has(self.iptables) else 0
+        except BackendUnusable:
+            return copies, 0
+
+    def _is_unusable(self) -> bool:
+        try:
+            self._candidates.count_rules(self.name)
+        except BackendUnusable:
+            return True
+        return False
