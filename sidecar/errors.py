@@ -6,7 +6,7 @@
     │   ├── CommandMissing          a program is not installed
     │   ├── NotIproute2             `ip` is another program, such as BusyBox's
     │   ├── PermissionMissing       a capability is not granted
-    │   ├── NotSupported            the kernel has no such table
+    │   ├── NotSupported            the kernel lacks a table, a hook, or an extension
     │   ├── LockUnusable            the xtables lock's file is not a file, or cannot be opened
     │   ├── BackendUnknown          it is unknown which iptables the node uses
     │   ├── BackendUnusable         an iptables backend cannot be initialised on this kernel
@@ -20,7 +20,8 @@
     ├── CommandError            1  a command failed
     │   ├── CommandTimeout          it was killed when its time was up
     │   │   └── CommandStuck            it was not started, as an earlier one was killed and does not end
-    │   ├── LockHeld                iptables says: try again (exit status 4)
+    │   ├── LockHeld                the xtables lock is held (exit status 4 of iptables-legacy)
+    │   ├── RulesChanged            another program changed the rules at the same moment (nft)
     │   └── OutputUnreadable        it succeeded, but its output cannot be parsed
     └── DeadlineReached         1  the cleanup's time was up before this command began
 
@@ -92,7 +93,7 @@ class PermissionMissing(NodeError):
 
 
 class NotSupported(NodeError):
-    """iptables exited with 3: the kernel lacks the table or an extension."""
+    """iptables exited with 3, or the kernel refused: it lacks the table, a hook, or an extension."""
 
 
 class LockUnusable(NodeError):
@@ -185,7 +186,13 @@ class CommandStuck(CommandTimeout):
 
 
 class LockHeld(CommandError):
-    """iptables exited with 4: another program holds the xtables lock, or changed the rules at the same moment."""
+    """iptables-legacy exited with 4: another program holds the xtables lock, or changed the rules meanwhile."""
+
+    transient = True
+
+
+class RulesChanged(CommandError):
+    """iptables-nft exited with 4, as another program changed the rules at the same moment."""
 
     transient = True
 

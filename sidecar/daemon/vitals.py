@@ -261,7 +261,8 @@ def _reason(program: str, exit_status: int | None) -> str:
         return "signal"
     if exit_status in _ANSWERS:
         return ""
-    return "lock" if exit_status == _LOCK and program != "ip" else "exit_status"
+    has_lock = program != "ip" and "-nft" not in program  # nft says so for any refusal of the kernel
+    return "lock" if exit_status == _LOCK and has_lock else "exit_status"
 
 
 def _snake(name: str) -> str:

@@ -20,7 +20,7 @@ from loguru import logger
 from sidecar.errors import ChainUnreadable, CommandError, LooksContradict, NotSupported, OutputUnreadable, SidecarError
 from sidecar.firewall import walk
 from sidecar.node.command import Run
-from sidecar.node.iptables_program import NOT_SUPPORTED, TRY_AGAIN, YES_OR_NO, IptablesProgram, Line
+from sidecar.node.iptables_program import NOT_SUPPORTED, REFUSED, YES_OR_NO, IptablesProgram, Line
 from sidecar.node.listings import is_lookalike, resembles
 from sidecar.state.model import IPV4, Chain, Family, Hindrance, Rule
 
@@ -64,8 +64,8 @@ class IptablesLooks(IptablesProgram):
         chains = sorted({rule.place for rule in rules})
         argv, stdin = self.restore([(table, ("-S", chain)) for table, chain in chains])
         result = self.run(*argv, stdin=stdin)
-        if result.exit == TRY_AGAIN:
-            raise self.failure(argv, stdin, result)
+        if result.exit == REFUSED and not isinstance(failure := self.failure(argv, stdin, result), NotSupported):
+            raise failure
         # A node in sync answers the same again and again: it need not be read again.
         if result.exit == 0 and self._last and self._last[:2] == (result.stdout, rules):
             self.added.difference_update(rules)
@@ -97,12 +97,12 @@ class IptablesLooks(IptablesProgram):
             except (CommandError, NotSupported) as error:
                 if error.transient:
                     raise
-                errors.append(failure)
+                is_table_missing = isinstance(failure, NotSupported) and all(chain[0] != table for table, _ in listings)
+                errors.append(failure if is_table_missing else ChainUnreadable(str(failure)))
         if len(errors) == len(chains):
-            raise errors[0]
+            raise next(iter(failures.values()))
         listed = [rule for rule in rules if rule.place in listings]
         seen = self._without_hidden(self._found(listings, listed), listings, listings)
-        errors = [ChainUnreadable(str(error)) for error in errors]
         errors += [answer for answer in answers.values() if isinstance(answer, SidecarError)]
         return Seen(
             seen.copies | {rule: answer for rule, answer in answers.items() if isinstance(answer, int)},

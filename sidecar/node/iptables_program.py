@@ -6,12 +6,15 @@ Measured with 1.8.9 and 1.8.11, both backends:
   number of tables, at the cost of one `-C`, and changes nothing.
 - `iptables-save` is not used: on the nft backend it reads every table, which takes seconds with many rules.
 
-The exit status of a failed command decides what the failure means, not its error text.
+The exit status of a failed command decides what the failure means, not its error text. One status takes more: with 4, legacy says that
+the lock is held, but nft, which has no lock, that the kernel refused. Why, only its error text says: `CHANGE failed
+(ERROR)`, with the kernel's error in strerror's words (LC_ALL=C).
 """
 
 import contextlib
 import copy
 import math
+import re
 from collections.abc import Sequence
 from typing import Final, Self, TypeAlias
 
@@ -22,6 +25,7 @@ from sidecar.errors import (
     NotSupported,
     OutputUnreadable,
     PermissionMissing,
+    RulesChanged,
     SidecarError,
 )
 from sidecar.node import capabilities, xtables_lock
@@ -35,11 +39,24 @@ _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
 
 #: Exit statuses (iptables' include/xtables.h, enum xtables_exittype). -C and -D say 1 for: no such rule.
 YES_OR_NO: Final = (0, 1)
-TRY_AGAIN: Final = 4
+REFUSED: Final = 4
 NOT_SUPPORTED: Final = 3
 
 #: Other statuses (above 125) are those of a shell or of the loader: iptables itself has not answered.
-_REFUSALS: Final = (1, 2, NOT_SUPPORTED, TRY_AGAIN)
+_REFUSALS: Final = (1, 2, NOT_SUPPORTED, REFUSED)
+
+#: The kernel's errors if the rules changed while iptables-nft worked: EAGAIN, EBUSY, EINTR, ERESTART; or ENOENT, but
+#: only for something that it was to remove or replace. For something to add, that is a missing target or match.
+_CHANGED: Final = re.compile(
+    "Resource temporarily unavailable|Device or resource busy|Interrupted system call|"
+    r"(_DEL|_DELETE|_FLUSH|_REPLACE) failed \(No such file or directory\)"
+)
+
+#: The kernel's errors if it lacks memory for now: ENOMEM, ENOBUFS, EMSGSIZE.
+_SHORT_OF_MEMORY: Final = re.compile("Cannot allocate memory|No buffer space available|Message too long")
+
+#: What iptables-legacy says for ENOENT (iptables' libiptc/libiptc.c).
+_NO_TARGET: Final = "No chain/target/match by that name"
 
 #: A table, and the words of one line for it.
 Line: TypeAlias = tuple[str, tuple[str, ...]]
@@ -176,9 +193,11 @@ class IptablesProgram:
         needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self.is_legacy() else ("CAP_NET_ADMIN",)
         if lacking := capabilities.missing(*needed):
             return PermissionMissing(lacking, str(failure))
-        if result.exit == NOT_SUPPORTED:
+        if result.exit == NOT_SUPPORTED or _lacks_extension(argv, result):
             return NotSupported(str(failure))
-        if result.exit == TRY_AGAIN:
+        if result.exit == REFUSED and not (self.is_legacy() or "lock" in result.stderr):
+            return _refusal(argv, stdin, result)
+        if result.exit == REFUSED:
             if self.is_legacy() and (problem := xtables_lock.problem()):
                 return LockUnusable(f"{problem}; {failure}")
             return LockHeld(
@@ -199,3 +218,18 @@ class IptablesProgram:
 def _wait(seconds: float) -> tuple[str, str]:
     """Return the option: iptables takes whole seconds, and with 0 it would not wait at all."""
     return "-w", str(max(1, math.ceil(seconds)))
+
+
+def _lacks_extension(argv: tuple[str, ...], result: Result) -> bool:
+    """Whether legacy says of a rule to add what it says of one that is not there: the kernel lacks its target."""
+    return result.exit == 1 and ("-A" in argv or "-I" in argv) and _NO_TARGET in result.stderr
+
+
+def _refusal(argv: tuple[str, ...], stdin: str, result: Result) -> SidecarError:
+    """Return why the kernel refused what iptables-nft asked for."""
+    if _CHANGED.search(result.stderr):
+        return RulesChanged(argv, stdin, "exited with 4 (the rules changed meanwhile)", result.stderr)
+    failure = CommandError(argv, stdin, "exited with 4", result.stderr)
+    if _SHORT_OF_MEMORY.search(result.stderr):
+        return failure
+    return NotSupported(f"the kernel refused it, perhaps for lack of a module: {failure}")

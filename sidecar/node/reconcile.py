@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from loguru import logger
 
-from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, SidecarError
+from sidecar.errors import CommandTimeout, DeadlineReached, Interrupted, NodeError, NotSupported, SidecarError
 from sidecar.log import levels
 from sidecar.node import iproute
 from sidecar.node.command import Command
@@ -185,8 +185,9 @@ class Reconciler:
     def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
         """Carry out the actions in order, add to `changed` those that changed something, and return what failed.
 
-        A failure does not stop the rest. But a tool that hung, had to wait, or lacks something is not used again in
-        this round; nor is `ip` after it failed to create the interface.
+        A failure does not stop the rest. But a tool that hung, had to wait, or cannot work is not used again in this
+        round; nor is `ip` after it failed to create the interface. What the kernel lacks for one rule, it may have for
+        the others.
         """
         failed: dict[Action, Failure] = {}
         given_up: set[Family | None] = set()
@@ -200,7 +201,8 @@ class Reconciler:
                     self._on_change(changed[-1])
             except SidecarError as error:
                 failed[action] = Failure(action.todo, error, action.facts)
-                if error.transient or isinstance(error, NodeError) or isinstance(action, CreateLink):
+                is_missing = isinstance(error, NodeError) and not isinstance(error, NotSupported)
+                if error.transient or is_missing or isinstance(action, CreateLink):
                     given_up.add(tool)
         return failed
 

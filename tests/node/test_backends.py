@@ -7,7 +7,15 @@ from unittest.mock import patch
 
 import pytest
 
-from sidecar.errors import CommandError, CommandTimeout, LockHeld, PermissionMissing, SidecarError
+from sidecar.errors import (
+    CommandError,
+    CommandTimeout,
+    LockHeld,
+    NotSupported,
+    PermissionMissing,
+    RulesChanged,
+    SidecarError,
+)
 from sidecar.node import claims
 from sidecar.node.backends import Backend
 from sidecar.node.backends_shown import Shown
@@ -195,7 +203,7 @@ CANNOT_START = [
 ]
 
 
-@pytest.mark.parametrize("says", CANNOT_START[:1], ids=["init"])
+@pytest.mark.parametrize("says", CANNOT_START, ids=["init", "generation"])
 @pytest.mark.parametrize("rules", [0, 1])
 def test_what_cannot_start_cannot_be_in_use(node: Node, says: Result, rules: int, log: list[str]) -> None:
     """FIELD.md, C4; this kernel has nf_tables, so the program's answer stands in for one without."""
@@ -351,3 +359,81 @@ def test_a_repeated_look_that_fails_leaves_the_rules_where_they_are(
     node.nft_fails_with = LockHeld(("iptables",), "", "exited with 4")
     backend.reconsider()
     assert backend.command.endswith("nft")
+
+
+def refusing(node: Node, verb: str, stderr: str, *, table: str = "raw", status: int = 4) -> Backend:
+    """Return a backend by nft whose kernel refuses what adds rules to a table, in a command of its own or of many."""
+    run = node.run
+
+    def without(*argv: str, stdin: str = "") -> Result:
+        alone = verb in argv and table in argv
+        if alone or (f"*{table}" in stdin and f"\n{verb} " in stdin):
+            return Result(status, "", stderr)
+        return run(*argv, stdin=stdin)
+
+    return Backend(without, node.family, "nft", 5.0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RULE_APPEND failed (No such file or directory): rule in chain PREROUTING",
+        "CHAIN_ADD failed (Operation not supported): chain PREROUTING",
+    ],
+)
+def test_a_refusal_of_the_kernel_is_what_it_lacks_and_the_rest_is_added(node: Node, words: str) -> None:
+    """FIELD.md, C2; this kernel has it all, so the program's answer stands in for one without."""
+    backend = refusing(node, "-A", f"iptables v1.8.9 (nf_tables):  {words}")
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).reconcile()
+    assert report.exit_code == 3
+    assert len(node.namespace.rules("nft", node.family)) == 2
+    assert {type(failure.error) for failure in report.failures} == {NotSupported}
+    assert all(words in str(failure) and "lock" not in str(failure) for failure in report.failures)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RULE_DELETE failed (No such file or directory): rule in chain INPUT",
+        "RULE_APPEND failed (Device or resource busy)",
+        "Resource temporarily unavailable.",
+    ],
+)
+def test_that_the_rules_changed_meanwhile_is_worth_another_try(node: Node, words: str) -> None:
+    backend = refusing(node, "-A", words)
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).reconcile()
+    assert report.exit_code == 1
+    assert {type(failure.error) for failure in report.failures} == {RulesChanged}
+
+
+@pytest.mark.parametrize("name", ["nft", "legacy"])
+def test_a_kernel_without_the_table_raw(node: Node, name: str) -> None:
+    """FIELD.md, C2: what iptables says of a table that no kernel has stands in for one without raw."""
+
+    def without(*argv: str, stdin: str = "") -> Result:
+        if "raw" in argv or "*raw" in stdin:
+            words = ("nosuch" if word == "raw" else word for word in argv)
+            return node.run(*words, stdin=stdin.replace("*raw", "*nosuch"))
+        return node.run(*argv, stdin=stdin)
+
+    backend = Backend(without, node.family, name, 5.0, legacy_tables=lambda _: ["filter"])
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).reconcile()
+    assert report.exit_code == 3
+    assert len(node.namespace.rules(name, node.family)) == 2
+
+
+def test_legacy_without_the_target(node: Node) -> None:
+    """FIELD.md, C2, on the other backend; as above, for a kernel without xt_CT."""
+
+    def without(*argv: str, stdin: str = "") -> Result:
+        if "-A" in argv and "NOTRACK" in argv:
+            return Result(1, "", "iptables: No chain/target/match by that name.")
+        return node.run(*argv, stdin=stdin)
+
+    backend = Backend(without, node.family, "legacy", 5.0)
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    assert Reconciler(goal, IpRoute(node.run), {node.family: backend}).reconcile().exit_code == 3
+    assert len(node.namespace.rules("legacy", node.family)) == 2
