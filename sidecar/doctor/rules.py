@@ -11,6 +11,7 @@ from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplu
 from sidecar.state.desired import port_of
 from sidecar.state.inventory import State, of_rule
 from sidecar.state.model import Facts, Family, Rule, RuleSet
+from sidecar.state.plan import waking
 
 
 def rules(view: View) -> Iterator[Finding]:
@@ -27,11 +28,15 @@ def rules(view: View) -> Iterator[Finding]:
         yield from (Finding(Level.UNKNOWN, str(error)) for error in seen.errors)
         yield from (Finding(Level.UNKNOWN, f"{rule}: {why}", facts=rule.facts) for rule, why in seen.unknown.items())
         desired = [rule for rule in view.desired.rules if rule.family == family]
+        for table in sorted(seen.dormant & {rule.table for rule in desired if seen.copies.get(rule)}):
+            found = f"the nft table {table} of IPv{family} has `flags dormant`: none of its rules has an effect"
+            facts: Facts = {"family": family, "table": table}
+            yield Finding(Level.FAULT, found, commands=(waking(family, table),), facts=facts)
         good = 0
         for rule in desired:
-            found = list(_faults(view, rule))
-            yield from found
-            good += bool(seen.copies.get(rule)) and not found
+            faults = list(_faults(view, rule))
+            yield from faults
+            good += bool(seen.copies.get(rule)) and rule.table not in seen.dormant and not faults
         try:
             yield from _left_over(view, family)
         except SidecarError as error:

@@ -81,7 +81,11 @@ class View:
         copies = {rule: number for each in seen for rule, number in each.copies.items()}
         hindrances = {rule: found for each in seen for rule, found in each.hindrances.items()}
         unknown = {rule: why for each in seen for rule, why in each.unknown.items()}
-        return Observed(links, copies, hindrances, unknown=unknown)
+        dormant = frozenset((family, table) for family in self.backends for table in self._dormant(family))
+        return Observed(links, copies, hindrances, unknown=unknown, dormant=dormant)
+
+    def _dormant(self, family: Family) -> frozenset[str]:
+        return self.seen(family).dormant if self.has_seen(family) else frozenset()
 
     def places(self, address: Address) -> list[tuple[Link, LinkAddress]]:
         """Return the interfaces that have an address, and the address as found on each."""
@@ -100,6 +104,7 @@ class View:
         observed = self.observed()
         rules = [rule for rule in self.desired.rules if rule.table == "raw" and address.cidr in rule.match]
         idle = {rule for rule, hindrance in observed.hindrances.items() if hindrance.certain}
+        idle |= {rule for rule in rules if observed.is_dormant(rule)}
         return bool(rules) and all(observed.copies.get(rule) and rule not in idle for rule in rules)
 
     def commands(self, *actions: Action) -> tuple[str, ...]:

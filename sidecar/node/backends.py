@@ -18,7 +18,7 @@ from loguru import logger
 
 from sidecar.errors import CommandMissing, NodeError, OutputUnreadable, SidecarError
 from sidecar.log import levels
-from sidecar.node import releases
+from sidecar.node import nft_tables, releases
 from sidecar.node.backend_choice import SYSTEM, Candidates, Choice
 from sidecar.node.backends_shown import Shown
 from sidecar.node.command import Command, Run
@@ -36,7 +36,7 @@ AUTO: Final = "auto"
 class Backend:
     """The rules of one address family, in the requested or detected backend."""
 
-    def __init__(  # noqa: PLR0913 - seven for the work, two for tests that simulate the node
+    def __init__(  # noqa: PLR0913 - seven for the work, three for tests that simulate the node
         self,
         run: Run,
         family: Family,
@@ -49,6 +49,7 @@ class Backend:
         of_running: Callable[[], str | None] | None = None,
         is_installed: Callable[[str], bool] = is_installed,
         legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,
+        dormant: Callable[[Family], frozenset[str]] = nft_tables.dormant,
     ) -> None:
         """Use the `requested` backend (auto, nft, legacy, system); wait at most `wait` s for the xtables lock.
 
@@ -62,6 +63,7 @@ class Backend:
         self._wait = wait
         to_look = min(wait, longest_look)
         self._candidates = Candidates(run, family, to_look, is_installed=is_installed, readable_tables=legacy_tables)
+        self._dormant = dormant
         self._creates = creates
         self._shown = shown
         self._of_running = of_running
@@ -126,7 +128,7 @@ class Backend:
         """Look at the rules; the first call chooses the backend. Raises as Iptables.observe does."""
         tool = self._settle(rules)
         try:
-            seen = tool.observe(rules) if self._creates else self.look(rules)
+            seen = self._with_dormant(tool.observe(rules)) if self._creates else self.look(rules)
         except SidecarError as error:
             self._doubt(error)
             raise
@@ -164,7 +166,7 @@ class Backend:
         absent = [rule for rule in rules if rule.table in missing]
         there = [rule for rule in rules if rule.table not in missing]
         seen = tool.observe(there) if there else Seen({})
-        return replace(seen, copies={**dict.fromkeys(absent, 0), **seen.copies})
+        return self._with_dormant(replace(seen, copies={**dict.fromkeys(absent, 0), **seen.copies}))
 
     def sees(self, table: str) -> bool | None:
         """Whether a table exists; None if that cannot be known, and asking iptables for it may create it."""
@@ -233,6 +235,10 @@ class Backend:
         """After a failed look, look at the choice again: unless it may work a moment later, or it says nothing."""
         if self._choice and self._requested == AUTO and not (error.transient or isinstance(error, CommandMissing)):
             self._choice = replace(self._choice, is_firm=False)
+
+    def _with_dormant(self, seen: Seen) -> Seen:
+        """Return what was seen, with the tables that have no effect."""
+        return seen if self.is_legacy else replace(seen, dormant=self._dormant(self._family))
 
     def _with_former(self, former: OtherBackend, seen: Seen, rules: Sequence[Rule]) -> Seen:
         """Return what was seen, with the rules that still have to leave the former backend."""

@@ -41,6 +41,7 @@ class Seen:
     """Why some cannot be judged, now or later: iptables does not fully understand what is in their chain."""
 
     former: dict[Rule, int] = field(default_factory=dict)  # how many copies are in the backend that was in use before
+    dormant: frozenset[str] = frozenset()  # the tables whose rules have no effect (nft, `flags dormant`)
 
 
 class IptablesLooks(IptablesProgram):

@@ -33,6 +33,13 @@ _DELRULE: Final = 8
 _PLACES: Final = {_DELTABLE: (1, None), _DELCHAIN: (1, 3), _DELRULE: (1, 2)}
 _FAMILIES: Final = {2: 4, 10: 6}
 
+# linux/netlink.h, linux/netfilter/nf_tables.h: the end of an answer; the attributes of a table.
+_ERROR: Final = 2
+_DONE: Final = 3
+_TABLE_NAME: Final = 1
+_TABLE_FLAGS: Final = 2
+_DORMANT: Final = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -98,6 +105,19 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind, data[at + _HEADER.size : at + length]
         at += (length + 3) & ~3
+
+
+def dormant_tables(data: bytes) -> tuple[set[str], bool]:
+    """Return the dormant tables in an answer to NFT_MSG_GETTABLE, and whether no more of it comes."""
+    names = set[str]()
+    for kind, payload in messages(data):
+        if kind in (_ERROR, _DONE):
+            return names, True
+        attributes = dict(_attributes(payload, 4))
+        flags, name = attributes.get(_TABLE_FLAGS, b""), _text(attributes.get(_TABLE_NAME))
+        if kind == _NFTABLES << 8 and name and int.from_bytes(flags, "big") & _DORMANT:
+            names.add(name)
+    return names, False
 
 
 def _attributes(payload: bytes, at: int) -> Iterator[tuple[int, bytes]]:

@@ -156,6 +156,7 @@ class Reconciler:
         hindrances: dict[Rule, Hindrance] = {}
         unknown: dict[Rule, str] = {}
         former: dict[Rule, int] = {}
+        dormant: set[tuple[Family, str]] = set()
         for family, rules in self._rules.items():
             attempt = f"look at the IPv{family} rules"
             try:
@@ -167,10 +168,13 @@ class Reconciler:
                 hindrances |= seen.hindrances
                 unknown |= seen.unknown
                 former |= seen.former
+                dormant |= {(family, table) for table in seen.dormant}
                 unseen += [Failure(attempt, error) for error in seen.errors]
         backends = tuple(filter(None, (self._iptables[family].in_use for family in self._rules)))
         history = self._iproute.history
-        return Observed(links, copies, hindrances, backends, unknown, former, history), tuple(unseen)
+        return Observed(links, copies, hindrances, backends, unknown, frozenset(dormant), former, history), tuple(
+            unseen
+        )
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
         """Return the commands for these actions, in order; raise SidecarError if a look that this takes fails."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sidecar.state.compare import elsewhere, find, has_scope, may_become_source
 from sidecar.state.model import Address, AddressState, Desired, Facts, LinkAddress, Observed, Rule
-from sidecar.state.plan import is_ours, obstacles, plan, unread
+from sidecar.state.plan import dormancy, is_ours, obstacles, plan, unread
 
 
 class State(enum.Enum):
@@ -20,7 +20,7 @@ class State(enum.Enum):
     PREFERRED = "preferred"
     """The IPv6 address is there, but not deprecated: the kernel may choose it as a source address."""
     DOWN = "down"
-    NO_EFFECT = "no effect"  # the rule is behind another one that drops its traffic
+    NO_EFFECT = "no effect"  # the rule is behind another one that drops its traffic, or in a table that is switched off
     UNKNOWN = "unknown"  # the object could not be observed
 
 
@@ -94,6 +94,8 @@ def of_rule(observed: Observed, rule: Rule) -> Item:
             return Item("rule", name, State.UNKNOWN, observed.unknown.get(rule, ""), facts)
         case 0:
             return Item("rule", name, State.MISSING, facts=facts)
+        case 1 if observed.is_dormant(rule):
+            return Item("rule", name, State.NO_EFFECT, dormancy(rule.family, rule.table), facts)
         case 1:
             hindrance = observed.hindrances.get(rule)
             if hindrance and hindrance.certain:

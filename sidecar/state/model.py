@@ -218,10 +218,18 @@ class Observed:
     backends: tuple[BackendInUse, ...] = ()  # the backends in use, one for each family for which it is known
     unknown: Mapping[Rule, str] = field(default_factory=dict)
     """Why it cannot be known, now or later, whether a rule is there; no action follows from such a rule."""
+
+    dormant: frozenset[tuple[Family, str]] = frozenset()
+    """The tables whose rules have no effect, as they have nft's `flags dormant`."""
+
     former: Mapping[Rule, int] = field(default_factory=dict)
     """The number of copies of our rules in the backend that was in use before, and that nobody needs there."""
 
     history: History = History()
+
+    def is_dormant(self, rule: Rule) -> bool:
+        """Whether a rule has no effect, as its table has none."""
+        return (rule.family, rule.table) in self.dormant
 
     def link(self, name: str) -> Link | None:
         """Return the link with this name or alternative name, or else one that may be it, as its name is unknown."""

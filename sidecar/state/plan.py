@@ -37,7 +37,7 @@ from sidecar.state.compare import (
     taken_as_it_is,
     works,
 )
-from sidecar.state.model import LOOPBACK, Address, AddressState, Desired, Facts, Link, LinkAddress, Observed
+from sidecar.state.model import LOOPBACK, Address, AddressState, Desired, Facts, Family, Link, LinkAddress, Observed
 from sidecar.text import visible
 
 GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination
@@ -118,6 +118,10 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
             )
             yield Notice(text, address.facts)
         yield from _notice_duplicates(desired, observed, address)
+    for family, table in sorted(observed.dormant):
+        if any(observed.copies.get(rule) for rule in desired.rules if (rule.family, rule.table) == (family, table)):
+            text = f"IPv{family} rules in table {table} are without effect: {dormancy(family, table)}"
+            yield Notice(text, {"family": family, "table": table})
     for rule, hindrance in observed.hindrances.items():
         is_movable = hindrance.certain and not desired.insert
         remedy = "; --rule-position=insert puts it in front" if is_movable else ""
@@ -134,6 +138,16 @@ def unknowns(observed: Observed) -> Iterator[Notice]:
 def unremovable(observed: Observed) -> tuple[Failure, ...]:
     """Return a failure for each rule that a cleanup leaves, as it may be another program's."""
     return tuple(Failure(RemoveRule(rule, 1).todo, RuleUnknown(why)) for rule, why in observed.unknown.items())
+
+
+def dormancy(family: Family, table: str) -> str:
+    """Return why the rules of a table have no effect, and what to do: adding the table again clears its flags."""
+    return f"the nft table has `flags dormant`; `{waking(family, table)}` clears that"
+
+
+def waking(family: Family, table: str) -> str:
+    """Return the command that ends the dormancy of a table."""
+    return f"nft add table {'ip' if family == IPV4 else 'ip6'} {table}"
 
 
 def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[Notice]:

@@ -90,3 +90,29 @@ def test_without_the_whole_of_proc_legacy_is_seen_all_the_same(namespace: Namesp
     sidecar = execute(*FLAGS, "--daemon=false", prefix=prefix)
     assert sidecar.end() == 0
     assert numbers(namespace) == [0, 0, RULES, RULES]
+
+
+@pytest.mark.parametrize("ip", ["10.96.0.2", str(IPV6)])
+def test_a_dormant_table_has_no_effect(namespace: Namespace, start: Start, ip: str) -> None:
+    """FIELD.md, C6."""
+    flags = (f"--ip-address={ip}", "--setup-iptables", "--iptables-backend=nft")
+    assert start(*flags, "--daemon=false").end() == 0
+    table = ("ip" if "." in ip else "ip6", "filter")
+    namespace.run("nft", "add", "table", *table, "{ flags dormant; }")
+    again = start(*flags, "--daemon=false")
+    assert again.end() == 0
+    family = 4 if "." in ip else 6
+    waking = f"nft add table {' '.join(table)}"
+    assert (
+        f"IPv{family} rules in table filter are without effect: the nft table has `flags dormant`; `{waking}`"
+        in again.log
+    )
+    text = ask(namespace, "status", *flags)
+    assert "but 2 without effect" in text
+    assert text.count("\nno effect") == 2
+    found = ask(namespace, "doctor", *flags, "--output=json")
+    assert f"the nft table filter of IPv{family} has `flags dormant`: none of its rules has an effect" in found
+    assert f"3 of 5 IPv{family} rules are in place" in found
+    namespace.run(*waking.split())
+    assert "no effect" not in ask(namespace, "status", *flags)
+    assert "dormant" not in ask(namespace, "doctor", *flags)
