@@ -182,18 +182,19 @@ class Backend:
 
     def listed_in_other(self, rules: Sequence[Rule]) -> tuple[str, Mapping[Rule, int], int]:
         """Return the program of the backend that is not in use, our rules there, and the number of others."""
-        other = OtherBackend(self._candidates, self._settle(rules))
+        tool = self._settle(rules)
+        other = self._other or OtherBackend(self._candidates, tool, self._read_release(tool))
         return other.iptables.command, *other.survey(rules)
 
     def _settle(self, rules: Sequence[Rule]) -> Iptables:
         if self._settled is None:
             choice = self._decide()
             tool = self._begin(choice)
-            other = OtherBackend(self._candidates, tool)
             facts = logger.bind(family=self._family, backend=choice.name, version=str(self._release))
             facts.info(f"IPv{self._family} rules by {tool.command} {self._release}: {choice.reason}")
             self._warn_of_faults()
-            self._warn_of_leftovers(other, rules)
+            if self._other:
+                self._warn_of_leftovers(self._other, rules)
             return tool
         return self._settled
 
@@ -215,8 +216,9 @@ class Backend:
         """Use a backend from now on, and show others that it is in use."""
         tool = self._candidates.tool(choice.name)
         release = self._read_release(tool)
+        tool.loses_ports = releases.loses_ports(release) and not tool.is_legacy()
         self._settled, self._choice, self._release = tool, choice, release
-        self._other = OtherBackend(self._candidates, tool)
+        self._other = OtherBackend(self._candidates, tool, release)
         if self._shown:
             self._shown.use(choice.name)
         return tool

@@ -21,7 +21,7 @@ from sidecar.errors import ChainUnreadable, CommandError, LooksContradict, NotSu
 from sidecar.firewall import walk
 from sidecar.node.command import Run
 from sidecar.node.iptables_program import NOT_SUPPORTED, REFUSED, YES_OR_NO, IptablesProgram, Line
-from sidecar.node.listings import is_lookalike, resembles
+from sidecar.node.listings import is_lookalike, may_lack_port, resembles, without_port
 from sidecar.state.model import IPV4, Chain, Family, Hindrance, Rule
 
 #: Why a rule in a chain that nft's iptables cannot list is unknown.
@@ -54,6 +54,8 @@ class IptablesLooks(IptablesProgram):
         self._last: tuple[str, Sequence[Rule], Seen] | None = None
         #: Rules beside which there are some that iptables takes for the same.
         self.confusable: set[Rule] = set()
+        #: Whether it lists rules of newer releases without their ports.
+        self.loses_ports = False
         #: Rules that were added, and not seen since.
         self.added: set[Rule] = set()
 
@@ -109,7 +111,7 @@ class IptablesLooks(IptablesProgram):
             seen.copies | {rule: answer for rule, answer in answers.items() if isinstance(answer, int)},
             seen.hindrances,
             (*seen.errors, *errors),
-            {rule: answer for rule, answer in answers.items() if isinstance(answer, str)},
+            seen.unknown | {rule: answer for rule, answer in answers.items() if isinstance(answer, str)},
         )
 
     def _asked(self, rule: Rule, failure: SidecarError) -> int | str | SidecarError:
@@ -182,8 +184,19 @@ class IptablesLooks(IptablesProgram):
             else:
                 self.confusable.discard(rule)
             if number and (found := walk.hindrance(rule, lines[: lines.index(rule.line)])):
-                hindrances[rule] = found
-        return Seen(copies, hindrances)
+                is_certain = found.certain and not (self.loses_ports and may_lack_port(found.line))
+                hindrances[rule] = replace(found, certain=is_certain)
+        unknown = self._without_port(copies, listings) if self.loses_ports else {}
+        return Seen({rule: copies[rule] for rule in rules if rule not in unknown}, hindrances, unknown=unknown)
+
+    def _without_port(self, copies: Mapping[Rule, int], listings: Mapping[Chain, Sequence[str]]) -> dict[Rule, str]:
+        """Return why rules are unknown of which a listing may show a copy without its port, and no whole one."""
+        return {
+            rule: f"{self.command} lists `{without_port(rule)}`, as this release loses the port of rules "
+            "that a newer one has set: install iptables 1.8.9 or newer, or remove the rule with the program that set it"
+            for rule, number in copies.items()
+            if not number and without_port(rule) in listings[rule.place]
+        }
 
     def _say_that_it_cannot_count(self, chain: Chain, failure: SidecarError) -> None:
         if not self._said_that_it_cannot_count:

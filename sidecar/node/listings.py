@@ -58,6 +58,16 @@ def is_lookalike(line: str, rule: Rule) -> bool:
     return _without_prefixes(line) == _without_prefixes(rule.line)
 
 
+def without_port(rule: Rule) -> str:
+    """Return what an iptables that does not know how newer releases store a port prints for our rule."""
+    return re.sub(" -m tcp --[ds]port [0-9]+", "", rule.line)
+
+
+def may_lack_port(line: str) -> bool:
+    """Whether a rule is listed without ports, but may have some."""
+    return bool(re.search(" -p (tcp|udp)( |$)", line)) and not re.search("--[ds]ports? ", line)
+
+
 def resembles(line: str, rule: Rule) -> bool:
     """Whether a rule is for the same address in the same direction as ours, so that iptables may take it for ours."""
     option, address = rule.match[:2]

@@ -3,19 +3,23 @@
 from collections.abc import Mapping, Sequence
 
 from sidecar.errors import BackendUnusable, SidecarError
+from sidecar.node import releases
 from sidecar.node.backend_choice import OTHER, Candidates
 from sidecar.node.iptables import Iptables
 from sidecar.node.iptables_looks import Seen
+from sidecar.node.releases import Release
 from sidecar.state.model import Rule
 
 
 class OtherBackend:
     """The other backend of an address family; there are no rules if it is not installed, or cannot be used at all."""
 
-    def __init__(self, candidates: Candidates, used: Iptables) -> None:
+    def __init__(self, candidates: Candidates, used: Iptables, release: Release) -> None:
+        """`release` is that of the backend in use: one package has both."""
         self._candidates = candidates
         self.name = OTHER["legacy" if used.is_legacy() else "nft"]
         self.iptables = candidates.tool(self.name, longest_wait=1.0)  # nothing in use depends on it
+        self.iptables.loses_ports = releases.loses_ports(release) and self.name == "nft"
 
     def observe(self, rules: Sequence[Rule]) -> Seen:
         """Look at our rules, but only in tables that exist; raise as Iptables.observe does."""

@@ -29,6 +29,11 @@ def parse(text: str) -> Release:
     return Release((int(major), int(minor), int(patch)), is_legacy=backend != "nf_tables")
 
 
+def loses_ports(release: Release) -> bool:
+    """Whether its nft variant lists rules that 1.8.8 or newer has set without their ports, but its own rightly."""
+    return release.number < (1, 8, 8)
+
+
 def faults(release: Release, family: Family) -> list[str]:
     """Return the faults of a release that affect rules like ours."""
     found = []

@@ -37,7 +37,18 @@ from sidecar.state.compare import (
     taken_as_it_is,
     works,
 )
-from sidecar.state.model import LOOPBACK, Address, AddressState, Desired, Facts, Family, Link, LinkAddress, Observed
+from sidecar.state.model import (
+    IPV4,
+    LOOPBACK,
+    Address,
+    AddressState,
+    Desired,
+    Facts,
+    Family,
+    Link,
+    LinkAddress,
+    Observed,
+)
 from sidecar.text import visible
 
 GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination

@@ -1,7 +1,9 @@
 """Which iptables: on the real kernel, in both families."""
 
+import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -437,3 +439,64 @@ def test_legacy_without_the_target(node: Node) -> None:
     goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
     assert Reconciler(goal, IpRoute(node.run), {node.family: backend}).reconcile().exit_code == 3
     assert len(node.namespace.rules("legacy", node.family)) == 2
+
+
+#: As iptables-nft 1.8.7 (Debian 11) lists a rule that 1.8.9 has set, and one that it has set itself: seen with both.
+PORT = re.compile(r" -m tcp --[ds]port \d+")
+
+
+@pytest.fixture
+def old(node: Node) -> Backend:
+    """Return a backend by a stand-in for iptables-nft 1.8.7: it lists what it has not added itself without ports."""
+    own: set[str] = set()
+    run = node.run
+
+    def as_old(*argv: str, stdin: str = "") -> Result:
+        if "--version" in argv:
+            return Result(0, f"{argv[0].partition('-')[0]} v1.8.7 (nf_tables)", "")
+        if "-A" in argv:
+            own.add(" ".join(argv[argv.index("-A") :]))
+        result = run(*argv, stdin=stdin)
+        lines = (line if line in own else PORT.sub("", line) for line in result.stdout.splitlines(keepends=False))
+        return (
+            replace(result, stdout="".join(f"{line}\n" for line in lines))
+            if "-S" in (*argv, *stdin.split())
+            else result
+        )
+
+    return Backend(as_old, node.family, "nft", 5.0, legacy_tables=lambda _: [])
+
+
+def test_a_release_that_loses_ports_works_alone(node: Node, old: Backend) -> None:
+    """FIELD.md, B4."""
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    report = Reconciler(goal, IpRoute(node.run), {node.family: old}).reconcile()
+    assert report.in_sync
+    assert len(node.namespace.rules("nft", node.family)) == 5
+    assert Reconciler(goal, IpRoute(node.run), {node.family: old.for_cleanup()}).cleanup(float("inf")).in_sync
+    assert node.namespace.rules("nft", node.family) == []
+
+
+def test_rules_that_are_listed_without_their_port_are_unknown(node: Node, old: Backend) -> None:
+    """FIELD.md, B4."""
+    node.add_ours("nft")
+    rules = RULES[node.family]
+    seen = old.observe(rules)
+    assert seen.copies == {}
+    assert set(seen.unknown) == set(rules)
+    assert all("install iptables 1.8.9 or newer" in why for why in seen.unknown.values())
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    Reconciler(goal, IpRoute(node.run), {node.family: old}).reconcile()
+    assert len(node.namespace.rules("nft", node.family)) == 5
+    assert (
+        not Reconciler(goal, IpRoute(node.run), {node.family: old.for_cleanup()}).cleanup(time.monotonic() + 3).in_sync
+    )
+
+
+def test_a_drop_that_is_listed_without_its_port_drops_perhaps(node: Node, old: Backend) -> None:
+    """FIELD.md, B4."""
+    node.iptables("nft", "filter", "-A", "INPUT", "-p", "tcp", "-m", "tcp", "--dport", "22", "-j", "DROP")
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    report = Reconciler(goal, IpRoute(node.run), {node.family: old}).reconcile()
+    assert report.in_sync
+    assert not any(notice.certain for notice in report.notices)
