@@ -5,9 +5,10 @@ import errno
 import gc
 import os
 import select
+import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
 from sidecar import PROGRAM, __version__
 from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError
@@ -27,13 +28,13 @@ def main(argv: Sequence[str]) -> int:
     """Run the program with these arguments (without its own name) and return its exit code."""
     line = invocation.parse(argv)
     if line.command == "help":
-        _print(usage.usage(), sys.stdout)
+        _print(usage.usage())
         return 0
     if line.command != "version":
         return _run(line)
     if line.faults:
         return _refuse(line.faults)
-    _print(f"{PROGRAM} {__version__}", sys.stdout)
+    _print(f"{PROGRAM} {__version__}")
     return 0
 
 
@@ -49,13 +50,16 @@ def _run(line: Invocation) -> int:
     try:
         loaded = loading()
     except ChildProcessError as error:
-        _print(f"{PROGRAM}: the settings could not be read: {error}", sys.stderr)
+        _complain(f"the settings could not be read: {error}")
         return SidecarError.exit_code
     if isinstance(loaded, list):
         return _refuse(loaded)
-    if line.command == "run":
-        return run.run(loaded.options, loaded.warnings)
-    return _answer(line.command, loaded)
+    from sidecar.log.setup import end_logging  # noqa: PLC0415 - as above
+
+    try:
+        return run.run(loaded.options, loaded.warnings) if line.command == "run" else _answer(line.command, loaded)
+    finally:
+        end_logging()
 
 
 def _load(line: Invocation) -> "Loaded | list[str]":
@@ -78,16 +82,27 @@ def _answer(command: str, loaded: "Loaded") -> int:
     code = 0
     try:
         for text, code in _commands()[command](loaded, terminal):  # noqa: B007 - the last one counts
-            print(text, flush=True)
+            with _ended_by_signals(0 if loaded.options.watch else SidecarError.exit_code):
+                print(text, flush=True)
     except BrokenPipeError:  # nobody reads the output any more
         return code
     except Interrupted:
         return SidecarError.exit_code
     except OSError as error:
         remedy = ": see `ulimit -n`" if error.errno == errno.EMFILE else ""
-        _print(f"{PROGRAM}: cannot continue: {error.strerror}{remedy}", sys.stderr)
+        _complain(f"cannot continue: {error.strerror}{remedy}")
         return NodeError.exit_code
     return 0 if loaded.options.watch else code  # --watch ends by a signal, which is a success
+
+
+@contextlib.contextmanager
+def _ended_by_signals(code: int) -> "Iterator[None]":
+    """Let a signal end the process at once: the reader of a pipe, or Ctrl-S, may keep us waiting for ever."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: os._exit(code)) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def _commands() -> "dict[str, Callable[[Loaded, Terminal], Iterator[Answer]]]":
@@ -105,13 +120,20 @@ def _is_read() -> bool:
 
 
 def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults[:MOST_FAULTS]:
-        _print(f"{PROGRAM}: {fault}", sys.stderr)
-    if (more := len(faults) - MOST_FAULTS) > 0:
-        _print(f"{PROGRAM}: and {more} more", sys.stderr)
+    more = len(faults) - MOST_FAULTS
+    _complain(*faults[:MOST_FAULTS], *([f"and {more} more"] if more > 0 else []))
     return ConfigError.exit_code
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _complain(*lines: str) -> None:
+    """Print lines to standard error, without waiting for long."""
+    from sidecar.log.outlet import Patience, stderr_outlet  # noqa: PLC0415 - loaded only if needed
+
+    text = "".join(f"{PROGRAM}: {line}\n" for line in lines)
     with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to report it
-        print(text, file=stream)
+        stderr_outlet(Patience()).write(text.encode(sys.stderr.encoding, errors="backslashreplace"))
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to report it
+        print(text)

@@ -13,6 +13,7 @@ from sidecar.daemon.vitals import Vitals
 from sidecar.daemon.wakeup import Wakeup, Woken
 from sidecar.errors import LockHeld, NodeError, Stopped
 from sidecar.log import levels
+from sidecar.log.setup import begin_pass
 from sidecar.node.events import Events
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings import durations
@@ -53,6 +54,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
         while not wakeup.stopping:
             if events:
                 events.take_sizes()  # before observing: a change during the pass must show up next time
+            begin_pass()
             if vitals:
                 vitals.pass_begins()
             report = reconciler.reconcile()

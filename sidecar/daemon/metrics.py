@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.daemon.vitals import BUCKETS, Histogram, Vitals
+from sidecar.log.setup import dropped
 from sidecar.state.model import Address, Interface, Object, Rule
 
 #: The format that generate_latest writes: no name in it needs a later version.
@@ -73,6 +74,9 @@ class _Record(Collector):
         lock_waits = sum(number for (_, reason), number in counts.command_failures.items() if reason == "lock")
         yield _counter("lock_waits", "Commands that gave up waiting for the xtables lock.", [((), lock_waits)])
         yield _counter("lock_wait_seconds", "Seconds that those commands waited.", [((), counts.lock_wait_seconds)])
+        yield _counter(
+            "log_lines_dropped", "Log lines that their destination did not take.", _one(dropped()), "destination"
+        )
 
 
 def _by_object(values: Mapping[Object, int]) -> Samples:

@@ -7,6 +7,7 @@ and a file that was moved or removed meanwhile is created again.
 import contextlib
 import os
 import pwd
+import select
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from sidecar.log.outlet import LONGEST_LOOK, has_event
 from sidecar.settings import klog
 from sidecar.settings.klog import Severity
 
@@ -50,9 +52,9 @@ class LogFile:
         self.refused: OSError | None = None
 
     @property
-    def directory(self) -> Path | None:
+    def instead(self) -> str:
         """The directory that the last line went to."""
-        return Path(self._path).parent if self._path else None
+        return str(Path(self._path).parent) if self._path else ""
 
     def append(self, line: str, time: datetime) -> None:
         """Write the line. Raises OSError if no directory accepts it, or the disk is full."""
@@ -79,7 +81,12 @@ class LogFile:
         if self._is_torn:  # a full disk cut the last line: this one must not look like its end
             data = b"\n" + data
         while data:
-            written = os.write(descriptor, data)
+            try:
+                written = os.write(descriptor, data)
+            except BlockingIOError:  # a full pipe
+                if not has_event(descriptor, select.POLLOUT, LONGEST_LOOK):
+                    raise
+                continue
             self._is_torn = data[:written][-1:] != b"\n"
             data = data[written:]
 
@@ -125,10 +132,11 @@ def severity_file(program: str, directory: str, severity: Severity, *, has_heade
 
     (`createLogDirs`; the name follows `logName`.)
     """
+    process = os.getpid()  # not that of the child which writes the file
     directories = [Path(name) for name in (directory, os.environ.get("TMPDIR") or "/tmp") if name]  # noqa: S108 - as Go
 
     def name(time: datetime) -> str:
-        return f"{program}.{_host()}.{_user()}.log.{severity.name}.{time:%Y%m%d-%H%M%S}.{os.getpid()}"
+        return f"{program}.{_host()}.{_user()}.log.{severity.name}.{time:%Y%m%d-%H%M%S}.{process}"
 
     link = f"{program}.{severity.name}"
     return LogFile(directories, name, limit=LARGEST, has_header=has_header, link=link)

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from sidecar import PROGRAM
+from sidecar.log import writer
 from sidecar.node import capabilities, claims, proc
 from sidecar.node.child import MEMORY_FILE
 from sidecar.node.proc import Process
@@ -123,6 +124,8 @@ def _is_capable(pid: int) -> bool:
 
 
 def _instance(process: Process) -> Instance | None:
+    if process.name == writer.NAME:  # it writes the log files of an instance
+        return None
     program, *words = process.argv
     name = program.rpartition("/")[2]
     if name == PROGRAM:

@@ -55,9 +55,10 @@ def test_a_link_that_somebody_put_in_the_place_of_a_file_is_not_followed(
     severity_file.append("one\n", NOW)  # into the directory for temporary files
     assert victim.read_text() == ""
     assert severity_file.refused
-    assert severity_file.directory
-    (severity_file.directory / "sidecar.WARNING").unlink()
-    (severity_file.directory / "sidecar.node1.unknownuser.log.WARNING.20260102-030405.42").unlink()
+    directory = Path(severity_file.instead)
+    assert directory != tmp_path
+    (directory / "sidecar.WARNING").unlink()
+    (directory / "sidecar.node1.unknownuser.log.WARNING.20260102-030405.42").unlink()
 
 
 def test_one_file_starts_over_at_its_limit_with_a_new_header(tmp_path: Path) -> None:
