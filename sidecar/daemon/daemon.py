@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +72,8 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
             _sleep(wakeup, schedule, pace, seconds, events)
     except Stopped:
         pass
+    finally:
+        journal.close()
     return None
 
 
@@ -152,15 +154,16 @@ class Schedule:
 
 @dataclass(slots=True)
 class Changes:
-    """How often the same change was made since a point in time."""
+    """How often the same change was made, and when first and last."""
 
-    since: float
+    first: float
+    last: float
     number: int = 0
 
-    def log(self, action: Action, now: float) -> None:
-        """Log the count, if there is one."""
+    def log(self, action: Action) -> None:
+        """Log the count, if not every change was logged by itself."""
         if self.number > SEPARATELY:
-            seconds = durations.render(round(now - self.since))
+            seconds = durations.render(round(self.last - self.first))
             facts = logger.bind(**action.facts, times=self.number)
             facts.warning(f"something keeps changing it back, {self.number} times within {seconds}: {action.done}")
 
@@ -181,11 +184,9 @@ class Journal:
     def changed(self, action: Action) -> None:
         """Log a change; if the same one keeps coming back, log only how often."""
         now = self._clock()
-        changes = self._changes.get(action)
-        if changes is None or now - changes.since > COUNTED_FOR:
-            if changes:
-                changes.log(action, now)
-            changes = self._changes[action] = Changes(now)
+        self._log_counts([action], now - COUNTED_FOR)
+        changes = self._changes.setdefault(action, Changes(now, now))
+        changes.last = now
         changes.number += 1
         if changes.number <= SEPARATELY:
             logger.bind(**action.facts).info(action.done)
@@ -194,8 +195,21 @@ class Journal:
                 f"something keeps changing it back, only counted from now on: {action.done}"
             )
 
+    def close(self) -> None:
+        """Log what is only counted so far."""
+        self._log_counts(list(self._changes), float("inf"))
+
+    def _log_counts(self, actions: Sequence[Action], before: float) -> None:
+        """Log and forget the counts of these actions that began before a point in time."""
+        for action in actions:
+            changes = self._changes.get(action)
+            if changes and changes.first < before:
+                changes.log(action)
+                del self._changes[action]
+
     def record(self, report: Report) -> None:
-        """Log what is new about this report."""
+        """Log what is new about this report, and the counts of changes that began a while ago."""
+        self._log_counts(list(self._changes), self._clock() - COUNTED_FOR)
         for notice in report.notices:
             if notice.text not in self._noticed:
                 logger.bind(**notice.facts).log("WARNING" if notice.certain else levels.PASS, str(notice))

@@ -20,7 +20,7 @@ from sidecar.node.command import Result
 from sidecar.node.events import Events
 from sidecar.node.iproute import IpRoute
 from sidecar.node.reconcile import Reconciler
-from sidecar.state.actions import AddAddress, AddRule, Failure, Report
+from sidecar.state.actions import AddAddress, AddRule, Failure, RemoveSurplus, Report
 from sidecar.state.desired import desired
 from sidecar.state.model import Address, Rule
 from support.fake_kernel import FakeKernel
@@ -237,9 +237,52 @@ def test_a_change_that_comes_again_and_again_is_counted(log: list[str]) -> None:
     now += 1
     journal.changed(ADDED)
     assert log[4:] == [
-        "WARNING something keeps changing it back, 600 times within 1m1s: added 10.96.0.2/32 to lo",
+        "WARNING something keeps changing it back, 600 times within 1m0s: added 10.96.0.2/32 to lo",
         "INFO added 10.96.0.2/32 to lo",
     ]
+
+
+def test_the_count_is_logged_when_the_changes_end_and_nothing_is_remembered(log: list[str]) -> None:
+    now = 0.0
+    journal = Journal(GOAL, 443, lambda: now)
+    journal.record(QUIET)
+    for _ in range(500):
+        now += 0.1
+        journal.changed(ADDED)
+    log.clear()
+    journal.record(QUIET)
+    assert log == []
+    now += 60
+    journal.record(QUIET)
+    assert log == ["WARNING something keeps changing it back, 500 times within 50s: added 10.96.0.2/32 to lo"]
+    now += 7 * 24 * 3600
+    journal.changed(ADDED)
+    assert log[1:] == ["INFO added 10.96.0.2/32 to lo"]
+
+
+def test_each_change_that_ends_is_forgotten() -> None:
+    now = 0.0
+    journal = Journal(GOAL, 443, lambda: now)
+    rule = Rule(4, "raw", "OUTPUT", ("-j", "NOTRACK"))
+    for surplus in range(10_000):
+        now += 0.4
+        journal.changed(RemoveSurplus(rule, surplus))
+        journal.record(QUIET)
+    remembered = journal._changes  # noqa: SLF001 - what it keeps cannot be seen from outside
+    assert len(remembered) <= daemon.COUNTED_FOR / 0.4 + 1
+    now += 61
+    journal.record(QUIET)
+    assert remembered == {}
+
+
+def test_the_end_of_the_program_logs_the_count(log: list[str]) -> None:
+    journal = Journal(GOAL, 443, lambda: 0.0)
+    for _ in range(5):
+        journal.changed(ADDED)
+    log.clear()
+    journal.close()
+    journal.close()
+    assert log == ["WARNING something keeps changing it back, 5 times within 0s: added 10.96.0.2/32 to lo"]
 
 
 def test_a_change_now_and_then_is_said_each_time(log: list[str]) -> None:
