@@ -5,7 +5,11 @@ import gc
 import os
 import signal
 import sys
-from typing import NoReturn
+import time
+from typing import Final, NoReturn
+
+#: Seconds. Python's datetime takes no time zone that is further from UTC, but TZ does (man 3 tzset).
+_DAY: Final = 24 * 3600
 
 
 def main() -> NoReturn:
@@ -27,6 +31,9 @@ def main() -> NoReturn:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open until the process ends
     for name in [name for name in os.environ if name.startswith("LOGURU_")]:
         del os.environ[name]  # loguru would read it, but only our own flags set up the log
+    if max(abs(time.timezone), abs(time.altzone)) >= _DAY:
+        os.environ["TZ"] = "UTC"  # as for a time zone that the C library does not know
+        time.tzset()
     from sidecar import cli  # noqa: PLC0415 - handle signals before the slow imports
 
     code = cli.main(sys.argv[1:])

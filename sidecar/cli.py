@@ -1,8 +1,8 @@
 """The command line interface: arguments in, text and exit code out. Loads only what the command needs."""
 
 import contextlib
-import errno
 import gc
+import io
 import os
 import select
 import signal
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sidecar import PROGRAM, __version__
-from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError
+from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError, reason
 from sidecar.settings import in_child, invocation, usage
 from sidecar.settings.invocation import Invocation
 
@@ -89,8 +89,7 @@ def _answer(command: str, loaded: "Loaded") -> int:
     except Interrupted:
         return SidecarError.exit_code
     except OSError as error:
-        remedy = ": see `ulimit -n`" if error.errno == errno.EMFILE else ""
-        _complain(f"cannot continue: {error.strerror}{remedy}")
+        _complain(f"cannot continue: {reason(error)}")
         return NodeError.exit_code
     return 0 if loaded.options.watch else code  # --watch ends by a signal, which is a success
 
@@ -130,8 +129,12 @@ def _complain(*lines: str) -> None:
     from sidecar.log.outlet import Patience, stderr_outlet  # noqa: PLC0415 - loaded only if needed
 
     text = "".join(f"{PROGRAM}: {line}\n" for line in lines)
-    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: there is nowhere to report it
+    try:
         stderr_outlet(Patience()).write(text.encode(sys.stderr.encoding, errors="backslashreplace"))
+    except io.UnsupportedOperation:  # it is not a file but an object, as in tests
+        sys.stderr.write(text)
+    except OSError:  # nobody reads it, or the disk is full: there is nowhere to report it
+        return
 
 
 def _print(text: str) -> None:

@@ -30,6 +30,7 @@ The number is the exit code. `str()` of each is one line, meant for the person w
 Stopped and Interrupted are not failures, but the way out of work that a signal has ended.
 """
 
+import errno
 import shlex
 from collections.abc import Sequence
 
@@ -214,6 +215,18 @@ class Stopped(Exception):
 
 class Interrupted(Exception):
     """A second SIGTERM or SIGINT came: the program ends at once, whatever is left undone."""
+
+
+def reason(error: OSError) -> str:
+    """Return why the kernel refused something, in one line, and what to do if that is known."""
+    text = error.strerror or str(error)
+    if error.errno == errno.EMFILE:
+        return f"{text}: see `ulimit -n`"
+    if error.errno == errno.ENFILE:
+        return f"{text}: see `sysctl fs.file-nr`"
+    if error.errno == errno.ENOENT and str(error.filename).startswith("/proc"):
+        return f"{error.filename}: {text}: mount /proc"
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 def pasteable(argv: Sequence[str], stdin: str = "") -> str:

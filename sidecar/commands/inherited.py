@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from sidecar.errors import ConfigError
+from sidecar.errors import ConfigError, reason
 from sidecar.node.instances import Instance, running
 from sidecar.settings import sources
 from sidecar.settings.invocation import Invocation
@@ -54,13 +54,18 @@ def _is_set_here(line: Invocation, name: str) -> bool:
 
 def _the_one(line: Invocation) -> Instance:
     """Return the sidecar that runs on this node; raise ConfigError if there is none, or several disagree."""
-    found, hidden = running()
+    found: list[Instance] = []
+    try:
+        found, hidden = running()
+    except OSError as error:
+        why = f": {reason(error)}"
+    else:
+        why = f": only root can see whether {hidden[0]} is on this node's network" if hidden else ""
     if not found:
-        reason = f": only root can see whether {hidden[0]} is on this node's network" if hidden else ""
         try:
             sources.load(line)
         except ConfigError as error:  # an address is missing, at least
-            hint = f"no running sidecar was found whose settings could be used{reason}"
+            hint = f"no running sidecar was found whose settings could be used{why}"
             raise ConfigError([*error.faults, hint]) from None
     told = {tuple(_inheritable(each)): each for each in found}
     if len(told) > 1:

@@ -11,7 +11,7 @@ from sidecar.commands import cleanup
 from sidecar.daemon import daemon
 from sidecar.daemon.vitals import Vitals
 from sidecar.daemon.wakeup import Wakeup
-from sidecar.errors import Interrupted, NodeError, Stopped
+from sidecar.errors import Interrupted, NodeError, Stopped, reason
 from sidecar.log.setup import start_logging
 from sidecar.node.access import Access, access
 from sidecar.node.claims import PATIENCE, Claims
@@ -31,7 +31,7 @@ def run(options: Options, warnings: Sequence[str]) -> int:
         commands = Commands(options.command_timeout)
         wakeup = Wakeup(commands.told, on_stop=commands.stop, on_interrupt=commands.interrupt, on_child=commands.reap)
     except OSError as error:
-        logger.error(f"cannot start: {error.strerror}: see `ulimit -n`")
+        logger.error(f"cannot start: {reason(error)}")
         return NodeError.exit_code
     _log_settings(options, warnings)
     try:

@@ -93,14 +93,17 @@ def endpoint(text: str) -> Endpoint:
 def interface(text: str) -> str:
     """Accept a name that the kernel accepts (net/core/dev.c, dev_valid_name) and that `ip` reads as one.
 
-    To `ip`, `%d` asks for a number, and in a batch `#` begins a comment and `"` is a quote (lib/utils.c, makeargs).
+    To `ip`, `-` begins an option and `%d` asks for a number; in a batch, `#` begins a comment, a word may begin with
+    either quote, and a backslash at the end continues the line (lib/utils.c, makeargs and getcmdline).
     """
     if not 1 <= len(text.encode(errors="surrogateescape")) <= _LONGEST_INTERFACE:
         raise ValueError("not an interface name: it must have 1 to 15 bytes")
     if text in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         raise ValueError("not an interface name: it must not contain a slash, colon, space or control character")
-    if set(text) & set('%#"'):
-        raise ValueError('not an interface name that `ip` accepts: it must not contain %, # or "')
+    if text[0] in "-'" or text[-1] == "\\" or set(text) & set('%#"'):
+        raise ValueError(
+            "not an interface name that `ip` can be told: no %, # or \" in it, no - or ' first, no backslash last"
+        )
     return text
 
 

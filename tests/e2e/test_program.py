@@ -303,6 +303,22 @@ def test_a_few_descriptors_are_told_to_be_too_few(namespace: Namespace, execute:
     assert namespace.is_clean()
 
 
+@pytest.mark.parametrize("zone", ["UTC+99", "UTC-99", "A-23:30B-24:30", "AAA+24", "nonsense"])
+def test_a_time_zone_that_python_does_not_take_is_utc(namespace: Namespace, execute: Start, zone: str) -> None:
+    assert execute(*ONCE, TZ=zone).end() == 0
+    assert namespace.addresses() == [CIDR]
+
+
+@pytest.mark.parametrize("command", ["run", "status", "plan", "doctor", "cleanup", "anonymous status"])
+def test_without_proc_it_says_so(execute: Start, command: str) -> None:
+    without = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /proc; exec "$@"', "sh")
+    word = command.rsplit(maxsplit=1)[-1]
+    sidecar = execute(word, *(() if " " in command else ONCE), prefix=without)
+    assert sidecar.end() == (2 if " " in command else 3)
+    assert ": mount /proc" in sidecar.log
+    assert "ulimit" not in sidecar.log
+
+
 def test_it_works_with_its_log_closed(namespace: Namespace, execute: Start) -> None:
     assert execute(*ONCE, "--iptables-backend=nft", prefix=("sh", "-c", 'exec "$@" 2>&- <&- >&-', "sh")).end() == 0
     assert namespace.in_place()
