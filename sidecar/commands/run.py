@@ -54,7 +54,7 @@ def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
     mine.take(desired.claims(node.desired, options.port), is_over=lambda: wakeup.stopping)
     if options.daemon:
         events = Events(Watch.of(node.desired))
-        report = daemon.run(reconciler, wakeup, options.sync_interval, journal, events, vitals=vitals)
+        report = daemon.run(reconciler, wakeup, options.sync_interval, journal, events, vitals=vitals, claims=mine)
         if vitals:
             vitals.stops(options.cleanup_timeout)
     else:

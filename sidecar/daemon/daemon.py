@@ -14,6 +14,7 @@ from sidecar.daemon.wakeup import Wakeup, Woken
 from sidecar.errors import LockHeld, NodeError, Stopped
 from sidecar.log import levels
 from sidecar.log.setup import begin_pass
+from sidecar.node.claims import Claims
 from sidecar.node.events import Events
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings import durations
@@ -42,6 +43,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
     events: Events | None = None,
     *,
     vitals: Vitals | None = None,
+    claims: Claims | None = None,
 ) -> Report | None:
     """Run passes until a signal stops the loop, and return None.
 
@@ -55,6 +57,8 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
             if events:
                 events.take_sizes()  # before observing: a change during the pass must show up next time
             begin_pass()
+            if claims:
+                claims.take_missing()
             if vitals:
                 vitals.pass_begins()
             report = reconciler.reconcile()

@@ -41,6 +41,7 @@ class Claims:
         self._file: int | None = None
         self._claims: list[Claim] = []
         self._shown: set[RulesBackend] = set()
+        self._missing: list[Claim] = []  # claims that another instance's cleanup did not give back in time
 
     def take(self, claims: Iterable[Claim], *, is_over: Callable[[], bool]) -> None:
         """Make these claims; wait while another instance cleans them up, unless `is_over`.
@@ -55,24 +56,48 @@ class Claims:
                 self._claims.append(claim)
                 self._wait_for(self._file, claim, deadline, is_over)
         except OSError as error:
+            self._forget()
             logger.warning(
                 f"cannot use {self._directory} ({error.strerror}): a cleanup by this or another instance on the node "
                 "cannot tell who else needs the address; mount this directory from the node"
             )
 
+    def take_missing(self) -> None:
+        """Try again, without waiting, to make the claims that `take` went on without."""
+        if self._file is None:
+            return
+        for claim in tuple(self._missing):
+            with contextlib.suppress(OSError):  # as it was before
+                if _lock(self._file, claim, fcntl.F_RDLCK):
+                    self._missing.remove(claim)
+                    logger.info(f"the other instance's cleanup of {claim} has ended: claimed")
+
     def claimed_by_others(self) -> frozenset[Claim]:
-        """Give up all claims before a cleanup; return those that other instances hold. We may remove the rest."""
+        """Give up all claims before a cleanup; return those that other instances hold. We may remove the rest.
+
+        If the locks fail, it is unknown what others hold: log a warning and return all claims.
+        """
         if self._file is None:
             return frozenset()
-        files = [self._file]
-        if not self._is_current(self._file):  # the file was removed, and others may have created a new one
+        try:
+            return self._held_by_others(self._file)
+        except OSError as error:
+            logger.warning(
+                f"cannot lock {self._path} ({error.strerror}): whether another instance needs what this one has set up "
+                "is unknown, so it stays; remove it with the command cleanup"
+            )
+            return frozenset(self._claims)
+
+    def _held_by_others(self, file: int) -> frozenset[Claim]:
+        files = [file]
+        if not self._is_current(file):  # the file was removed, and others may have created a new one
             with contextlib.suppress(OSError):
                 files.append(self._open())
         # Release the locks first: if two instances clean up at the same moment, one must get each claim.
         for claim in self._claims:
-            _lock(self._file, claim, fcntl.F_UNLCK)
+            _lock(file, claim, fcntl.F_UNLCK)
         return frozenset(
-            claim for claim in self._claims if not all(_lock(file, claim, fcntl.F_WRLCK) for file in files)
+            claim for claim in self._claims if not all(_lock(each, claim, fcntl.F_WRLCK) for each in files)
         )
 
     def show(self, backends: Collection[RulesBackend]) -> None:
@@ -99,6 +124,13 @@ class Claims:
             return any(_is_locked(self._file, each) for each in backends)
         return True  # to leave a rule where nobody needs it does less harm than to take it away
 
+    def _forget(self) -> None:
+        """Claim nothing: closing the file ends its locks."""
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+        self._claims, self._missing = [], []
+
     def _open(self) -> int:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
@@ -115,6 +147,7 @@ class Claims:
                 return
             if time.monotonic() > deadline:
                 logger.warning(f"another instance is still cleaning up {claim}: continuing without waiting for it")
+                self._missing.append(claim)
                 return
             if not is_logged:
                 is_logged = True

@@ -10,6 +10,7 @@ sidecar's work is trusted: it has CAP_NET_ADMIN over the same network, in the sa
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -27,10 +28,10 @@ from sidecar.settings.values import BOOLEANS
 from sidecar.state.model import Address, Claim, IPAddress, RuleSet
 from sidecar.text import visible
 
-_AS_A_MODULE: Final = ["-m", "sidecar"]  # the first arguments if this program is run as a module
+_MODULES: Final = ("sidecar", "sidecar.__main__")  # what `python -m` calls this program
 
-#: Options of the interpreter that take the next word as their value (man python3).
-_WITH_A_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
+#: Options of the interpreter that take a value: the rest of the word, or else the next one (man python3).
+_WITH_A_VALUE: Final = "cmWX"
 
 _SCRIPTS: Final = (PROGRAM, f"{PROGRAM}.pyz")  # the console script, and the single file that scripts/build-pyz builds
 
@@ -133,17 +134,34 @@ def _instance(process: Process) -> Instance | None:
         return Instance(process, is_python=False, line=Invocation("run", line.values, line.faults), variables={})
     if not name.startswith("python"):
         return None
-    while words and words[0].startswith("-") and words[0] != "-m":
-        words = words[2 if words[0] in _WITH_A_VALUE else 1 :]
-    if words[:2] == _AS_A_MODULE:
-        words = words[2:]
-    elif words and words[0].rpartition("/")[2] in _SCRIPTS:
-        words = words[1:]
-    else:
+    arguments = _arguments(words)
+    if arguments is None:
         return None
     try:
         environment = proc.variables(process.pid)
     except OSError:  # it has ended, or belongs to another user
         environment = {}
     known = {flag.variable: environment[flag.variable] for flag in FLAGS.values() if environment.get(flag.variable)}
-    return Instance(process, is_python=True, line=invocation.parse(words), variables=known)
+    return Instance(process, is_python=True, line=invocation.parse(arguments), variables=known)
+
+
+def _arguments(words: list[str]) -> list[str] | None:
+    """Return the arguments of this program in those of a Python interpreter; None if it runs another program."""
+    rest = deque(words)
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        word = rest.popleft()
+        if word == "--":
+            break
+        if word == "--check-hash-based-pycs" and rest:
+            rest.popleft()
+        flags = "" if word.startswith("--") else word[1:]
+        option = next((letter for letter in flags if letter in _WITH_A_VALUE), "")
+        value = flags.partition(option)[2] if option else ""
+        if option and not value:
+            value = rest.popleft() if rest else ""
+        if option == "c":
+            return None
+        if option == "m":
+            return list(rest) if value in _MODULES else None
+    script = rest.popleft() if rest else ""
+    return list(rest) if script.rpartition("/")[2] in _SCRIPTS else None

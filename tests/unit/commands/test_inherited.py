@@ -272,6 +272,9 @@ def test_a_file_that_is_none_or_has_faults_is_told(running: Running, tmp_path: P
     (tmp_path / "env").write_text("SIDECAR_IP_ADDRESS=10.96.0.4\nwhat is this\n")
     running(instance(f"--env-file={tmp_path}/env"))
     assert faults("status") == [f"{tmp_path}/env: line 2 is not NAME=value"]
+    (tmp_path / "env").write_text("SIDECAR_IP_ADDRESS=10.96.0.4\nSIDECAR_INTERFACE=a\0b\n")
+    (fault,) = faults("status")
+    assert fault.endswith(": is not text: it contains a NUL")
 
 
 def test_the_file_of_one_that_has_ended_cannot_be_found(running: Running) -> None:

@@ -1,8 +1,10 @@
 """Claims of several holders: each opens files of its own, as processes do."""
 
+import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +70,64 @@ def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert cleaning.claimed_by_others() == frozenset()
     holder(tmp_path, A)
     assert log[-1] == "WARNING another instance is still cleaning up interface a: continuing without waiting for it"
+
+
+def test_a_claim_that_was_not_given_back_in_time_is_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
+    hung = holder(tmp_path, A)
+    hung.claimed_by_others()
+    late = holder(tmp_path, A, B)
+    late.take_missing()
+    assert claims.held([A, B], tmp_path) == {A, B}  # A by the one that hangs
+    hung._forget()  # noqa: SLF001 - as when its process ends
+    assert claims.held([A, B], tmp_path) == {B}
+    late.take_missing()
+    assert claims.held([A, B], tmp_path) == {A, B}
+    assert log[-1] == "INFO the other instance's cleanup of interface a has ended: claimed"
+    assert holder(tmp_path, A, B).claimed_by_others() == {A, B}
+    assert late.claimed_by_others() == frozenset()
+
+
+@pytest.fixture
+def refuse_locks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a stand-in for a file system that refuses locks: here, the kernel grants all."""
+
+    def refuse(number: int) -> None:
+        def fcntl(*_: object) -> bytes:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("sidecar.node.claims.fcntl.fcntl", fcntl)
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL])
+def test_where_nothing_can_be_locked_it_says_so_and_goes_on(
+    tmp_path: Path, refuse_locks: Callable[[int], None], log: list[str], number: int
+) -> None:
+    refuse_locks(number)
+    before = len(os.listdir("/proc/self/fd"))
+    alone = holder(tmp_path, A, B)
+    alone.take_missing()
+    assert alone.claimed_by_others() == frozenset()
+    assert len(os.listdir("/proc/self/fd")) == before
+    (line,) = log
+    assert line.startswith(f"WARNING cannot use {tmp_path} ({os.strerror(number)}): a cleanup by this or another")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL])
+def test_what_others_need_is_unknown_if_the_locks_fail_at_the_end(
+    tmp_path: Path, refuse_locks: Callable[[int], None], log: list[str], number: int
+) -> None:
+    held = holder(tmp_path, A, B)
+    refuse_locks(number)
+    assert held.claimed_by_others() == {A, B}
+    (line,) = log
+    assert line.startswith(
+        f"WARNING cannot lock {tmp_path}/claims ({os.strerror(number)}): cannot tell whether another instance"
+    )
 
 
 def test_any_number_of_things_takes_one_descriptor(tmp_path: Path) -> None:

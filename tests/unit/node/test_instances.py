@@ -30,6 +30,12 @@ OURS = [
     ("python3", "-W", "error", "-u", "-B", "-m", "sidecar"),
     ("python3", "-Werror", "-X", "importtime", SCRIPT),
     ("python3", "--check-hash-based-pycs", "always", "-I", SCRIPT),
+    ("python3", "-um", "sidecar"),
+    ("python3", "-msidecar"),
+    ("python3", "-BuImsidecar"),
+    ("python3", "-uW", "error", "-m", "sidecar"),
+    ("python3", "-uXdev", "-m", "sidecar.__main__"),
+    ("python3", "-u", "--", SCRIPT),
 ]
 
 #: And of others.
@@ -39,6 +45,13 @@ OTHERS = [
     ("python3", "-m"),
     ("python3", "-X"),
     ("python3", "-m", "sidecars"),
+    ("python3", "-um", "sidecars"),
+    ("python3", "-msidecars"),
+    ("python3", "-mhttp.server", SCRIPT),
+    ("python3", "-uc", "import sidecar", "-m", "sidecar"),
+    ("python3", "-cpass", SCRIPT),
+    ("python3", "-Wm", "sidecar"),
+    ("python3", "-", "-m", "sidecar"),
     ("python3", "-m", "http.server"),
     ("python3", "-m", "venv", "sidecar"),
     ("python3", "-c", "import sidecar"),
@@ -111,6 +124,13 @@ def test_the_go_sidecar_is_known_by_its_name(node: Node, name: str) -> None:
 @pytest.mark.parametrize("argv", OTHERS)
 def test_others_are_none(node: Node, argv: tuple[str, ...]) -> None:
     node(argv, (*argv, HOLDS))
+    assert running() == ([], [])
+
+
+def test_the_child_that_writes_log_files_is_none(node: Node, mocker: MockerFixture) -> None:
+    node((SCRIPT, HOLDS))
+    child = Process(101, "sidecar-log", (SCRIPT, HOLDS))
+    mocker.patch("sidecar.node.proc.neighbours", return_value=[(child, True)])
     assert running() == ([], [])
 
 
