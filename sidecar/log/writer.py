@@ -132,6 +132,9 @@ class Writer(Generic[T]):
             self._child = os.fork()
             opened.pop_all()
         if not self._child:
+            # Its own copies of our ends would keep it from seeing that we have ended.
+            os.close(self._requests)
+            os.close(self._answers)
             _serve(self._targets, requests, answers)
         os.close(requests)
         os.close(answers)
@@ -185,7 +188,7 @@ def _append(target: Target, number: int, line: str, time: datetime) -> tuple[int
 
 
 def _close_all_but(*needed: int) -> None:
-    """Close our ends of what others read: they wait for its end, and this process may outlive its parent."""
+    """Close what others read until its end: this process may outlive its parent."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in {0, 1, 2} - set(needed):
         os.dup2(null, descriptor)
