@@ -43,8 +43,8 @@ _TRIES: Final = 8
 #: The inode of no socket. Who has it among the older ones does not know its own place, and joins again.
 _UNKNOWN: Final = 0
 
-#: What a sidecar answers to a request for /, in all releases.
-_SIDECAR: Final = b"there is /healthz, /readyz, /metrics"
+#: What the answer of a sidecar to a request for / has in it, in all releases.
+_SIDECAR: Final = b"/healthz, /readyz, /metrics"
 
 _REMEDIES: Final = {
     errno.EADDRNOTAVAIL: "this node has no such address: use one that `ip address` shows, or :PORT for all",

@@ -83,8 +83,8 @@ class Claims:
             return self._held_by_others(self._file)
         except OSError as error:
             logger.warning(
-                f"cannot lock {self._path} ({error.strerror}): whether another instance needs what this one has set up "
-                "is unknown, so it stays; remove it with the command cleanup"
+                f"cannot lock {self._path} ({error.strerror}): cannot tell whether another instance needs what this "
+                "one has set up, so it stays; remove it with `cleanup`"
             )
             return frozenset(self._claims)
 

@@ -86,6 +86,7 @@ class Commands:
         self._deadline: float | None = None
         self._stopping_since: float | None = None
         self._interrupted = False
+        child.open_files()  # raises OSError without /proc, which each start needs
         self._is_running = False
         self._has_orphans = False
         self._stuck: Child | None = None
@@ -179,8 +180,11 @@ class Commands:
 
     def _raise_if_stuck(self, argv: tuple[str, ...], stdin: str) -> None:
         """Raise CommandStuck as long as a command that was killed has not ended: the next one would join it."""
-        if self._stuck and not self._stuck.is_over():
+        if not self._stuck:
+            return
+        if not self._stuck.is_over():
             raise CommandStuck(argv, stdin, f"was not started: `{pasteable(self._stuck.argv)}` {self._stuck.outcome}")
+        self._stuck.close()
         self._stuck = None
 
     def _start(self, argv: tuple[str, ...], stdin: str) -> Child:

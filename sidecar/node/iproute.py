@@ -35,6 +35,8 @@ _IPV6: Final = ("nodad", "preferred_lft", "0")
 _BEGINNING: Final = re.compile(r',\s*(?=\{"ifindex":)')
 _NAME: Final = re.compile(r'"ifname":"([^"\\]+)"')
 
+#: What BusyBox says to an option that it does not know: its name and its usage.
+_USAGE: Final = re.compile("busybox|usage:", re.IGNORECASE)
 _RELEASE: Final = re.compile(r"iproute2-[^,\s]+")
 _MAC: Final = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -79,13 +81,17 @@ class IpRoute:
 
 
 def release(run: Run) -> str:
-    """Return the release of iproute2; raise NotIproute2 if `ip` is another program, such as BusyBox's."""
+    """Return the release of iproute2; raise NotIproute2 if `ip` is another program, such as BusyBox's.
+
+    Only a program that works shows what it is: one that fails in another way is not judged by that.
+    """
     result = run(COMMAND, "-V")
-    found = _RELEASE.search(result.stdout)
-    if not found:
-        said = (result.stderr or result.stdout).strip().splitlines()
-        raise NotIproute2(quoted(said[0]) if said else "it does not say what it is")
-    return found[0]
+    if found := _RELEASE.search(result.stdout):
+        return found[0]
+    said = (result.stderr or result.stdout).strip()
+    if _USAGE.search(said):
+        raise NotIproute2(quoted(said.splitlines()[0]))
+    raise OutputUnreadable((COMMAND, "-V"), "", f"names no release of iproute2: {quoted(said)}")
 
 
 def command(action: LinkAction) -> Command:

@@ -127,7 +127,7 @@ def read_env_file(path: str, origin: str) -> tuple[dict[str, str], list[str]]:
     if len(text) > _LONGEST_FILE:
         return {}, [f"{origin}={quoted(path)}: is longer than {_LONGEST_FILE} characters"]
     if "\0" in text:
-        return {}, [f"{origin}={quoted(path)}: is not text: there is a NUL in it"]
+        return {}, [f"{origin}={quoted(path)}: is not text: it contains a NUL"]
     bindings = list(parse_stream(io.StringIO(text)))
     wrong = [_line_number(each) for each in bindings if each.error or (each.key and each.value is None)]
     faults = []

@@ -102,7 +102,8 @@ def interface(text: str) -> str:
         raise ValueError("not an interface name: it must not contain a slash, colon, space or control character")
     if text[0] in "-'" or text[-1] == "\\" or set(text) & set('%#"'):
         raise ValueError(
-            "not an interface name that `ip` can be told: no %, # or \" in it, no - or ' first, no backslash last"
+            "not an interface name that `ip` accepts: "
+            "it must not contain %, # or \", begin with - or ', or end with a backslash"
         )
     return text
 

@@ -270,7 +270,7 @@ def test_an_update_may_change_the_address(node: Node, before: str, after: str, a
 def test_a_port_that_another_program_has_is_left_to_it(node: Node, theirs: str, ours: str, *, shares: bool) -> None:
     stranger = node.start_stranger(theirs, shares=shares)
     text = node.refuses(ours)
-    assert text.startswith(f"cannot listen on --health-address={Endpoint(ours, PORT)}: another program has it: ")
+    assert text.startswith(f"cannot listen on --health-address={Endpoint(ours, PORT)}: another program uses it: ")
     assert f"pid {stranger.pid} (" in text
 
 
