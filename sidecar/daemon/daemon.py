@@ -51,7 +51,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
     would hide that. Later, the same failure may be temporary, for example during a package upgrade, so it is retried.
     """
     schedule, pace = Schedule(interval), Pace()
-    first = True
+    first, woken = True, Woken.BY_CLOCK
     try:
         while not wakeup.stopping:
             if events:
@@ -61,7 +61,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
                 claims.take_missing()
             if vitals:
                 vitals.pass_begins()
-            report = reconciler.reconcile()
+            report = reconciler.reconcile(reconsiders=woken is not Woken.BY_EVENT)  # a repair comes first
             if vitals:
                 vitals.pass_ended(report)
             journal.record(report)
@@ -73,7 +73,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
             seconds = schedule.next(report)
             if vitals:
                 vitals.sleeps(seconds)
-            _sleep(wakeup, schedule, pace, seconds, events)
+            woken = _sleep(wakeup, schedule, pace, seconds, events)
     except Stopped:
         pass
     finally:
@@ -90,17 +90,18 @@ def _forget_own_changes(events: Events, report: Report) -> None:
         events.forget()
 
 
-def _sleep(wakeup: Wakeup, schedule: "Schedule", pace: "Pace", seconds: float, events: Events | None) -> None:
-    """Wait for the next pass; an event ends the wait at once, but not too often."""
+def _sleep(wakeup: Wakeup, schedule: "Schedule", pace: "Pace", seconds: float, events: Events | None) -> Woken:
+    """Wait for the next pass, and return what ended the wait; an event does so at once, but not too often."""
     woken = wakeup.wait(seconds, events)
     if woken is Woken.BY_EVENT:
         delay = pace.delay()
-        if delay:
-            woken = wakeup.wait(min(delay, seconds))
+        if delay and wakeup.wait(min(delay, seconds)) is Woken.BY_SIGNAL:
+            woken = Woken.BY_SIGNAL
         if events:
             events.forget()
     if woken is Woken.BY_SIGNAL:
         schedule.start_over()
+    return woken
 
 
 class Pace:

@@ -67,9 +67,14 @@ class Reconciler:
         self._clock = clock
         self._sleep = sleep
 
-    def reconcile(self) -> Report:
-        """Run one pass. Raises Stopped if a signal ended it; every other failure is in the report."""
+    def reconcile(self, *, reconsiders: bool = True) -> Report:
+        """Run one pass. Raises Stopped if a signal ended it; every other failure is in the report.
+
+        Unless it `reconsiders`, it takes the choice of the backend as it is, without another look.
+        """
         started = self._clock()
+        if reconsiders:
+            self.reconsider()
         report = self._reconcile()
         seconds = self._clock() - started
         _log_pass(report, seconds)
@@ -78,7 +83,6 @@ class Reconciler:
     def _reconcile(self) -> Report:
         changed: list[Action] = []
         failed: dict[Action, Failure] = {}
-        self.reconsider()
         for acts_left in reversed(range(ROUNDS + 1)):
             observed, unseen = self.observe()
             actions = plan(self._desired, observed)

@@ -144,6 +144,18 @@ def test_an_event_brings_a_look_at_once_and_many_of_them_not_too_often() -> None
     assert max(waits) <= 60
 
 
+def test_after_an_event_the_repair_comes_before_another_look_at_the_choice_of_the_backend() -> None:
+    looks: list[int] = []
+
+    class Chosen(Reconciler):
+        def reconsider(self) -> None:
+            looks.append(len(sleeps.asked))
+
+    sleeps = Sleeps("event", "clock", "signal", "event", "clock")
+    daemon.run(Chosen(GOAL, IpRoute(FakeKernel()), {}), cast("Wakeup", sleeps), 60.0, Journal(GOAL, 443))
+    assert looks == [0, 2, 3]  # not after the first and the fourth sleep
+
+
 def test_the_pace_lets_a_few_through_and_then_so_many_a_second() -> None:
     now = 0.0
     pace = Pace(lambda: now)
