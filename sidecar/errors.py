@@ -78,11 +78,11 @@ class CommandMissing(NodeError):
 class NotIproute2(NodeError):
     """There is an `ip`, but not that of iproute2."""
 
+    remedy = "needs iproute2: apt-get install iproute2 (the package's name in Debian and Ubuntu)"
+
     def __init__(self, said: str) -> None:
-        super().__init__(
-            f"`ip` on this node is not that of iproute2 ({said}): needs iproute2: apt-get install iproute2 "
-            "(the package's name in Debian and Ubuntu)"
-        )
+        self.found = f"`ip` on this node is not that of iproute2 ({said})"
+        super().__init__(f"{self.found}: {self.remedy}")
 
 
 class PermissionMissing(NodeError):

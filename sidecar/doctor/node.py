@@ -60,8 +60,8 @@ def commands(view: View) -> Iterator[Finding]:
         try:
             paths[iproute.COMMAND] += f" ({iproute.release(view.run)})"
         except NotIproute2 as error:
-            found, _, remedy = str(error).partition(": ")
-            yield Finding(Level.FAULT, f"{paths.pop(iproute.COMMAND)}: {found}", remedy, node_lacks=True)
+            found = f"{paths.pop(iproute.COMMAND)}: {error.found}"
+            yield Finding(Level.FAULT, found, error.remedy, node_lacks=True)
         except SidecarError as error:
             yield unknown(error)
     if paths:

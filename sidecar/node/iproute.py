@@ -32,11 +32,11 @@ COMMAND = "ip"
 _IPV6: Final = ("nodad", "preferred_lft", "0")
 
 #: Where the next link begins. A quote in a name or an alias is escaped, so that they cannot look like this.
-_BEGINNING: Final = re.compile(r',\s*(?=\{"ifindex":)')
+_BEGINNING: Final = re.compile(r'(?:^|[\[,])\s*(?=\{"ifindex":)')
 _NAME: Final = re.compile(r'"ifname":"([^"\\]+)"')
 
 #: What BusyBox says to an option that it does not know: its name and its usage.
-_USAGE: Final = re.compile("busybox|usage:", re.IGNORECASE)
+_USAGE: Final = re.compile("^.*(?:busybox|usage:).*", re.IGNORECASE | re.MULTILINE)
 _RELEASE: Final = re.compile(r"iproute2-[^,\s]+")
 _MAC: Final = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -89,9 +89,9 @@ def release(run: Run) -> str:
     if found := _RELEASE.search(result.stdout):
         return found[0]
     said = (result.stderr or result.stdout).strip()
-    if _USAGE.search(said):
-        raise NotIproute2(quoted(said.splitlines()[0]))
-    raise OutputUnreadable((COMMAND, "-V"), "", f"names no release of iproute2: {quoted(said)}")
+    if usage := _USAGE.search(said):
+        raise NotIproute2(quoted(usage[0]))
+    raise OutputUnreadable((COMMAND, "-V"), "", f"names no release of iproute2: {_shown(said)}")
 
 
 def command(action: LinkAction) -> Command:
@@ -134,23 +134,19 @@ def parse_links(text: str) -> tuple[Link, ...]:
     links = [_link(link, lower, unreadable) for link in shown]
     links += [Link(_name(each), problem=f"`ip` prints no JSON for it: {quoted(each)}") for each in unreadable]
     if not any(link.name for link in links):
-        raise ValueError(f"not the output of `ip -json address show`: {quoted(text)}")
+        raise ValueError(f"not the output of `ip -json address show`: {_shown(text)}")
     return tuple(links)
+
+
+def _shown(text: str) -> str:
+    return quoted(text) if text.strip() else "it printed nothing"
 
 
 def _objects(text: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the objects of a JSON array, and the text of those that are none."""
-    found: list[object]
-    try:
-        # Not strict: control characters in names and aliases are printed as they are.
-        found = json.loads(text, strict=False)
-    except ValueError:
-        found = []
-        for part in _BEGINNING.split(text.strip().removeprefix("[").removesuffix("]")):
-            try:
-                found.append(json.loads(part, strict=False))
-            except ValueError:
-                found.append(part)
+    found = _read(text)
+    if isinstance(found, str):
+        found = [_read(part) for part in filter(None, _BEGINNING.split(text.strip().removesuffix("]")))]
         if not text.rstrip().endswith("]}]"):  # of the last address, of its link, of the list
             found.append("the list ends in the middle")
     if not isinstance(found, list):
@@ -158,6 +154,16 @@ def _objects(text: str) -> tuple[list[dict[str, Any]], list[str]]:
     return [each for each in found if each and isinstance(each, dict)], [
         str(each) for each in found if not isinstance(each, dict)
     ]
+
+
+def _read(text: str) -> object:
+    """Return the value of a JSON text, or the text itself if it is none."""
+    try:
+        # Not strict: control characters in names and aliases are printed as they are.
+        value: object = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return text
+    return value
 
 
 def _name(unreadable: str) -> str:
@@ -186,7 +192,7 @@ def _link(shown: dict[str, Any], lower: Collection[str], unreadable: Sequence[st
         try:
             if info and info.get("family", "inet") in ("inet", "inet6"):
                 addresses.append(_address(info, own))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             faults.append(f"an address is {quoted(str(info))}")
     return Link(
         name=name,

@@ -106,13 +106,27 @@ def test_iptables_is_not_needed_where_no_rules_are_wanted(node: RecordedNode) ->
     assert node.texts("commands") == [note, f"ok: {IP}, {NFT}"]
 
 
-def test_an_ip_that_is_not_that_of_iproute2(node: RecordedNode) -> None:
-    node.answers["ip -V"] = Result(1, "", "BusyBox v1.36.1 multi-call binary.\n\nUsage: ip [OPTIONS] …\n")
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("BusyBox v1.36.1 multi-call binary.\n\nUsage: ip [OPTIONS] …\n", "BusyBox v1.36.1 multi-call binary."),
+        ("ip: unknown option -- V\nBusyBox v1.36.1 multi-call binary.\n", "BusyBox v1.36.1 multi-call binary."),
+        ("Usage: ip [OPTIONS] …\n", "Usage: ip [OPTIONS] …"),
+    ],
+)
+def test_an_ip_that_is_not_that_of_iproute2(node: RecordedNode, said: str, named: str) -> None:
+    node.answers["ip -V"] = Result(1, "", said)
     fault, told = node.findings("commands")
-    assert fault.found == "/usr/sbin/ip: `ip` on this node is not that of iproute2 (BusyBox v1.36.1 multi-call binary.)"
+    assert fault.found == f"/usr/sbin/ip: `ip` on this node is not that of iproute2 ({named})"
     assert fault.remedy.startswith("needs iproute2: apt-get install iproute2")
     assert (fault.level, fault.node_lacks) == (Level.FAULT, True)
     assert told.found == f"{NFT}, {NFT}-restore"
+
+
+def test_an_ip_that_says_nothing(node: RecordedNode) -> None:
+    node.answers["ip -V"] = Result(0, "", "")
+    unclear = "unknown: `ip -V` names no release of iproute2: it printed nothing"
+    assert node.texts("commands") == [unclear, f"ok: /usr/sbin/ip, {NFT}, {NFT}-restore"]
 
 
 def test_an_ip_that_hangs(node: RecordedNode) -> None:

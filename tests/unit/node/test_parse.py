@@ -117,6 +117,22 @@ def test_what_is_unusual_is_read_all_the_same(fine: str) -> None:
     assert links[1].addresses == ()
 
 
+@pytest.mark.parametrize("before", ["a wrapper says hello\n", "[1] 4711\n"])
+def test_what_a_wrapper_says_first_hides_no_link(before: str) -> None:
+    links = {link.name: link for link in parse_links(f"{before}[{LO},{LAST}]\n")}
+    assert links["lo"] == parse_links(f"[{LO}]")[0]
+    assert (links["last0"].problem, links[""].problem != "") == ("", True)
+
+
+@pytest.mark.parametrize(
+    "odd", ["[" * 100_000, f'"prefixlen":{"9" * 5000}', '"addr_info":[{"local":"::1","prefixlen":1e999}]']
+)
+def test_a_value_that_python_cannot_hold_hides_no_other_link(odd: str) -> None:
+    links = parse_links(f'[{LO},{{"ifindex":5,"ifname":"odd0","flags":[],{odd}}}]')
+    assert links[0].addresses == (LinkAddress(IPV4, 32, "host"),)
+    assert links[1].problem
+
+
 @pytest.mark.parametrize("end", range(len(LO) + 2, len(f"[{LO},{LAST}")))
 def test_of_a_list_that_ends_early_the_rest_is_unknown(end: int) -> None:
     links = parse_links(f"[{LO},{LAST}]"[:end])
