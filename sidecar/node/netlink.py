@@ -17,8 +17,11 @@ _OVERRUN: Final = 4
 # linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h
 _NEWLINK: Final = 16
 _DELLINK: Final = 17
+_NEWADDR: Final = 20
 _DELADDR: Final = 21
-_ADDRESS_MESSAGE: Final = 8
+_ADDRESS_MESSAGE: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_AF_INET6: Final = 10
+_IFA_F_DEPRECATED: Final = 0x20
 _LINK_MESSAGE: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFF_UP: Final = 1
 _NAMES: Final = (3, 53)  # IFLA_IFNAME, IFLA_ALT_IFNAME
@@ -60,6 +63,7 @@ class Watch:
     def concerns_links(self, data: bytes, index: int | None = None) -> bool:
         """Whether one of these rtnetlink messages removes a watched address or the interface, or sets it down.
 
+        Or makes the kernel choose an address as a source: an IPv6 address that is not deprecated any more.
         With the index of the interface (0: it is missing), also whether another link is the interface now, or none.
         """
         return any(self._concerns_link(kind, payload, index) for kind, payload in messages(data))
@@ -71,9 +75,12 @@ class Watch:
     def _concerns_link(self, kind: int, payload: bytes, index: int | None) -> bool:
         if kind == _OVERRUN:
             return True
-        if kind == _DELADDR:
-            attributes = dict(_attributes(payload, _ADDRESS_MESSAGE))
-            return attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)) in self.addresses
+        if kind in (_NEWADDR, _DELADDR) and len(payload) >= _ADDRESS_MESSAGE.size:
+            family, _, its_flags, *_ = _ADDRESS_MESSAGE.unpack_from(payload)
+            attributes = dict(_attributes(payload, _ADDRESS_MESSAGE.size))
+            is_watched = attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)) in self.addresses
+            is_source = family == _AF_INET6 and not its_flags & _IFA_F_DEPRECATED
+            return is_watched and (kind == _DELADDR or is_source)
         if kind not in (_NEWLINK, _DELLINK) or len(payload) < _LINK_MESSAGE.size:
             return False
         # The name is an attribute of the link, or nested in the attribute that holds its alternative names.

@@ -39,7 +39,11 @@ def may_become_source(link: Link, address: Address) -> bool:
     Every node has it, so a reply to it would go to whichever node is nearest.
     """
     found = on(link, address, exactly=True)
-    return found is not None and found.ip.version == IPV6 and not found.is_deprecated
+    return found is not None and _is_preferred(found)
+
+
+def _is_preferred(found: LinkAddress) -> bool:
+    return found.ip.version == IPV6 and not found.is_deprecated
 
 
 def is_exact(address: Address, found: LinkAddress) -> bool:
@@ -59,4 +63,5 @@ def also_on(other: Link, found: LinkAddress) -> str:
 
 def taken_as_it_is(found: LinkAddress, interface: str) -> str:
     """Return in words that the address was found with another prefix length, or with a peer."""
-    return f"{found.cidr} on {interface} is used as it is, and cleanup leaves it in place"
+    risk = "; it is not deprecated, so it may become a source address" if _is_preferred(found) else ""
+    return f"{found.cidr} on {interface} is used as it is, and cleanup leaves it in place{risk}"

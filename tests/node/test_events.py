@@ -59,6 +59,17 @@ class Listener:
         ("true", "ip address add 10.96.0.2/32 dev lo", False),
         ("ip address add 10.96.0.2/32 dev lo", "ip address delete 10.96.0.2/32 dev lo", True),
         ("ip address add fd00:10:96::2/128 dev lo", "ip address delete fd00:10:96::2/128 dev lo", True),
+        ("true", "ip address add fd00:10:96::2/128 dev lo nodad preferred_lft 0", False),
+        (
+            "ip address add fd00:10:96::2/128 dev lo nodad preferred_lft 0",
+            "ip address change fd00:10:96::2/128 dev lo nodad",
+            True,
+        ),
+        (
+            "ip address add fd00:10:96::2/128 dev lo",
+            "ip address change fd00:10:96::2/128 dev lo preferred_lft 0",
+            False,
+        ),
         ("ip address add 10.96.0.3/32 dev lo", "ip address delete 10.96.0.3/32 dev lo", False),
         ("true", "ip link set lo down", True),
         ("ip link set lo down", "ip link set lo up", False),

@@ -156,6 +156,9 @@ def test_an_ipv6_address_with_another_prefix_length_is_taken_as_it_is(namespace:
     report = reconciler(namespace, goal("lo", IPV6)).reconcile()
     assert report.in_sync
     assert "fd00:10:96::2/64 on lo is used as it is" in str(report.notices[0])
+    assert "may become a source address" in str(report.notices[0])
+    namespace.run("ip", "address", "change", "fd00:10:96::2/64", "dev", "lo", "preferred_lft", "0")
+    assert "source" not in str(reconciler(namespace, goal("lo", IPV6)).reconcile().notices[0])
     assert reconciler(namespace, goal("lo", IPV6)).cleanup(float("inf")).in_sync
     assert namespace.addresses() == ["fd00:10:96::2/64"]
 

@@ -119,7 +119,8 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
         (lambda node: show(node, CIDR, scope="global"),
          [(WARNING, f"{CIDR} on lo has scope global instead of host", (DELETE, ADD))]),
         (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
-         [(NOTE, "fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place", ())]),
+         [(NOTE, ("fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place; "
+          "it is not deprecated, so it may become a source address"), ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global"),
          [(FAULT, f"{CIDR6} on lo is not deprecated: the kernel may choose it as a source address",
            (f"ip address change {CIDR6} dev lo nodad preferred_lft 0",))]),

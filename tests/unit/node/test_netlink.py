@@ -17,6 +17,7 @@ from support.namespace import IPV4, IPV6
 NEWLINK, DELLINK, NEWADDR, DELADDR = 16, 17, 20, 21
 IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_BROADCAST = 1, 2, 3, 4
 IFLA_IFNAME, IFLA_MTU, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 3, 4, 52, 53
+DEPRECATED = 0x20 | 0x80  # IFA_F_DEPRECATED, IFA_F_PERMANENT
 IFF_UP, IFF_BROADCAST, IFF_RUNNING = 0x1, 0x2, 0x40
 NLA_F_NESTED, NLA_F_NET_BYTEORDER = 0x8000, 0x4000
 
@@ -43,8 +44,8 @@ def attribute(kind: int, value: bytes) -> bytes:
     return aligned(struct.pack("=HH", 4 + len(value), kind) + value)
 
 
-def address(kind: int, *attributes: tuple[int, bytes]) -> bytes:
-    header = struct.pack("=BBBBI", 2, 32, 0, 0, 1)  # struct ifaddrmsg
+def address(kind: int, *attributes: tuple[int, bytes], family: int = 2, flags: int = 0) -> bytes:
+    header = struct.pack("=BBBBI", family, 32, flags, 0, 1)  # struct ifaddrmsg
     return message(kind, header + b"".join(attribute(*each) for each in attributes))
 
 
@@ -90,6 +91,9 @@ ADDRESSES = {
     "with a flag in the type": (address(DELADDR, (IFA_LOCAL | NLA_F_NET_BYTEORDER, OURS)), True),
     "with the other flag": (address(DELADDR, (IFA_LOCAL | NLA_F_NESTED, OURS)), True),
     "added": (address(NEWADDR, (IFA_ADDRESS, OURS), (IFA_LOCAL, OURS)), False),
+    "IPv6 added, deprecated": (address(NEWADDR, (IFA_ADDRESS, IPV6.packed), family=10, flags=DEPRECATED), False),
+    "IPv6 made preferred": (address(NEWADDR, (IFA_ADDRESS, IPV6.packed), family=10), True),
+    "another IPv6 added": (address(NEWADDR, (IFA_ADDRESS, (IPV6 + 1).packed), family=10), False),
     "another IPv4": (address(DELADDR, (IFA_ADDRESS, OTHER), (IFA_LOCAL, OTHER)), False),
     "another IPv6": (address(DELADDR, (IFA_ADDRESS, (IPV6 + 1).packed)), False),
     "ours as the broadcast": (address(DELADDR, (IFA_LOCAL, OTHER), (IFA_BROADCAST, OURS)), False),
@@ -98,7 +102,7 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize(("data", "concerns"), ADDRESSES.values(), ids=ADDRESSES)
-def test_an_address_of_ours_that_is_taken_away(data: bytes, concerns: bool) -> None:  # noqa: FBT001 - a parameter
+def test_an_address_of_ours_that_is_taken_away_or_becomes_a_source(data: bytes, concerns: bool) -> None:  # noqa: FBT001 - a parameter
     assert WATCH.concerns_links(data) is concerns
 
 

@@ -267,11 +267,12 @@ def test_an_ipv4_address_with_another_prefix_length_stays_and_ours_is_added_besi
 
 def test_an_ipv6_address_with_another_prefix_length_is_taken_as_it_is() -> None:
     """For the kernel takes no second one."""
-    observed = everything(addresses=(OURS[0], FOREIGN[1]))
-    assert plan(GOAL, observed) == ()
-    assert [str(notice) for notice in notices(GOAL, observed)] == [
-        "fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place"
-    ]
+    for is_deprecated, risk in ((True, ""), (False, "; it is not deprecated, so it may become a source address")):
+        observed = everything(addresses=(OURS[0], replace(FOREIGN[1], is_deprecated=is_deprecated)))
+        assert plan(GOAL, observed) == ()
+        assert [str(notice) for notice in notices(GOAL, observed)] == [
+            f"fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place{risk}"
+        ]
     assert RemoveAddress(GOAL.addresses[1]) not in teardown(GOAL, observed)
 
 
