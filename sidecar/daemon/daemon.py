@@ -68,8 +68,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
             if first and any(isinstance(failure.error, NodeError) for failure in report.failures):
                 return report
             first = False
-            if events:
-                _forget_own_changes(events, report)
+            _pass_on(report, events, claims)
             seconds = schedule.next(report)
             if vitals:
                 vitals.sleeps(seconds)
@@ -81,8 +80,15 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
     return None
 
 
-def _forget_own_changes(events: Events, report: Report) -> None:
-    """Forget events that a pass caused itself; the next pass, 1 s after a change, sees what others did meanwhile."""
+def _pass_on(report: Report, events: Events | None, claims: Claims | None) -> None:
+    """Let the events, and through the claims other processes, know what a pass observed.
+
+    Forget events that the pass caused itself; the next one, 1 s after a change, sees what others did meanwhile.
+    """
+    if claims and report.observed:
+        claims.show_foreign(is_foreign=report.observed.history.was_foreign)
+    if events is None:
+        return
     if report.observed:
         events.interface_index = report.observed.history.index
         events.legacy_families = {each.family for each in report.observed.backends if each.is_legacy}

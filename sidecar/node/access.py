@@ -7,7 +7,7 @@ from functools import partial
 
 from sidecar.node import iproute
 from sidecar.node.backends import Backend
-from sidecar.node.backends_shown import Shown, of_running_sidecar
+from sidecar.node.backends_shown import Shown, is_foreign, of_running_sidecar
 from sidecar.node.claims import Claims
 from sidecar.node.command import Commands
 from sidecar.node.iproute import IpRoute
@@ -15,6 +15,7 @@ from sidecar.node.reconcile import Reconciler
 from sidecar.settings.options import Options, desired_state
 from sidecar.state.actions import Action
 from sidecar.state.model import Desired, Family, RuleSet
+from sidecar.state.plan import WAS_FOREIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,11 @@ def access(  # noqa: PLR0913 - what to do, and four ways in which the commands d
     Without `creates`, observing creates no table. With `has_rules`, each family of the addresses gets a backend, even
     if no rules are desired. Commands that look wait for the xtables lock for at most `longest_look` seconds. With
     `mine`, it is for an instance that keeps rules, and shows others by these claims where; otherwise it looks where the
-    running one keeps them.
+    running one keeps them, and waits for the interface where that does.
     """
     desired = desired_state(options)
+    if mine is None and is_foreign(desired.interface):
+        desired = replace(desired, waits_because=WAS_FOREIGN)
     of_rules = {rule.family for rule in desired.rules}
     of_addresses: set[Family] = {address.ip.version for address in desired.addresses}
 

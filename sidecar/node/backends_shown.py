@@ -1,17 +1,20 @@
-"""Shows other processes which backend an instance uses, by locks that end with it (claims.py).
+"""Shows other processes which backend an instance uses, by locks that end with it (claims.py); finds what others show.
 
 The commands that only look take their backend from there, so that they look where the running instance works. And an
 instance that moves to the other backend leaves the rules in the former one to those that still use it there.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from sidecar.node import claims, instances
 from sidecar.node.claims import Claims
-from sidecar.state.model import Family, RulesBackend, RuleSet
+from sidecar.node.instances import Instance
+from sidecar.state.model import LOOPBACK, Family, Foreign, RulesBackend, RuleSet
+
+_Shown = TypeVar("_Shown", RulesBackend, Foreign)
 
 _NAMES: Final = ("nft", "legacy", "system")
 
@@ -44,14 +47,24 @@ def of_running_sidecar(family: Family, rules: Iterable[RuleSet]) -> str | None:
     running, _ = instances.running()
     same = {RulesBackend(family, name, each) for name in _NAMES for each in rules}
     any_rules = {RulesBackend(family, name) for name in _NAMES}
-    shown: set[RulesBackend] = set()
-    roots = ("/", *(f"/proc/{each.process.pid}/root" for each in running))
-    for root in roots:
-        with contextlib.suppress(OSError):  # none has run there, or it belongs to another user
-            shown |= claims.held(same | any_rules, Path(root, *claims.DIRECTORY.parts[1:]))
+    shown = _shown_by(running, same | any_rules)
     for group in (same, any_rules):
         names = {each.backend for each in shown & group}
         if len(names) == 1:
             return names.pop()
     asked = {each.value("iptables-backend") for each in running if each.is_python}.intersection(_NAMES)
     return asked.pop() if len(asked) == 1 and not shown else None
+
+
+def is_foreign(interface: str) -> bool:
+    """Whether the instance that runs on this network waits for the interface if it is missing."""
+    return interface != LOOPBACK and bool(_shown_by(instances.running()[0], {Foreign(interface)}))
+
+
+def _shown_by(running: Iterable[Instance], wanted: Collection[_Shown]) -> frozenset[_Shown]:
+    """Return what instances show, of what is asked for; each may have a /run of its own."""
+    shown = frozenset[_Shown]()
+    for root in ("/", *(f"/proc/{each.process.pid}/root" for each in running)):
+        with contextlib.suppress(OSError):  # none has run there, or it belongs to another user
+            shown |= claims.held(wanted, Path(root, *claims.DIRECTORY.parts[1:]))
+    return shown

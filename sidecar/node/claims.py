@@ -15,11 +15,11 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from loguru import logger
 
-from sidecar.state.model import Address, Claim, Interface, RulesBackend, RuleSet
+from sidecar.state.model import Address, Claim, Foreign, Interface, RulesBackend, RuleSet
 
 DIRECTORY: Final = Path("/run/apiserver-proxy-sidecar")
 
@@ -29,7 +29,10 @@ PAUSE: Final = 0.02
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, process id
 
-_Shown = TypeVar("_Shown", Claim, RulesBackend)
+#: What an instance lets others see by a lock that reserves nothing.
+Shown: TypeAlias = RulesBackend | Foreign
+
+_Shown = TypeVar("_Shown", Claim, RulesBackend, Foreign)
 
 
 class Claims:
@@ -116,6 +119,15 @@ class Claims:
                     _lock(self._file, each, fcntl.F_UNLCK)
         self._shown = {each for each in self._shown if each.family not in families} | set(backends)
 
+    def show_foreign(self, *, is_foreign: bool) -> None:
+        """Let others see whether the interface is one that somebody else created, and so is waited for if missing."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            for each in self._claims:
+                if isinstance(each, Interface):
+                    _lock(self._file, Foreign(each.name), fcntl.F_RDLCK if is_foreign else fcntl.F_UNLCK)
+
     def is_shown_by_others(self, backends: Iterable[RulesBackend]) -> bool:
         """Whether another instance uses one of these backends."""
         if self._file is None:
@@ -175,13 +187,13 @@ def are_shared_with(pid: int, directory: Path = DIRECTORY) -> bool:
         return False
 
 
-def _is_locked(file: int, claim: Claim | RulesBackend) -> bool:
+def _is_locked(file: int, claim: Claim | Shown) -> bool:
     question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _place(claim), 1, 0)
     kind, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, question))
     return bool(kind != fcntl.F_UNLCK)
 
 
-def _lock(file: int, claim: Claim | RulesBackend, kind: int) -> bool:
+def _lock(file: int, claim: Claim | Shown, kind: int) -> bool:
     """Lock or unlock the byte that stands for a claim, without waiting; return whether it succeeded."""
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, _place(claim), 1, 0))
@@ -190,7 +202,7 @@ def _lock(file: int, claim: Claim | RulesBackend, kind: int) -> bool:
     return True
 
 
-def _place(claim: Claim | RulesBackend) -> int:
+def _place(claim: Claim | Shown) -> int:
     """Return the byte that stands for a claim in this network namespace (man 7 namespaces: its inode identifies it)."""
     match claim:
         case Address(ip, _, interface):
@@ -199,6 +211,8 @@ def _place(claim: Claim | RulesBackend) -> int:
             name = f"{ip}:{port}"
         case Interface(name):
             name = f"link {name}"
+        case Foreign(interface):
+            name = f"foreign {interface}"
         case RulesBackend(family, backend, rules):
             name = f"IPv{family} by {backend}: {rules}"
     namespace = Path("/proc/self/ns/net").stat().st_ino

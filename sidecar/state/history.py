@@ -18,5 +18,5 @@ def remember(desired: Desired, observed: Observed) -> History:
         # Once the addresses are gone, they are somebody else's business there: perhaps another instance wants them.
         if any(on(each, address, exactly=True) for address in desired.addresses)
     }
-    is_foreign = link is not None and bool(link.name) and not is_ours(link)
-    return History(history.was_foreign or is_foreign, link.index if link else 0, frozenset(renamed - {0}))
+    was_foreign = not is_ours(link) if link and link.name else history.was_foreign
+    return History(was_foreign, link.index if link else 0, frozenset(renamed - {0}))

@@ -102,6 +102,13 @@ class RulesBackend:
     rules: RuleSet | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """An interface that others created: if it is missing, it is waited for."""
+
+    interface: str
+
+
 #: An object that an instance needs on the node, so that no other instance removes it.
 Claim: TypeAlias = Address | RuleSet | Interface
 
@@ -200,7 +207,7 @@ class BackendInUse:
 class History:
     """What earlier looks of this run have shown of the interface."""
 
-    was_foreign: bool = False  # whether it was there, and was not created by this program
+    was_foreign: bool = False  # whether the last link that was there was not created by this program
     index: int = 0  # the index of the link that is the interface; 0: it is missing
     renamed: frozenset[int] = frozenset()
     """The indexes of links that were the interface, have another name now, and still have one of the addresses."""

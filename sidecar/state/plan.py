@@ -52,6 +52,7 @@ from sidecar.state.model import (
 from sidecar.text import visible
 
 GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination
+WAS_FOREIGN: Final = "it was there, and this program did not create it"
 MARK: Final = PROGRAM  # the alias (man 8 ip-link) of a link that this program created. A link without it is not ours
 
 
@@ -177,7 +178,7 @@ def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -
 def waits_because(desired: Desired, observed: Observed) -> str:
     """Return why a missing interface is waited for rather than created, or an empty text."""
     if observed.history.was_foreign:
-        return "it was there, and this program did not create it"
+        return WAS_FOREIGN
     return desired.waits_because
 
 

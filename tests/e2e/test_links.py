@@ -68,10 +68,21 @@ def test_a_link_that_was_not_ours_is_waited_for(
     namespace: Namespace, start: Start, fake: Fake, flags: tuple[str, ...]
 ) -> None:
     add(namespace, "proxy0")
-    sidecar = in_sync(start, "proxy0", *flags, **fake("ip", STAND_IN))
+    env = fake("ip", STAND_IN)
+    sidecar = in_sync(start, "proxy0", *flags, **env)
     namespace.run("ip", "link", "delete", "proxy0")
     sidecar.wait_for("waiting for it: it was there, and this program did not create it")
     assert "proxy0" not in names(namespace)
+    plan = start("plan", BOTH, "--interface=proxy0", *flags, **env)
+    assert plan.process.communicate()[0].splitlines()[0].startswith("# error: could not add 10.96.0.2/32: interface")
+    status = start("status", BOTH, "--interface=proxy0", *flags, **env)
+    assert "waiting for it" in " ".join(status.process.communicate()[0].split())
+    doctor = json.loads(
+        start("doctor", BOTH, "--interface=proxy0", "--output=json", *flags, **env).process.communicate()[0]
+    )
+    found = {each["topic"]: each for each in doctor["findings"]}
+    assert found["interface"]["remedy"].startswith("the sidecar waits for it: it was there")
+    assert (found["interface"]["commands"], found["kernel"]["level"]) == ([], "ok")
     add(namespace, "proxy0")
     sidecar.wait_for("in sync after")
     assert held(namespace, "proxy0") == CIDRS

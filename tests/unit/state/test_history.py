@@ -39,7 +39,8 @@ def test_a_link_that_was_not_ours_is_waited_for() -> None:
 
 
 def test_one_of_ours_is_created_again() -> None:
-    for states in ([(LO,)], [(LO, OURS), (LO,)], [(LO,), None, (LO,)]):
+    """Another instance may be seen while it creates the link: then it has its mark at the next look."""
+    for states in ([(LO,)], [(LO, OURS), (LO,)], [(LO,), None, (LO,)], [(LO, FOREIGN), (LO, OURS), (LO,)]):
         assert [type(action) for action in actions(looks(*states))] == [CreateLink, AddAddress, AddAddress]
 
 
