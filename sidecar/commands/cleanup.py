@@ -2,23 +2,23 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from sidecar.commands.output import Answer, Terminal, as_json, notes, wrapped
 from sidecar.commands.plan import Plan, render, steps
 from sidecar.commands.status import STATE_COLUMNS
 from sidecar.daemon.wakeup import Wakeup
-from sidecar.errors import Interrupted
+from sidecar.errors import Interrupted, pasteable
 from sidecar.log.setup import collect_warnings
-from sidecar.node import claims, instances
+from sidecar.node import claims, instances, iproute
 from sidecar.node.access import Access, access
 from sidecar.node.claims import Claims
 from sidecar.node.command import Commands
 from sidecar.settings.options import Loaded
-from sidecar.state import desired
+from sidecar.state import compare, desired
 from sidecar.state.actions import Action, RemoveAddress, RemoveRule, Report, exit_code
-from sidecar.state.model import Claim, Desired, Interface
+from sidecar.state.model import Claim, Desired, Interface, Observed
 from sidecar.state.plan import teardown, unremovable
 
 #: Versions of the JSON: they change when a field is removed or its meaning changes.
@@ -53,6 +53,17 @@ def clean_up(
     return going.reconciler(on_change).cleanup(deadline)
 
 
+def on_others(going: Desired, observed: Observed | None) -> Iterator[str]:
+    """Yield which addresses stay on other interfaces, where this program may have added them: before a rename, say."""
+    if observed is None:
+        return
+    for address in going.addresses:
+        for link, found in compare.elsewhere(observed, address):
+            if compare.is_exact(address, found):
+                removal = pasteable(*iproute.command(RemoveAddress(replace(address, interface=link.name))))
+                yield f"{found.cidr} is on {link.name}, and stays there; if nobody else needs it: `{removal}`"
+
+
 def _needed_by_processes(node: Access, port: int) -> frozenset[Claim]:
     return instances.needed().intersection(desired.claims(node.desired, port))
 
@@ -83,6 +94,7 @@ def _clean_up(loaded: Loaded) -> Cleaned:
     else:
         failures, left = list(map(str, report.failures)), [action.todo for action in report.remaining]
         going = desired.without(node.desired, port, kept)
+        logged += on_others(going, report.observed)
         absent = list(_absent(going, done)) if report.in_sync else []
         code = max(report.exit_code, int(bool(names(kept))))
     return Cleaned(
@@ -119,7 +131,7 @@ def _dry_run(loaded: Loaded) -> Plan:
         exit_code=max(exit_code(failures, in_sync=not found and not names(kept)), int(bool(blind))),
         schema=DRY_RUN_SCHEMA,
         nothing="none of it is on this node: nothing to do",
-        warnings=(*loaded.warnings, *logged),
+        warnings=(*loaded.warnings, *logged, *on_others(going.desired, observed)),
         kept=names(kept),
     )
 

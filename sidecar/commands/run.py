@@ -107,6 +107,8 @@ def _clean_up(options: Options, node: Access, mine: Claims) -> int:
         logger.bind(**failure.facts).error(failure)
     for action in report.remaining:
         logger.bind(**action.facts).error(f"cleanup is incomplete, possibly left to do: {action.todo}")
+    for text in cleanup.on_others(desired.without(node.desired, options.port, kept), report.observed):
+        logger.warning(text)
     if report.in_sync:
         logger.info(f"cleanup done: nothing {'else ' if stays else ''}is left on this node")
     return report.exit_code

@@ -125,7 +125,8 @@ class Reconciler:
                 if action not in changed:
                     logger.bind(**action.facts).error(f"cleanup was interrupted, possibly left to do: {action.todo}")
             raise
-        return Report(tuple(changed), self._perhaps_left(observed, changed), (*failures, *unremovable(observed)))
+        left = self._perhaps_left(observed, changed)
+        return Report(tuple(changed), left, (*failures, *unremovable(observed)), observed=observed)
 
     def _perhaps_left(self, observed: Observed, changed: list[Action]) -> tuple[Action, ...]:
         """Return what is left to remove, assuming that everything unseen is there except what was just removed."""

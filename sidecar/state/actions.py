@@ -213,7 +213,7 @@ class Report:
     remaining: tuple[Action, ...]  # actions that are still to be done
     failures: tuple[Failure, ...]
     notices: tuple[Notice, ...] = ()
-    observed: Observed | None = None  # the state that the last look of a pass observed
+    observed: Observed | None = None  # the state that the last look observed
 
     @property
     def in_sync(self) -> bool:

@@ -122,6 +122,20 @@ def test_the_cleanup_takes_the_address_off_a_link_with_another_name(namespace: N
     assert held(namespace, "lan0") == []
 
 
+@pytest.mark.parametrize("flags", [("cleanup",), ("cleanup", "--dry-run"), ("--daemon=false", "--cleanup")])
+def test_a_cleanup_that_saw_no_rename_tells_where_the_address_is(
+    namespace: Namespace, start: Start, flags: tuple[str, ...]
+) -> None:
+    add(namespace, "eth0")
+    assert start(BOTH, "--interface=eth0", "--daemon=false").end() == 0
+    namespace.run("ip", "link", "set", "eth0", "name", "lan0")
+    said = " ".join("".join(start(BOTH, "--interface=eth0", *flags).process.communicate()).split())
+    for cidr in CIDRS:
+        assert (
+            f"{cidr} is on lan0, and stays there; if nobody else needs it: `ip address delete {cidr} dev lan0`" in said
+        )
+
+
 def test_two_links_swap_their_names(namespace: Namespace, start: Start) -> None:
     add(namespace, "eth0")
     add(namespace, "eth1")
