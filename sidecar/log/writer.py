@@ -144,10 +144,11 @@ class Writer(Generic[T]):
     def _stop(self) -> None:
         """Forget a child that has ended."""
         if self._outlet is not None:
-            self._outlet = None
+            self._outlet, self._read = None, b""
             os.close(self._requests)
             os.close(self._answers)
-            os.waitpid(self._child, 0)
+            with contextlib.suppress(ChildProcessError):  # whoever handles SIGCHLD was first
+                os.waitpid(self._child, 0)
 
 
 def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:

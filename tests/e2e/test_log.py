@@ -261,6 +261,22 @@ def test_a_file_that_was_taken_away_is_made_anew(start: Start, tmp_path: Path, n
     assert "added 10.96.0.2/32 to lo" in file.read_text()
 
 
+def test_the_process_that_writes_files_is_replaced_if_somebody_kills_it(
+    execute: Start, tmp_path: Path, namespace: Namespace
+) -> None:
+    namespace.run("ip", "address", "add", CIDR, "dev", "lo", "scope", "host")  # so that only we make it look again
+    file = tmp_path / "log"
+    sidecar = execute("--ip-address=10.96.0.2", "--logtostderr=false", f"--log_file={file}", "-v2")
+    until(lambda: file.exists() and "in sync: " in file.read_text())
+    os.kill(sidecar.first_child(), signal.SIGKILL)
+    sidecar.process.send_signal(signal.SIGHUP)
+    sidecar.wait_for("pass: ")  # nobody writes it to the file
+    sidecar.process.send_signal(signal.SIGHUP)
+    until(lambda: "pass: " in file.read_text())
+    assert sidecar.stop() == 0
+    assert severities(sidecar.log) == "WI"
+
+
 @pytest.mark.parametrize("file", ["/nonexistent/log", "/dev/full", "/", "pipe"])
 def test_a_log_that_cannot_be_written_stops_nothing(
     start: Start, namespace: Namespace, tmp_path: Path, file: str
