@@ -11,7 +11,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -35,9 +35,13 @@ class Child(threading.Thread):
     """A command, from its start to its end."""
 
     def __init__(
-        self, argv: Sequence[str], launch: Callable[[], Started], streams: Sequence[BinaryIO], wake: Callable[[], None]
+        self,
+        argv: Sequence[str],
+        launch: Callable[[set[int]], Started],
+        streams: Sequence[BinaryIO],
+        wake: Callable[[], None],
     ) -> None:
-        """`launch` starts it, with these streams, and may take for ever; `wake` is called when it is through."""
+        """`launch` starts it with these streams, without our open files; that may take for ever. Then comes `wake`."""
         super().__init__(daemon=True)
         self.argv = tuple(argv)
         self.running: Started | None = None
@@ -54,7 +58,7 @@ class Child(threading.Thread):
         try:
             held = open_files()
             try:
-                self.running = self._launch()
+                self.running = self._launch(held - {0, 1, 2})
             except Exception:
                 # After `kill` others open files, too: then the few that sh leaves behind stay.
                 _tidy_up(set() if self._is_killed else open_files() - held, self._children())
@@ -173,6 +177,13 @@ def _tidy_up(descriptors: set[int], children: set[int]) -> None:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close these, in a child process."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def open_files() -> set[int]:
