@@ -12,7 +12,6 @@ import re
 import signal
 import socket
 import threading
-import warnings
 from http import HTTPStatus
 from typing import Final, TypeAlias
 
@@ -39,12 +38,7 @@ Answer: TypeAlias = tuple[HTTPStatus, str, bytes]
 
 
 def serve(port: Port, vitals: Vitals) -> None:
-    """Start answering, in a thread that ends with the process.
-
-    Commands are forked beside this thread. Python 3.12 and later warn about that, as a child could wait for a lock that
-    this thread held; but the child of sh takes no lock before it execs, and the descriptors here are close-on-exec.
-    """
-    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+    """Start answering, in a thread that ends with the process."""
     threading.Thread(target=_run, args=(port, vitals), name="health", daemon=True).start()
 
 

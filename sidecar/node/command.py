@@ -13,6 +13,7 @@ import contextlib
 import os
 import select
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +87,9 @@ class Commands:
         self._stopping_since: float | None = None
         self._interrupted = False
         child.open_files()  # raises OSError without /proc, which each start needs
+        # Python 3.12 and later warn where one of several threads forks, as the child could wait for a lock that another
+        # one held; but the child of sh takes no lock before it executes the program.
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
         self._is_running = False
         self._has_orphans = False
         self._stuck: Child | None = None

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_the_environment_is_fixed(commands: Commands, monkeypatch: pytest.Monkey
     lines = commands.run("env").stdout.splitlines()
     assert "LC_ALL=C" in lines
     assert not [line for line in lines if line.startswith("SECRET")]
+
+
+def test_nothing_warns_that_a_thread_forks() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Commands(timeout=10.0).run("true")
+        # As Python 3.12 and later do, where this runs on an older one.
+        text = "This process (pid=1) is multi-threaded, use of fork() may lead to deadlocks in the child."
+        warnings.warn(text, DeprecationWarning, stacklevel=1)
+    assert not told
 
 
 def test_a_command_has_a_process_group_of_its_own(commands: Commands) -> None:
