@@ -32,8 +32,8 @@ class Shown:
         self._mine.show([RulesBackend(self._family, name), *self._of_rules(name)])
 
     def is_needed_by_others(self, name: str) -> bool:
-        """Whether another instance keeps some of the same rules in a backend."""
-        return self._mine.is_shown_by_others(self._of_rules(name))
+        """Whether another instance keeps some of the same rules in a backend; `system` may be either."""
+        return self._mine.is_shown_by_others([*self._of_rules(name), *self._of_rules("system")])
 
     def _of_rules(self, name: str) -> list[RulesBackend]:
         return [RulesBackend(self._family, name, each) for each in self._rules]
