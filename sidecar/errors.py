@@ -6,7 +6,7 @@
     │   ├── CommandMissing          a program is not installed
     │   ├── NotIproute2             `ip` is another program, such as BusyBox's
     │   ├── PermissionMissing       a capability is not granted
-    │   ├── NotSupported            the kernel lacks a table, a hook, or an extension
+    │   ├── NotSupported            the kernel lacks a table, a hook, or an extension, or iptables does
     │   ├── LockUnusable            the xtables lock's file is not a file, or cannot be opened
     │   ├── BackendUnknown          it is unknown which iptables the node uses
     │   ├── BackendUnusable         an iptables backend cannot be initialised on this kernel
@@ -94,7 +94,7 @@ class PermissionMissing(NodeError):
 
 
 class NotSupported(NodeError):
-    """iptables exited with 3, or the kernel refused: it lacks the table, a hook, or an extension."""
+    """iptables exited with 2 or 3, or the kernel refused: one of them lacks the table, a hook, or an extension."""
 
 
 class LockUnusable(NodeError):
@@ -154,7 +154,7 @@ class LooksContradict(SidecarError):
 
     def __init__(self, argv: Sequence[str], rule: str) -> None:
         super().__init__(
-            f"the looks contradict each other, so nothing is added: `{pasteable(argv)}` does not list a rule that "
+            f"the looks contradict each other, so it is left alone: `{pasteable(argv)}` does not list a rule that "
             f"iptables finds, {rule}; see whether a disk is full or `ulimit -f` is set"
         )
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar.errors import CommandMissing, NodeError, OutputUnreadable, SidecarError
+from sidecar.errors import BackendUnknown, CommandMissing, SidecarError
 from sidecar.log import levels
 from sidecar.node import nft_tables, releases
 from sidecar.node.backend_choice import SYSTEM, Candidates, Choice
@@ -183,7 +183,7 @@ class Backend:
     def listed_in_other(self, rules: Sequence[Rule]) -> tuple[str, Mapping[Rule, int], int]:
         """Return the program of the backend that is not in use, our rules there, and the number of others."""
         tool = self._settle(rules)
-        other = self._other or OtherBackend(self._candidates, tool, self._read_release(tool))
+        other = self._other or OtherBackend(self._candidates, tool, tool.release())
         return other.iptables.command, *other.survey(rules)
 
     def _settle(self, rules: Sequence[Rule]) -> Iptables:
@@ -193,7 +193,7 @@ class Backend:
             facts = logger.bind(family=self._family, backend=choice.name, version=str(self._release))
             facts.info(f"IPv{self._family} rules by {tool.command} {self._release}: {choice.reason}")
             self._warn_of_faults()
-            if self._other:
+            if self._other and not self._in_both:
                 self._warn_of_leftovers(self._other, rules)
             return tool
         return self._settled
@@ -202,12 +202,16 @@ class Backend:
         if self._requested != AUTO:
             return Choice(self._requested, "set by --iptables-backend")
         name = self._of_running() if self._of_running else None
-        if name is None:
-            return self._candidates.choose()
         try:
             choice = self._candidates.choose()
         except SidecarError as error:
+            if name is None and self._in_both and isinstance(error, BackendUnknown):
+                return Choice("nft", str(error), is_firm=False)
+            if name is None:
+                raise
             return Choice(name, f"the sidecar that runs here uses it ({error})", is_firm=False)
+        if name is None:
+            return choice
         if choice.name == name:
             return replace(choice, is_firm=False)
         return Choice(name, "the sidecar that runs here uses it", is_firm=False, contrary=choice.reason)
@@ -215,7 +219,7 @@ class Backend:
     def _begin(self, choice: Choice) -> Iptables:
         """Use a backend from now on, and show others that it is in use."""
         tool = self._candidates.tool(choice.name)
-        release = self._read_release(tool)
+        release = tool.release()
         tool.loses_ports = releases.loses_ports(release) and not tool.is_legacy()
         self._settled, self._choice, self._release = tool, choice, release
         self._other = OtherBackend(self._candidates, tool, release)
@@ -262,12 +266,11 @@ class Backend:
         """Return what was seen, with the copies in the other backend."""
         try:
             left = other.observe(rules)
-        except NodeError:  # logged at the start; it must not hold up a cleanup of the backend in use
-            return seen
         except SidecarError as error:
             return replace(seen, errors=(*seen.errors, error))
         self._leftovers = left.copies
-        both = {rule: copies + left.copies.get(rule, 0) for rule, copies in seen.copies.items()}
+        there = {rule: copies for rule, copies in left.copies.items() if copies}
+        both = there | {rule: copies + there.get(rule, 0) for rule, copies in seen.copies.items()}
         return Seen(both, seen.hindrances, (*seen.errors, *left.errors), {**seen.unknown, **left.unknown})
 
     def _warn_of_faults(self) -> None:
@@ -289,10 +292,3 @@ class Backend:
             logger.bind(family=self._family, copies=number).warning(
                 f"the other backend ({other.iptables.command}) has our rules, too: {number}; a cleanup removes them"
             )
-
-    def _read_release(self, tool: Iptables) -> Release:
-        argv = (tool.command, "--version")
-        try:
-            return releases.parse(self._run(*argv).stdout)
-        except ValueError as error:
-            raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error

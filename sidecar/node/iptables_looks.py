@@ -17,7 +17,15 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar.errors import ChainUnreadable, CommandError, LooksContradict, NotSupported, OutputUnreadable, SidecarError
+from sidecar.errors import (
+    BackendUnusable,
+    ChainUnreadable,
+    CommandError,
+    LooksContradict,
+    NotSupported,
+    OutputUnreadable,
+    SidecarError,
+)
 from sidecar.firewall import walk
 from sidecar.node.command import Run
 from sidecar.node.iptables_program import NOT_SUPPORTED, REFUSED, YES_OR_NO, IptablesProgram, Line
@@ -87,14 +95,17 @@ class IptablesLooks(IptablesProgram):
         """Look at each chain alone, and ask for rules one by one where a chain cannot be listed.
 
         The answer that a rule is not there is also what a backend says that does not work at all: it counts only if
-        the same backend can list something else.
+        the same backend can list something else, or at least starts.
         """
         listings, failures = self.list_each(chains)
+        if not (listings or self.starts({table for table, _ in chains})):
+            first = next(iter(failures.values()))
+            raise first if isinstance(first, NotSupported) else BackendUnusable(self.command, str(first))
         answers: dict[Rule, int | str | SidecarError] = {}
         errors: list[SidecarError] = []
         for chain, failure in failures.items():
             try:
-                if not listings and (isinstance(failure, OutputUnreadable) or not self.works()):
+                if not listings and isinstance(failure, OutputUnreadable):
                     raise failure
                 answers |= {rule: self._asked(rule, failure) for rule in rules if rule.place == chain}
             except (CommandError, NotSupported) as error:
@@ -161,9 +172,9 @@ class IptablesLooks(IptablesProgram):
 
         Not if there is another rule that iptables takes for it.
         """
-        if rule in self.added:
-            return rule not in self.confusable
-        return bool(cut_off) and not any(resembles(each, rule) for each in cut_off)
+        if rule in self.confusable:
+            return False
+        return rule in self.added or (bool(cut_off) and not any(resembles(each, rule) for each in cut_off))
 
     def are_there(self, rules: Sequence[Rule]) -> bool:
         """Whether iptables finds all of these rules, without a listing. It changes nothing."""

@@ -15,10 +15,11 @@ import contextlib
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Self, TypeAlias
 
 from sidecar.errors import (
+    BackendUnusable,
     CommandError,
     LockHeld,
     LockUnusable,
@@ -28,9 +29,10 @@ from sidecar.errors import (
     RulesChanged,
     SidecarError,
 )
-from sidecar.node import capabilities, xtables_lock
+from sidecar.node import capabilities, releases, xtables_lock
 from sidecar.node.command import Command, Result, Run
 from sidecar.node.listings import parse_listings
+from sidecar.node.releases import Release
 from sidecar.state.model import Chain, Family
 
 #: Backend → suffix of its commands' names. "system" is whichever backend the administrator chose for `iptables`.
@@ -40,10 +42,11 @@ _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
 #: Exit statuses (iptables' include/xtables.h, enum xtables_exittype). -C and -D say 1 for: no such rule.
 YES_OR_NO: Final = (0, 1)
 REFUSED: Final = 4
+UNKNOWN_WORD: Final = 2  # and as ours are right, this iptables lacks an extension or an option
 NOT_SUPPORTED: Final = 3
 
 #: Other statuses (above 125) are those of a shell or of the loader: iptables itself has not answered.
-_REFUSALS: Final = (1, 2, NOT_SUPPORTED, REFUSED)
+_REFUSALS: Final = (1, UNKNOWN_WORD, NOT_SUPPORTED, REFUSED)
 
 #: The kernel's errors if the rules changed while iptables-nft worked: EAGAIN, EBUSY, EINTR, ERESTART; or ENOENT, but
 #: only for something that it was to remove or replace. For something to add, that is a missing target or match.
@@ -52,8 +55,10 @@ _CHANGED: Final = re.compile(
     r"(_DEL|_DELETE|_FLUSH|_REPLACE) failed \(No such file or directory\)"
 )
 
-#: The kernel's errors if it lacks memory for now: ENOMEM, ENOBUFS, EMSGSIZE.
-_SHORT_OF_MEMORY: Final = re.compile("Cannot allocate memory|No buffer space available|Message too long")
+#: The kernel's errors if it lacks something for now: ENOMEM, ENOBUFS, EMSGSIZE, EMFILE, ENFILE.
+_SHORT_FOR_NOW: Final = re.compile(
+    "Cannot allocate memory|No buffer space available|Message too long|Too many open files"
+)
 
 #: What iptables-legacy says for ENOENT (iptables' libiptc/libiptc.c).
 _NO_TARGET: Final = "No chain/target/match by that name"
@@ -133,7 +138,7 @@ class IptablesProgram:
                     failures[chain] = error
                 continue
             failure = self.failure(argv, "", result)
-            is_answer = result.exit in _REFUSALS and not failure.transient
+            is_answer = result.exit in _REFUSALS and not (failure.transient or _SHORT_FOR_NOW.search(result.stderr))
             if not is_answer or not isinstance(failure, CommandError | NotSupported):
                 raise failure
             failures[chain] = failure
@@ -143,19 +148,25 @@ class IptablesProgram:
         """Whether there can be chains in a table: then iptables says of one that nobody has that it is not there."""
         return self.run(*self.argv(table, ("-S", "NO-SUCH-CHAIN"))).exit == 1
 
-    def works(self) -> bool:
-        """Whether the backend lists a chain that few put rules into; legacy would create another table than filter."""
-        return self.run(*self.argv("filter" if self.is_legacy() else "mangle", ("-S", "FORWARD"))).exit == 0
+    def starts(self, tables: Collection[str]) -> bool:
+        """Whether the backend can be initialised: it takes an empty change of one of these tables, which must exist.
 
-    def starts(self, tables: Sequence[str]) -> bool:
-        """Whether the backend can be initialised: it answers for one of these tables, which must exist.
-
-        Legacy answers -C even where a rule has an extension that it cannot print.
+        Unlike a listing, that depends on no rule of others, which may have an extension that is not installed.
         """
-        if not self.is_legacy():
-            return self.works()
-        looks = [self.argv(table, ("-C", "OUTPUT", "-j", "ACCEPT")) for table in tables]
-        return any(self.run(*look).exit in YES_OR_NO for look in looks)
+        argv, _ = self.restore([], "--test")
+        return any(self.run(*argv, stdin=f"*{table}\nCOMMIT\n").exit == 0 for table in tables)
+
+    def release(self) -> Release:
+        """Return the release; raise BackendUnusable if the program cannot even say that, as nft without its kernel."""
+        argv = (self.command, "--version")
+        result = self.run(*argv)
+        if result.exit:
+            failure = CommandError(argv, "", f"exited with {result.exit}", result.stderr)
+            raise BackendUnusable(self.command, str(failure)) if result.exit in _REFUSALS else failure
+        try:
+            return releases.parse(result.stdout)
+        except ValueError as error:
+            raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
 
     def listing(self, chain: Chain) -> tuple[str, ...]:
         argv = self.argv(chain[0], ("-S", chain[1]))
@@ -191,10 +202,11 @@ class IptablesProgram:
         """
         failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
         needed = ("CAP_NET_ADMIN", "CAP_NET_RAW") if self.is_legacy() else ("CAP_NET_ADMIN",)
-        if lacking := capabilities.missing(*needed):
-            return PermissionMissing(lacking, str(failure))
-        if result.exit == NOT_SUPPORTED or _lacks_extension(argv, result):
-            return NotSupported(str(failure))
+        if missing := capabilities.missing(*needed):
+            return PermissionMissing(missing, str(failure))
+        if result.exit in (UNKNOWN_WORD, NOT_SUPPORTED) or _lacks_extension(argv, result):
+            lacking = "this iptables lacks an extension or an option: reinstall or upgrade it; "
+            return NotSupported(f"{lacking if result.exit == UNKNOWN_WORD else ''}{failure}")
         if result.exit == REFUSED and not (self.is_legacy() or "lock" in result.stderr):
             return _refusal(argv, stdin, result)
         if result.exit == REFUSED:
@@ -230,6 +242,6 @@ def _refusal(argv: tuple[str, ...], stdin: str, result: Result) -> SidecarError:
     if _CHANGED.search(result.stderr):
         return RulesChanged(argv, stdin, "exited with 4 (the rules changed meanwhile)", result.stderr)
     failure = CommandError(argv, stdin, "exited with 4", result.stderr)
-    if _SHORT_OF_MEMORY.search(result.stderr):
+    if _SHORT_FOR_NOW.search(result.stderr):
         return failure
-    return NotSupported(f"the kernel refused it, perhaps for lack of a module: {failure}")
+    return NotSupported(f"the kernel refused it, perhaps for lack of a module or a permission: {failure}")

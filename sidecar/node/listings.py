@@ -69,9 +69,8 @@ def may_lack_port(line: str) -> bool:
 
 
 def resembles(line: str, rule: Rule) -> bool:
-    """Whether a rule is for the same address in the same direction as ours, so that iptables may take it for ours."""
-    option, address = rule.match[:2]
-    return f" {option} {address.partition('/')[0]}/" in line
+    """Whether a rule has all conditions of ours, and perhaps more, so that iptables may take it for ours."""
+    return set(rule.match) <= set(line.split())
 
 
 def _without_prefixes(line: str) -> str:

@@ -230,6 +230,62 @@ def test_what_cannot_start_cannot_be_in_use(node: Node, says: Result, rules: int
     assert backend.command.endswith("nft")
 
 
+@pytest.mark.parametrize("says", CANNOT_START, ids=["init", "generation"])
+def test_a_backend_that_was_asked_for_and_cannot_start_is_what_the_kernel_lacks(node: Node, says: Result) -> None:
+    node.nft_says = says
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    report = Reconciler(goal, IpRoute(node.run), {node.family: node.backend("nft")}).reconcile()
+    assert report.exit_code == 3
+    assert says.stderr in str(report.failures)
+    assert len(node.namespace.addresses()) == 1
+
+
+def test_a_backend_that_lacks_memory_is_still_the_one_in_use(node: Node, instance: Callable[[], Backend]) -> None:
+    backend = instance()
+    passed(node, backend)
+    node.nft_says = Result(1, "", "Failed to initialize nft: Cannot allocate memory")
+    backend.reconsider()
+    assert backend.command.endswith("nft")
+    assert node.legacy == set()
+
+
+def test_what_is_unknown_in_one_backend_leaves_the_other_to_be_cleaned_up(node: Node) -> None:
+    node.add_ours("legacy")
+    node.iptables("nft", "filter", "-P", "INPUT", "ACCEPT")
+    family, address = ("ip", IPV4) if node.family == 4 else ("ip6", IPV6)
+    narrower = f"{family} daddr {address} tcp dport 443 ct state new accept"
+    node.namespace.run("nft", f"add rule {family} filter INPUT {narrower}")
+    goal = desired([address], interface="lo", port=443, setup_iptables=True)
+    backend = node.backend("nft").for_cleanup()
+    report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).cleanup(time.monotonic() + 3)
+    assert report.exit_code == 1
+    assert node.namespace.rules("legacy", node.family) == []
+    assert narrower in node.namespace.run("nft", "list", "chain", family, "filter", "INPUT")
+
+
+def test_a_cleanup_that_cannot_look_into_the_other_backend_is_not_clean(node: Node) -> None:
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    assert Reconciler(goal, IpRoute(node.run), {node.family: node.backend("legacy")}).reconcile().in_sync
+    node.legacy |= {"raw", "filter"}
+    node.nft_fails_with = PermissionMissing(["CAP_NET_ADMIN"], "it exited with 4")
+    backend = node.backend("legacy").for_cleanup()
+    report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).cleanup(time.monotonic() + 3)
+    assert node.namespace.rules("legacy", node.family) == []
+    assert node.namespace.addresses() == []
+    assert report.exit_code == 3
+
+
+def test_a_cleanup_removes_what_it_can_see_if_legacy_cannot_be_seen(node: Node) -> None:
+    node.add_ours("nft")
+    goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
+    with patch("sidecar.node.capabilities.in_initial_user_namespace", return_value=True):
+        backend = Backend(node.run, node.family, "auto", 5.0, legacy_tables=lambda _: None).for_cleanup()
+        report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).cleanup(time.monotonic() + 3)
+    assert node.namespace.rules("nft", node.family) == []
+    assert report.exit_code == 3
+    assert "whether this node uses iptables-legacy is unknown" in str(report.failures)
+
+
 def test_nor_can_legacy(node: Node) -> None:
     """FIELD.md, C4, the reverse: a kernel that lists a table that legacy cannot initialise is made up."""
     node.legacy.add("filter")
@@ -273,15 +329,15 @@ def test_a_cleanup_creates_no_table_in_the_other_backend(node: Node) -> None:
 
 
 @pytest.fixture
-def instance(node: Node, tmp_path: Path) -> Callable[[], Backend]:
+def instance(node: Node, tmp_path: Path) -> Callable[..., Backend]:
     """Return the backend of one more instance on the same node, which keeps the same rules."""
 
-    def instance() -> Backend:
+    def instance(wish: str = "auto") -> Backend:
         mine = claims.Claims(tmp_path)
         mine.take([], is_over=lambda: False)
         ip = IPV4 if node.family == 4 else IPV6
         shown = Shown(node.family, [RuleSet(ip, 443)], mine)
-        return Backend(node.run, node.family, "auto", 5.0, shown=shown, legacy_tables=lambda _: sorted(node.legacy))
+        return Backend(node.run, node.family, wish, 5.0, shown=shown, legacy_tables=lambda _: sorted(node.legacy))
 
     return instance
 
@@ -340,6 +396,16 @@ def test_what_another_instance_still_uses_stays_until_it_moves_too(node: Node, i
     assert {type(action) for action in passed(node, two).changed} == {RemoveFormer}
     assert [len(node.namespace.rules(each, node.family)) for each in ("nft", "legacy")] == [0, 5]
     assert not passed(node, one).changed
+
+
+def test_an_instance_with_whatever_iptables_is_keeps_its_rules(node: Node, instance: Callable[..., Backend]) -> None:
+    system, auto = instance("system"), instance()
+    passed(node, system)
+    passed(node, auto)
+    node.iptables("legacy", "mangle", "-N", "KUBE-IPTABLES-HINT")
+    passed(node, auto)
+    assert [len(node.namespace.rules(each, node.family)) for each in ("nft", "legacy")] == [5, 5]
+    assert not passed(node, system).changed
 
 
 def test_a_look_that_failed_makes_the_choice_be_looked_at_again(node: Node, instance: Callable[[], Backend]) -> None:

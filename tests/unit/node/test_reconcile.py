@@ -391,7 +391,7 @@ def test_cleanup_reports_what_it_cannot_remove_and_removes_the_rest() -> None:
     class Stubborn(FakeKernel):
         def __call__(self, *argv: str, stdin: str = "") -> Result:
             if "-D" in argv and "PREROUTING" in argv:
-                return Result(2, "", "no")
+                return Result(126, "", "no")
             return super().__call__(*argv, stdin=stdin)
 
     kernel = Stubborn()
