@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from sidecar import __version__
 from support import cluster as clusters
+from support import soak
 from support.namespace import Namespace
 from support.program import Sidecar
 from support.waiting import HANG
@@ -90,6 +92,30 @@ def test_bench_refuses_what_it_does_not_measure() -> None:
     done = subprocess.run([ROOT / "scripts" / "bench", "coffee"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.startswith("Usage: scripts/bench")
+
+
+def test_soak_finds_that_nothing_grows() -> None:
+    command = [str(ROOT / "scripts" / "soak"), "--seconds=3", "--faults"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.strip().splitlines()[2:]]
+    assert {(backend, grows) for backend, what, *_, grows in rows if what in {"descriptors", "rss MiB"}} == {
+        ("nft", "no"),
+        ("legacy", "no"),
+    }
+    assert all(int(row[-2].replace(",", "")) > soak.WARM_UP for row in rows if row[1] == "passes so far")
+
+
+@pytest.mark.parametrize("what", [each.name for each in fields(soak.Held)])
+def test_soak_tells_what_grows_for_good_from_what_comes_and_goes(what: str) -> None:
+    usual = soak.Held(descriptors=14, threads=2, children=0, zombies=0, rss=30.0)
+
+    def samples(*more: int) -> list[soak.Held]:
+        return [replace(usual, **{what: getattr(usual, what) + each}) for each in more]
+
+    assert soak.growing(samples(0, 1, 2, 3, 4, 5, 6, 7)) == [what]
+    assert soak.growing(samples(0, 3, 3, 3, 3, 3, 3, 3)) == []  # it settles in the first quarter
+    assert soak.growing(samples(0, 0, 9, 0, 9, 9, 0, 9)) == []  # each quarter has a moment between two passes
 
 
 @pytest.mark.thorough  # it downloads for a minute
