@@ -66,9 +66,15 @@ class Namespace:
         self._keeper.communicate()
 
     def run(self, *argv: str, stdin: str = "", check: bool = True) -> str:
-        """Run a command in the namespace and return its standard output."""
+        """Run a command in the namespace and return its standard output; surrogates stand for bytes beside UTF-8."""
         done = subprocess.run(
-            [*self.prefix, *argv], input=stdin, capture_output=True, text=True, check=False, env=ENVIRONMENT
+            [*self.prefix, *argv],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=False,
+            env=ENVIRONMENT,
         )
         if check and done.returncode:
             raise AssertionError(f"{argv} exited with {done.returncode}: {done.stderr}")
