@@ -7,7 +7,6 @@ from sidecar.doctor.findings import Finding, Level, counted
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError, pasteable
 from sidecar.node import releases
-from sidecar.node.iptables import Iptables
 from sidecar.node.programs import path_of
 from sidecar.state.actions import RemoveRule
 from sidecar.state.model import IPV4, BackendInUse, Facts, Family
@@ -68,18 +67,19 @@ def _default(view: View, used: BackendInUse) -> Iterator[Finding]:
 def _other_backend(view: View, family: Family) -> Iterator[Finding]:
     rules = [rule for rule in view.desired.rules if rule.family == family]
     try:
-        command, copies, others = view.backends[family].listed_in_other(rules)
+        other, copies, others = view.backends[family].listed_in_other(rules)
     except SidecarError as error:
         yield Finding(
             Level.UNKNOWN, f"could not list the other backend's IPv{family} rules: {quoted(str(error), _LONGEST)}"
         )
         return
     if number := sum(copies.values()):
-        other = Iptables(view.run, family, command.partition("-")[2], _WAIT)
         removals = [RemoveRule(rule, count) for rule, count in copies.items() if count]
-        deletions = tuple(pasteable(*each) for action in removals for each in other.commands(action))
-        found = f"the other backend ({command}) has our rules, too: {number}; they have an effect there as well"
+        deletions = tuple(pasteable(*each) for action in removals for each in other.waiting(_WAIT).commands(action))
+        found = f"the other backend ({other.command}) has our rules, too: {number}; they have an effect there as well"
         yield Finding(Level.WARNING, found, commands=deletions, facts={"copies": number})
     if others:
-        found = f"{command} has {counted(others, 'rule')} of other programs: the kernel applies both backends' rules"
+        found = (
+            f"{other.command} has {counted(others, 'rule')} of other programs: the kernel applies both backends' rules"
+        )
         yield Finding(Level.NOTE, found, facts={"rules": others})

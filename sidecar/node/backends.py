@@ -180,11 +180,11 @@ class Backend:
         """Return the rules of these chains, as Iptables.listed does; their tables must exist."""
         return self._settle([]).listed(chains)
 
-    def listed_in_other(self, rules: Sequence[Rule]) -> tuple[str, Mapping[Rule, int], int]:
-        """Return the program of the backend that is not in use, our rules there, and the number of others."""
+    def listed_in_other(self, rules: Sequence[Rule]) -> tuple[Iptables, Mapping[Rule, int], int]:
+        """Return the iptables of the backend that is not in use, our rules there, and the number of others."""
         tool = self._settle(rules)
         other = self._other or OtherBackend(self._candidates, tool, tool.release())
-        return other.iptables.command, *other.survey(rules)
+        return other.iptables, *other.survey(rules)
 
     def _settle(self, rules: Sequence[Rule]) -> Iptables:
         if self._settled is None:

@@ -3,7 +3,7 @@
 Measured with 1.8.9 and 1.8.11, both backends:
 
 - `-D` compares rightly, but for what iptables-nft does not know (see iptables_looks: it is not run there) and for
-  prefix lengths (see `_deletion`).
+  prefix lengths (see `_deletion`), and for narrower rules that it lists like ours (see `_exactly`).
 - What stands between `*table` and `COMMIT` is one transaction: if a line fails, none has an effect. The nft
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
 """
@@ -11,6 +11,7 @@ Measured with 1.8.9 and 1.8.11, both backends:
 from collections.abc import Sequence
 from typing import Final
 
+from sidecar.node import nft_rules
 from sidecar.node.command import Command, Run
 from sidecar.node.iptables_looks import IptablesLooks, line
 from sidecar.node.iptables_program import YES_OR_NO, Line
@@ -40,6 +41,9 @@ class Iptables(IptablesLooks):
 
     def commands(self, action: RuleAction) -> list[Command]:
         """Return the commands for an action, in order; they assume that nobody changes anything meanwhile."""
+        if action.rule in self.beside_narrower and not isinstance(action, AddRule):
+            first, handles = self._exactly(action)
+            return [*first, *((nft_rules.deletion(self.family, action.rule.place, each), "") for each in handles)]
         match action:
             case AddRule(rule, insert):
                 return [(self.argv(*line(rule, "-I" if insert else "-A")), "")]
@@ -56,6 +60,8 @@ class Iptables(IptablesLooks):
         Others change rules too, between our look and our act. So each action checks once more: what another
         program added meanwhile is not added again, and the last copy is never removed as surplus.
         """
+        if action.rule in self.beside_narrower and not isinstance(action, AddRule):
+            return self._apply_exactly(action)
         match action:
             case AddRule(rule, insert):
                 return self._add(rule, "-I" if insert else "-A")
@@ -65,6 +71,33 @@ class Iptables(IptablesLooks):
                 return self._remove_surplus(rule, surplus)
             case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
                 return self._remove(rule, copies)
+
+    def _exactly(self, action: RuleAction) -> tuple[list[Command], list[int]]:
+        """Return what to run first, and the handles of the rules to delete then.
+
+        Where a narrower rule is listed like ours, `-D` may take that one; and a place may be another rule's by then.
+        """
+        handles = self.handles(action.rule)
+        match action:
+            case MoveToFront(rule):
+                return [(self.argv(*line(rule, "-I")), "")], handles[:1]
+            case RemoveSurplus():
+                return [], handles[1:]
+            case _:
+                return [], handles
+
+    def _apply_exactly(self, action: RuleAction) -> int:
+        first, handles = self._exactly(action)
+        for command in first:
+            if not self._transaction(command):
+                return 0
+        done = 0
+        for at in range(0, len(handles), MOST_AT_ONCE):
+            part = handles[at : at + MOST_AT_ONCE]
+            if not nft_rules.delete(self.family, action.rule.place, part):
+                break
+            done += len(part)
+        return done
 
     def _add(self, rule: Rule, verb: str) -> bool:
         if self._ask(rule, "-C"):

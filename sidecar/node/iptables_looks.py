@@ -5,6 +5,8 @@ What was measured about the ways to look (1.8.9 and 1.8.11) and matters here:
 - A listing can be trusted: these rules have been printed in this spelling by every release since 2013. A `-C` that
   says yes cannot: on nft it ignores what iptables does not know, so a narrower rule passes for ours; and
   `ip6tables-legacy` 1.8.9 finds a rule that has another port. So listings decide what is there, and count it.
+- But of some narrower rules nft's iptables lists the rest, just like ours (see nft_expressions). So the kernel is asked
+  about each line like ours; that takes no process.
 - A chain cannot be listed if one of its rules is of a kind that only nft has, or needs an extension that is not
   installed. There a `-C` that says no is right. `-D` of legacy compares rightly and with `--test` changes nothing.
 - iptables exits with 0 even if it could not write all of a listing.
@@ -13,7 +15,7 @@ What was measured about the ways to look (1.8.9 and 1.8.11) and matters here:
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from loguru import logger
 
@@ -24,13 +26,25 @@ from sidecar.errors import (
     LooksContradict,
     NotSupported,
     OutputUnreadable,
+    RulesChanged,
     SidecarError,
 )
 from sidecar.firewall import walk
+from sidecar.node import nft_rules
 from sidecar.node.command import Run
 from sidecar.node.iptables_program import NOT_SUPPORTED, REFUSED, YES_OR_NO, IptablesProgram, Line
-from sidecar.node.listings import is_lookalike, may_lack_port, resembles, without_port
+from sidecar.node.listings import is_lookalike, may_lack_port, narrower, resembles, without_port
+from sidecar.node.nft_expressions import handle, is_as_listed
 from sidecar.state.model import IPV4, Chain, Family, Hindrance, Rule
+
+#: The rules of each chain, as listed.
+_Listings: TypeAlias = dict[Chain, tuple[str, ...]]
+
+#: For each chain with lines like ours: the number of its rules; and each such line's place, with our rule.
+_Places: TypeAlias = Mapping[Chain, tuple[int, Sequence[tuple[int, Rule]]]]
+
+#: The place of each rule that is listed like ours, but is narrower.
+_Others: TypeAlias = Mapping[tuple[Chain, int], Rule]
 
 #: Why a rule in a chain that nft's iptables cannot list is unknown.
 _PERHAPS_NARROWER: Final = "-C finds one, which may be a narrower rule of another program"
@@ -57,36 +71,48 @@ class IptablesLooks(IptablesProgram):
 
     def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:
         super().__init__(run, family, backend, wait)
+        self.family = family
         self._nft_family = "ip" if family == IPV4 else "ip6"
         self._said_that_it_cannot_count = False
-        self._last: tuple[str, Sequence[Rule], Seen] | None = None
+        self._last: tuple[str, Sequence[Rule], bytes | None, _Places, _Others | None, Seen] | None = None
         #: Rules beside which there are some that iptables takes for the same.
         self.confusable: set[Rule] = set()
+        #: Rules beside which there are narrower ones that it lists, and deletes, like them.
+        self.beside_narrower: set[Rule] = set()
         #: Whether it lists rules of newer releases without their ports.
         self.loses_ports = False
         #: Rules that were added, and not seen since.
         self.added: set[Rule] = set()
 
-    def observe(self, rules: Sequence[Rule]) -> Seen:
+    def observe(self, rules: Sequence[Rule], *, is_second: bool = False) -> Seen:
         """Look at the chains of these rules; raise a SidecarError if nothing could be looked at.
 
-        One process, if all chains can be listed and show all rules.
+        One process, if all chains can be listed and show all rules, and do not change meanwhile.
         """
         chains = sorted({rule.place for rule in rules})
+        generation = nft_rules.generation() if self._legacy is False else None
         argv, stdin = self.restore([(table, ("-S", chain)) for table, chain in chains])
         result = self.run(*argv, stdin=stdin)
         if result.exit == REFUSED and not isinstance(failure := self.failure(argv, stdin, result), NotSupported):
             raise failure
         # A node in sync answers the same again and again: it need not be read again.
         if result.exit == 0 and self._last and self._last[:2] == (result.stdout, rules):
-            self.added.difference_update(rules)
-            return self._last[2]
+            *_, before, places, others, seen = self._last
+            if (generation and generation == before) or self._narrower(places) == others:
+                self.added.difference_update(rules)
+                self._last = (result.stdout, rules, generation, places, others, seen)
+                return seen
         with contextlib.suppress(OutputUnreadable):
             if result.exit == 0:
                 listings = self.read(argv, stdin, result, chains)
+                others = self._narrower(places := _places(listings, rules))
+                if others is None and not is_second:
+                    return self.observe(rules, is_second=True)
+                listings = _told_apart(listings, others)
                 seen = self._without_hidden(self._found(listings, rules), listings, chains[-1:])
                 # What is missing is looked for in other ways each time.
-                self._last = (result.stdout, rules, seen) if all(map(seen.copies.get, rules)) else None
+                is_whole = all(map(seen.copies.get, rules))
+                self._last = (result.stdout, rules, generation, places, others, seen) if is_whole else None
                 return seen
         # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
         return self._observe_chains(chains, rules)
@@ -116,6 +142,7 @@ class IptablesLooks(IptablesProgram):
         if len(errors) == len(chains):
             raise next(iter(failures.values()))
         listed = [rule for rule in rules if rule.place in listings]
+        listings = _told_apart(listings, self._narrower(_places(listings, listed)))
         seen = self._without_hidden(self._found(listings, listed), listings, listings)
         errors += [answer for answer in answers.values() if isinstance(answer, SidecarError)]
         return Seen(
@@ -172,7 +199,7 @@ class IptablesLooks(IptablesProgram):
 
         Not if there is another rule that iptables takes for it.
         """
-        if rule in self.confusable:
+        if rule in self.confusable | self.beside_narrower:
             return False
         return rule in self.added or (bool(cut_off) and not any(resembles(each, rule) for each in cut_off))
 
@@ -185,11 +212,38 @@ class IptablesLooks(IptablesProgram):
             raise self.failure(argv, stdin, result)
         return result.exit == 0
 
+    def _narrower(self, places: _Places) -> _Others | None:
+        """Return the places of rules that are listed like ours, but are narrower; none if the kernel does not say.
+
+        None: the kernel has not as many rules as were listed.
+        """
+        found: dict[tuple[Chain, int], Rule] = {}
+        for chain, (number, lines) in places.items():
+            if self.is_legacy() or (known := nft_rules.rules(self.family, chain)) is None:
+                continue
+            if len(known) != number:
+                return None
+            found |= {(chain, at): rule for at, rule in lines if not is_as_listed(known[at], rule)}
+        return found
+
+    def handles(self, rule: Rule) -> list[int]:
+        """Return the kernel's numbers of the copies of a rule; raise RulesChanged if it does not say which are ours."""
+        argv, lines = self.argv(rule.table, ("-S", rule.chain)), self.listing(rule.place)
+        number, like = _places({rule.place: lines}, [rule]).get(rule.place, (0, ()))
+        known = nft_rules.rules(self.family, rule.place) or ()
+        if like and len(known) != number:
+            raise RulesChanged(argv, "", "does not fit to what the kernel says: the rules changed meanwhile")
+        return [handle(known[at]) for at, _ in like if is_as_listed(known[at], rule)]
+
     def _found(self, listings: Mapping[Chain, Sequence[str]], rules: Sequence[Rule]) -> Seen:
         copies = {rule: listings[rule.place].count(rule.line) for rule in rules}
         hindrances = {}
         for rule, number in copies.items():
             lines = listings[rule.place]
+            if narrower(rule) in lines:
+                self.beside_narrower.add(rule)
+            else:
+                self.beside_narrower.discard(rule)
             if any(is_lookalike(each, rule) for each in lines):
                 self.confusable.add(rule)
             else:
@@ -216,6 +270,26 @@ class IptablesLooks(IptablesProgram):
                 f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
                 f"{failure}"
             )
+
+
+def _told_apart(listings: _Listings, others: _Others | None) -> _Listings:
+    """Return the listings, with the narrower rules at these places in other words than ours."""
+    if not others:
+        return listings
+    changed = {chain: list(lines) for chain, lines in listings.items()}
+    for (chain, at), rule in others.items():
+        changed[chain][at] = narrower(rule)
+    return {chain: tuple(lines) for chain, lines in changed.items()}
+
+
+def _places(listings: _Listings, rules: Sequence[Rule]) -> _Places:
+    ours = {(rule.place, rule.line): rule for rule in rules}
+    found = {}
+    for chain, lines in listings.items():
+        number = len(lines) - any(each.startswith("-P ") for each in lines[-1:])  # the policy is no rule
+        if places := [(at, ours[chain, each]) for at, each in enumerate(lines) if (chain, each) in ours]:
+            found[chain] = (number, places)
+    return found
 
 
 def line(rule: Rule, verb: str) -> Line:

@@ -51,6 +51,15 @@ def _policy(line: str) -> tuple[str, ...]:
     return (line,) if line.startswith("-P ") and not line.endswith(" ACCEPT") else ()
 
 
+def narrower(rule: Rule) -> str:
+    """Return what stands in a listing for a rule that iptables lists like ours, but that the kernel knows as narrower.
+
+    iptables does not print what it does not know; `-m nft` stands for that.
+    """
+    head, target, rest = rule.line.rpartition(" -j ")
+    return f"{head} -m nft{target}{rest}"
+
+
 def is_lookalike(line: str, rule: Rule) -> bool:
     """Whether a rule of IPv6 differs from ours in a prefix length only."""
     if rule.family == IPV4 or line == rule.line or rule.match[1].partition("/")[0] not in line:

@@ -36,9 +36,7 @@ _DELRULE: Final = 8
 _PLACES: Final = {_DELTABLE: (1, None), _DELCHAIN: (1, 3), _DELRULE: (1, 2)}
 _FAMILIES: Final = {2: 4, 10: 6}
 
-# linux/netlink.h, linux/netfilter/nf_tables.h: the end of an answer; the attributes of a table.
-_ERROR: Final = 2
-_DONE: Final = 3
+# linux/netfilter/nf_tables.h: the attributes of a table.
 _TABLE_NAME: Final = 1
 _TABLE_FLAGS: Final = 2
 _DORMANT: Final = 1
@@ -77,8 +75,8 @@ class Watch:
             return True
         if kind in (_NEWADDR, _DELADDR) and len(payload) >= _ADDRESS_MESSAGE.size:
             family, _, its_flags, *_ = _ADDRESS_MESSAGE.unpack_from(payload)
-            attributes = dict(_attributes(payload, _ADDRESS_MESSAGE.size))
-            is_watched = attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)) in self.addresses
+            found = dict(attributes(payload, _ADDRESS_MESSAGE.size))
+            is_watched = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS)) in self.addresses
             is_source = family == _AF_INET6 and not its_flags & _IFA_F_DEPRECATED
             return is_watched and (kind == _DELADDR or is_source)
         if kind not in (_NEWLINK, _DELLINK) or len(payload) < _LINK_MESSAGE.size:
@@ -98,8 +96,8 @@ class Watch:
         if kind >> 8 != _NFTABLES or places is None or not payload:
             return False
         family = _FAMILIES.get(payload[0])
-        attributes = dict(_attributes(payload, 4))
-        table, chain = (_text(attributes.get(place)) if place else None for place in places)
+        found = dict(attributes(payload, 4))
+        table, chain = (_text(found.get(place)) if place else None for place in places)
         return any((family, table) == each[:2] and chain in (None, each[2]) for each in self.chains)
 
 
@@ -114,20 +112,15 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def dormant_tables(data: bytes) -> tuple[set[str], bool]:
-    """Return the dormant tables in an answer to NFT_MSG_GETTABLE, and whether no more of it comes."""
-    names = set[str]()
-    for kind, payload in messages(data):
-        if kind in (_ERROR, _DONE):
-            return names, True
-        attributes = dict(_attributes(payload, 4))
-        flags, name = attributes.get(_TABLE_FLAGS, b""), _text(attributes.get(_TABLE_NAME))
-        if kind == _NFTABLES << 8 and name and int.from_bytes(flags, "big") & _DORMANT:
-            names.add(name)
-    return names, False
+def dormant_table(payload: bytes) -> str | None:
+    """Return the name of a table in an answer to NFT_MSG_GETTABLE, if the table is dormant."""
+    found = dict(attributes(payload, 4))
+    flags = int.from_bytes(found.get(_TABLE_FLAGS, b""), "big")
+    return _text(found.get(_TABLE_NAME)) if flags & _DORMANT else None
 
 
-def _attributes(payload: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+def attributes(payload: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and the value of each attribute, from an offset on."""
     while at + _ATTRIBUTE.size <= len(payload):
         length, kind = _ATTRIBUTE.unpack_from(payload, at)
         if length < _ATTRIBUTE.size:

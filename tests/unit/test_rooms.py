@@ -14,8 +14,24 @@ NAMES = ["errors text", "state", "firewall", "settings", "log", "node", "daemon 
 FLOORS = [set(names.split()) for names in NAMES]
 
 #: What has no I/O, no clock and no log; and the modules of the standard library that have none either.
-PURE = [*PACKAGE.glob("state/*.py"), *PACKAGE.glob("firewall/*.py"), PACKAGE / "node" / "netlink.py"]
-HARMLESS = {"collections", "dataclasses", "enum", "fnmatch", "ipaddress", "json", "re", "shlex", "struct", "typing"}
+PURE = [
+    *PACKAGE.glob("state/*.py"),
+    *PACKAGE.glob("firewall/*.py"),
+    *(PACKAGE / "node" / name for name in ("netlink.py", "nft_expressions.py")),
+]
+HARMLESS = {
+    "collections",
+    "dataclasses",
+    "enum",
+    "fnmatch",
+    "functools",
+    "ipaddress",
+    "json",
+    "re",
+    "shlex",
+    "struct",
+    "typing",
+}
 
 #: Who alone may import what.
 USERS = {
