@@ -69,7 +69,7 @@ class CommandMissing(NodeError):
     """A program is not on the search path."""
 
     def __init__(self, name: str) -> None:
-        package = "iproute2" if name == "ip" else "iptables"
+        package = {"ip": "iproute2", "nft": "nftables"}.get(name, "iptables")
         super().__init__(
             f"{name} is not installed: apt-get install {package} (the package's name in Debian and Ubuntu)"
         )

@@ -42,8 +42,7 @@ class Iptables(IptablesLooks):
     def commands(self, action: RuleAction) -> list[Command]:
         """Return the commands for an action, in order; they assume that nobody changes anything meanwhile."""
         if action.rule in self.beside_narrower and not isinstance(action, AddRule):
-            first, handles = self._exactly(action)
-            return [*first, *((nft_rules.deletion(self.family, action.rule.place, each), "") for each in handles)]
+            return [command for command, _ in self._exactly(action)]
         match action:
             case AddRule(rule, insert):
                 return [(self.argv(*line(rule, "-I" if insert else "-A")), "")]
@@ -72,31 +71,27 @@ class Iptables(IptablesLooks):
             case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
                 return self._remove(rule, copies)
 
-    def _exactly(self, action: RuleAction) -> tuple[list[Command], list[int]]:
-        """Return what to run first, and the handles of the rules to delete then.
+    def _exactly(self, action: RuleAction) -> list[tuple[Command, int]]:
+        """Return the commands for an action, and how many copies each removes; they delete by nft's handles.
 
         Where a narrower rule is listed like ours, `-D` may take that one; and a place may be another rule's by then.
         """
-        handles = self.handles(action.rule)
+        handles, found = self.handles(action.rule), []
         match action:
             case MoveToFront(rule):
-                return [(self.argv(*line(rule, "-I")), "")], handles[:1]
+                found, handles = [((self.argv(*line(rule, "-I")), ""), 0)], handles[:1]
             case RemoveSurplus():
-                return [], handles[1:]
-            case _:
-                return [], handles
+                handles = handles[1:]
+        parts = [handles[at : at + MOST_AT_ONCE] for at in range(0, len(handles), MOST_AT_ONCE)]
+        return [*found, *((nft_rules.deletion(self.family, action.rule.place, part), len(part)) for part in parts)]
 
     def _apply_exactly(self, action: RuleAction) -> int:
-        first, handles = self._exactly(action)
-        for command in first:
-            if not self._transaction(command):
-                return 0
         done = 0
-        for at in range(0, len(handles), MOST_AT_ONCE):
-            part = handles[at : at + MOST_AT_ONCE]
-            if not nft_rules.delete(self.family, action.rule.place, part):
-                break
-            done += len(part)
+        for (argv, stdin), number in self._exactly(action):
+            result = self.run(*argv, stdin=stdin)
+            if result.exit:
+                raise self.failure(argv, stdin, result)
+            done += number
         return done
 
     def _add(self, rule: Rule, verb: str) -> bool:

@@ -22,8 +22,6 @@ _NFTABLES: Final = 10
 # linux/netlink.h, linux/netfilter/nfnetlink.h
 _ERROR: Final = 2
 _DONE: Final = 3
-_BATCH_BEGIN: Final = 16
-_BATCH_END: Final = 17
 _REQUEST: Final = 1
 _ACK: Final = 4
 _DUMP: Final = 0x300
@@ -64,20 +62,6 @@ def _ask(question: bytes) -> list[bytes]:
                 found.append(payload)
 
 
-def change(family: Family, kind: int, each: list[bytes]) -> None:
-    """Send messages that change something, as one transaction: raises OSError, and nothing changes, if one fails."""
-    head = _message(_BATCH_BEGIN, 0, 0, b"", _NFTABLES)
-    body = b"".join(_message(_NFTABLES << 8 | kind, _ACK, _PROTOCOLS[family], attributes) for attributes in each)
-    waits_for = len(each)
-    with _connection() as asked:
-        asked.send(head + body + _message(_BATCH_END, 0, 0, b"", _NFTABLES))
-        while waits_for:
-            for answer, _, payload in _messages(asked.recv(_MOST)):
-                if answer == _ERROR and any(payload[:4]):
-                    raise _error(payload)
-                waits_for -= answer == _ERROR  # without an error, it is the acknowledgement
-
-
 def _connection() -> socket.socket:
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER)
     made.settimeout(_PATIENCE)
@@ -85,9 +69,9 @@ def _connection() -> socket.socket:
     return made
 
 
-def _message(kind: int, flags: int, protocol: int, attributes: bytes, resource: int = 0) -> bytes:
+def _message(kind: int, flags: int, protocol: int, attributes: bytes) -> bytes:
     length = _HEAD.size + len(attributes)
-    return _HEAD.pack(length, kind, _REQUEST | flags, 1, 0, protocol, 0, socket.htons(resource)) + attributes
+    return _HEAD.pack(length, kind, _REQUEST | flags, 1, 0, protocol, 0, 0) + attributes
 
 
 def _messages(data: bytes) -> list[tuple[int, int, bytes]]:
