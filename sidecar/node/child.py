@@ -18,6 +18,15 @@ from typing import BinaryIO, Final, Protocol
 MEMORY_FILE: Final = "sidecar-command"  # what /proc calls the files for the streams of a command, after `memfd:`
 
 
+class Word(str):
+    """An argument that may have bytes which are not UTF-8, as the name of an interface: sh encodes it strictly."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", _errors: str = "") -> bytes:
+        return super().encode(encoding, "surrogateescape")
+
+
 class Started(Protocol):
     """A process that was started, as sh presents it."""
 
@@ -136,7 +145,7 @@ def memory_file(content: str = "") -> BinaryIO:
     """Return an anonymous file with this content, to be read from its start."""
     file = os.fdopen(os.memfd_create(MEMORY_FILE), "w+b", buffering=0)
     if content:
-        file.write(content.encode())
+        file.write(content.encode(errors="surrogateescape"))
         file.seek(0)
     return file
 

@@ -208,11 +208,11 @@ class Commands:
         The child closes what it inherits before it executes the program: if it hangs there, it must not hold locks. sh
         would list the descriptors for that, in the child; to name them takes a twentieth of a command's time less.
         """
-        name, *arguments = argv
+        name, arguments = argv[0], list(map(child.Word, argv[1:]))  # in a list, sh takes them as they are
         stdin, stdout, stderr = streams
         begin = partial(child.close_all, held)
         try:
-            program = self._program(name)(*arguments, _in=stdin, _out=stdout, _err=stderr, _preexec_fn=begin)
+            program = self._program(name)(arguments, _in=stdin, _out=stdout, _err=stderr, _preexec_fn=begin)
             running = cast("sh.RunningCommand", program)
         except Exception:
             self._programs.clear()  # it may have been moved

@@ -33,7 +33,7 @@ def hint(namespace: Namespace, backend: str) -> None:
 
 @SEES_LEGACY
 def test_rules_move_once_the_kubelet_shows_its_backend(namespace: Namespace, execute: Start) -> None:
-    """FIELD.md, C3: on an empty node nft is chosen, and the kubelet comes later with legacy and its hint."""
+    """docs/field.md, C3: on an empty node nft is chosen, and the kubelet comes later with legacy and its hint."""
     sidecar = execute(*FLAGS)
     sidecar.wait_for("in sync")
     assert numbers(namespace) == [RULES, RULES, 0, 0]
@@ -52,7 +52,7 @@ def test_rules_move_once_the_kubelet_shows_its_backend(namespace: Namespace, exe
 @SEES_LEGACY
 @pytest.mark.parametrize("own_run", [False, True], ids=["same /run", "a /run of its own"])
 def test_who_looks_looks_where_the_running_sidecar_works(namespace: Namespace, execute: Start, own_run: bool) -> None:  # noqa: FBT001 - a parameter
-    """FIELD.md, C3: the hint is for the other backend, and a second sidecar for another address uses that one."""
+    """docs/field.md, C3: the hint is for the other backend, and a second sidecar for another address uses that one."""
     prefix = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs t /run; exec "$0" "$@"') if own_run else ()
     execute(*FLAGS, "--iptables-backend=nft", prefix=prefix).wait_for("in sync")
     hint(namespace, "legacy")
@@ -84,7 +84,7 @@ def test_of_another_network_namespace_nothing_is_taken(namespace: Namespace, exe
 
 @SEES_LEGACY
 def test_without_the_whole_of_proc_legacy_is_seen_all_the_same(namespace: Namespace, execute: Start) -> None:
-    """FIELD.md, C1."""
+    """docs/field.md, C1."""
     hint(namespace, "legacy")
     prefix = ("unshare", "-m", "sh", "-c", 'mount -t proc -o subset=pid proc /proc && exec "$0" "$@"')
     sidecar = execute(*FLAGS, "--daemon=false", prefix=prefix)
@@ -94,7 +94,7 @@ def test_without_the_whole_of_proc_legacy_is_seen_all_the_same(namespace: Namesp
 
 @pytest.mark.parametrize("ip", ["10.96.0.2", str(IPV6)])
 def test_a_dormant_table_has_no_effect(namespace: Namespace, start: Start, ip: str) -> None:
-    """FIELD.md, C6."""
+    """docs/field.md, C6."""
     flags = (f"--ip-address={ip}", "--setup-iptables", "--iptables-backend=nft")
     assert start(*flags, "--daemon=false").end() == 0
     table = ("ip" if "." in ip else "ip6", "filter")

@@ -514,12 +514,12 @@ def test_a_stop_while_a_command_hangs_cleans_up_what_it_can_in_time(
 
 
 def test_what_cannot_be_removed_is_listed(namespace: Namespace, start: Start, fake: Fake) -> None:
-    env = fake("iptables-nft", 'case "$*" in *-D*PREROUTING*) echo no >&2; exit 2;; esac; exec $real "$@"')
+    env = fake("iptables-nft", 'case "$*" in *-D*PREROUTING*) echo no >&2; exit 126;; esac; exec $real "$@"')
     sidecar = start(*ONCE, "--iptables-backend=nft", "--cleanup", **env)
     assert sidecar.end() == 1
     (rule,) = namespace.rules("nft")
     assert f"cleanup is incomplete, possibly left to do: remove rule: {rule}" in sidecar.log
-    assert "-D PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK` exited with 2: no" in sidecar.log
+    assert "-D PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK` exited with 126: no" in sidecar.log
     assert namespace.addresses() == []
 
 

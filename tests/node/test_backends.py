@@ -208,7 +208,7 @@ CANNOT_START = [
 @pytest.mark.parametrize("says", CANNOT_START, ids=["init", "generation"])
 @pytest.mark.parametrize("rules", [0, 1])
 def test_what_cannot_start_cannot_be_in_use(node: Node, says: Result, rules: int, log: list[str]) -> None:
-    """FIELD.md, C4; this kernel has nf_tables, so the program's answer stands in for one without."""
+    """docs/field.md, C4; this kernel has nf_tables, so the program's answer stands in for one without."""
     for _ in range(rules):
         node.iptables("legacy", "filter", "-A", "INPUT", "-j", "ACCEPT")
     node.nft_says = says
@@ -287,7 +287,7 @@ def test_a_cleanup_removes_what_it_can_see_if_legacy_cannot_be_seen(node: Node) 
 
 
 def test_nor_can_legacy(node: Node) -> None:
-    """FIELD.md, C4, the reverse: a kernel that lists a table that legacy cannot initialise is made up."""
+    """docs/field.md, C4, the reverse: a kernel that lists a table that legacy cannot initialise is made up."""
     node.legacy.add("filter")
     run = node.run
 
@@ -356,7 +356,7 @@ def passed(node: Node, backend: Backend) -> Report:
 def test_rules_move_to_where_the_others_are_once_that_shows(
     node: Node, instance: Callable[[], Backend], evidence: str, log: list[str]
 ) -> None:
-    """FIELD.md, C3."""
+    """docs/field.md, C3."""
     backend = instance()
     passed(node, backend)
     assert len(node.namespace.rules("nft", node.family)) == 5
@@ -450,7 +450,7 @@ def refusing(node: Node, verb: str, stderr: str, *, table: str = "raw", status: 
     ],
 )
 def test_a_refusal_of_the_kernel_is_what_it_lacks_and_the_rest_is_added(node: Node, words: str) -> None:
-    """FIELD.md, C2; this kernel has it all, so the program's answer stands in for one without."""
+    """docs/field.md, C2; this kernel has it all, so the program's answer stands in for one without."""
     backend = refusing(node, "-A", f"iptables v1.8.9 (nf_tables):  {words}")
     goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
     report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).reconcile()
@@ -478,7 +478,7 @@ def test_that_the_rules_changed_meanwhile_is_worth_another_try(node: Node, words
 
 @pytest.mark.parametrize("name", ["nft", "legacy"])
 def test_a_kernel_without_the_table_raw(node: Node, name: str) -> None:
-    """FIELD.md, C2: what iptables says of a table that no kernel has stands in for one without raw."""
+    """docs/field.md, C2: what iptables says of a table that no kernel has stands in for one without raw."""
 
     def without(*argv: str, stdin: str = "") -> Result:
         if "raw" in argv or "*raw" in stdin:
@@ -494,7 +494,7 @@ def test_a_kernel_without_the_table_raw(node: Node, name: str) -> None:
 
 
 def test_legacy_without_the_target(node: Node) -> None:
-    """FIELD.md, C2, on the other backend; as above, for a kernel without xt_CT."""
+    """docs/field.md, C2, on the other backend; as above, for a kernel without xt_CT."""
 
     def without(*argv: str, stdin: str = "") -> Result:
         if "-A" in argv and "NOTRACK" in argv:
@@ -534,7 +534,7 @@ def old(node: Node) -> Backend:
 
 
 def test_a_release_that_loses_ports_works_alone(node: Node, old: Backend) -> None:
-    """FIELD.md, B4."""
+    """docs/field.md, B4."""
     goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
     report = Reconciler(goal, IpRoute(node.run), {node.family: old}).reconcile()
     assert report.in_sync
@@ -544,7 +544,7 @@ def test_a_release_that_loses_ports_works_alone(node: Node, old: Backend) -> Non
 
 
 def test_rules_that_are_listed_without_their_port_are_unknown(node: Node, old: Backend) -> None:
-    """FIELD.md, B4."""
+    """docs/field.md, B4."""
     node.add_ours("nft")
     rules = RULES[node.family]
     seen = old.observe(rules)
@@ -560,7 +560,7 @@ def test_rules_that_are_listed_without_their_port_are_unknown(node: Node, old: B
 
 
 def test_a_drop_that_is_listed_without_its_port_drops_perhaps(node: Node, old: Backend) -> None:
-    """FIELD.md, B4."""
+    """docs/field.md, B4."""
     node.iptables("nft", "filter", "-A", "INPUT", "-p", "tcp", "-m", "tcp", "--dport", "22", "-j", "DROP")
     goal = desired([IPV4 if node.family == 4 else IPV6], interface="lo", port=443, setup_iptables=True)
     report = Reconciler(goal, IpRoute(node.run), {node.family: old}).reconcile()

@@ -564,7 +564,7 @@ def test_an_iptables_that_lacks_an_extension_for_our_rules(node: Node, extension
 
 
 def test_where_every_chain_has_a_rule_that_cannot_be_listed(node: Node) -> None:
-    """FIELD.md, B3: as beside kube-proxy's comments."""
+    """docs/field.md, B3: as beside kube-proxy's comments."""
     others = ("-m", "comment", "--comment", "x", "-j", "ACCEPT")
     for table, chain in [("filter", "FORWARD"), ("mangle", "FORWARD"), *(rule.place for rule in node.goal.rules)]:
         node.iptables("-t", table, "-A", chain, *others)

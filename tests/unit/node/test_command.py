@@ -59,6 +59,8 @@ def test_output_of_any_size_arrives_whole(commands: Commands) -> None:
 
 def test_bytes_that_are_no_text_do_not_break_anything(commands: Commands) -> None:
     assert commands.run("printf", r"a\377b").stdout == "a\udcffb"
+    assert commands.run("printf", "%s", "a\udcffb").stdout == "a\udcffb"
+    assert commands.run("cat", stdin="a\udcffb").stdout == "a\udcffb"
 
 
 def test_the_environment_is_fixed(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
