@@ -14,7 +14,7 @@ from support.namespace import Namespace, NamespaceError
 from support.program import Fake
 
 #: Examples of each property, by default and with --thorough.
-_EXAMPLES: Final = 8
+_EXAMPLES: Final = 5
 _MANY_EXAMPLES: Final = 100
 
 _NODE = Path(__file__).parent / "node"
@@ -33,10 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes long, unless it is asked for; let an ordinary user run all that works on the kernel."""
+    is_thorough = config.getoption("--thorough")
     for item in items:
-        if item.path.is_relative_to(_NODE):
+        if item.path.is_relative_to(_NODE) and (is_thorough or not item.get_closest_marker("long")):
             item.add_marker("any_user")
-    if not config.getoption("--thorough"):
+    if not is_thorough:
         left_out = [item for item in items if item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -306,6 +306,7 @@ def assert_set_up(report: Report, doubtful: AbstractSet[Words]) -> AbstractSet[R
     return unknown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(
     around=surroundings,

@@ -355,6 +355,7 @@ def test_the_whole_ruleset_deleted_is_set_up_again(namespace: Namespace) -> None
     assert node.in_place()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("node", "effect"),
     sweep(product((IPV4, IPV6), ("before", "after")), [(IPV4, "before"), (IPV6, "after")]),
