@@ -19,6 +19,7 @@ from sidecar.state.actions import RemoveRule, Report
 from sidecar.state.desired import desired
 from sidecar.state.model import Family, Rule
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
+from support.separators import OF_LINES
 
 pytestmark = pytest.mark.usefixtures("privileged", "_namespaces")
 
@@ -28,16 +29,7 @@ RULES = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True).rul
 
 #: What str.splitlines splits at, and what quoting has to mind; a surrogate stands for a byte that is not UTF-8.
 SEPARATORS = (
-    "\n",
-    "\r",
-    "\v",
-    "\f",
-    "\x1c",
-    "\x1d",
-    "\x1e",
-    "\x85",
-    "\u2028",
-    "\u2029",
+    *OF_LINES,
     '"\n',
     "\\\n",
     "'\n",

@@ -10,6 +10,7 @@ from sidecar.node.listings import parse_listings
 from sidecar.state.desired import desired
 from sidecar.state.model import AddressState, LinkAddress
 from support.namespace import IPV4, IPV6
+from support.separators import OF_LINES
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 CHAINS = [("filter", "INPUT"), ("filter", "OUTPUT"), ("raw", "OUTPUT"), ("raw", "PREROUTING")]
@@ -189,16 +190,7 @@ def test_a_warning_in_between_is_passed_over() -> None:
 
 #: What str.splitlines splits at, and what else could be taken for the end of a text.
 SEPARATORS = (
-    "\n",
-    "\r",
-    "\v",
-    "\f",
-    "\x1c",
-    "\x1d",
-    "\x1e",
-    "\x85",
-    "\u2028",
-    "\u2029",
+    *OF_LINES,
     '\\"',
     "\\'",
     "\\\\",
