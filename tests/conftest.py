@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -35,12 +36,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what takes long, unless it is asked for; let an ordinary user run all that works on the kernel."""
     is_thorough = config.getoption("--thorough")
     for item in items:
-        if item.path.is_relative_to(_NODE) and (is_thorough or not item.get_closest_marker("long")):
+        if item.path.is_relative_to(_NODE) and (is_thorough or not _is_for_root(item)):
             item.add_marker("any_user")
     if not is_thorough:
         left_out = [item for item in items if item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _is_for_root(item: pytest.Item) -> bool:
+    """Whether an ordinary user can do without it: it is long, or tries a backend with its other family."""
+    given = set(re.findall(r"nft|legacy|IPv[46]", item.name))
+    return bool(item.get_closest_marker("long")) or given in ({"nft", "IPv6"}, {"legacy", "IPv4"})
 
 
 @pytest.fixture

@@ -82,8 +82,7 @@ class Port:
 
     endpoint: Endpoint
     members: list[Member]
-    strangers: frozenset[int] = frozenset()
-    """Sockets of other programs that came later."""
+    strangers: frozenset[int] = frozenset()  # sockets of other programs that came later
 
     @property
     def number(self) -> int:

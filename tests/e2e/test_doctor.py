@@ -11,14 +11,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from support import program, proxy
+from support.in_sync import put_in_place
 from support.namespace import Namespace
 from support.program import PROGRAM, Fake, Start
+from support.sweep import sweep
 from support.waiting import FOREVER, HANG, until
 
 NODES: Final = Path(__file__).parent / "nodes"
@@ -148,7 +151,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def node_with(namespace: Namespace, start: Start, certificate: Path) -> Iterator[Callable[..., Node]]:
+def node_with(namespace: Namespace, certificate: Path) -> Iterator[Callable[..., Node]]:
     """Return what makes a node in sync; the first argument is run before it."""
     with contextlib.ExitStack() as stack:
 
@@ -156,7 +159,7 @@ def node_with(namespace: Namespace, start: Start, certificate: Path) -> Iterator
             node = Node(namespace, backend, certificate)
             stack.callback(node.stop_listening)
             node.sh(before)
-            assert start(*flags, f"--iptables-backend={backend}", "--daemon=false").end() == 0
+            put_in_place(namespace, *flags, backend=backend)
             node.listen_for(flags)
             return node
 
@@ -346,15 +349,21 @@ NODES_THAT_ARE_BROKEN: Final = (
            by_hand="kill"),
 )  # fmt: skip
 
+BACKENDS: Final = ("nft", "legacy")
+
+#: Those on both backends by turns, on each with --thorough.
 CASES: Final = [
     pytest.param(
         each,
         backend,
         id=f"{each.name}-{backend}",
-        marks=pytest.mark.skipif(bool(each.root) and not IS_ROOT, reason=each.root),
+        marks=[
+            pytest.mark.skipif(bool(each.root) and not IS_ROOT, reason=each.root),
+            *([pytest.mark.thorough] if each.both and backend == BACKENDS[number % 2] else []),
+        ],
     )
-    for each in NODES_THAT_ARE_BROKEN
-    for backend in ("nft", "legacy")
+    for number, each in enumerate(NODES_THAT_ARE_BROKEN)
+    for backend in BACKENDS
     if each.both or backend == ("legacy" if each.name.startswith("lock") else "nft")
 ]
 
@@ -637,8 +646,12 @@ def test_what_hangs_or_talks_nonsense_is_unknown_and_the_rest_goes_on(
 
 # Healthy nodes
 
+OTHERS: Final = sorted(path.stem for path in NODES.glob("*.rules"))
 
-@pytest.mark.parametrize("rules", sorted(path.stem for path in NODES.glob("*.rules")))
+
+@pytest.mark.parametrize(
+    ("rules", "backend"), sweep(product(OTHERS, BACKENDS), list(zip(OTHERS, cycle(BACKENDS), strict=False)))
+)
 def test_no_false_alarm_with_rules_of_others(node_with: Callable[..., Node], rules: str, backend: str) -> None:
     flags = (*WANTED, *(["--rule-position=insert"] if rules == "firewalld" else []), f"--iptables-backend={backend}")
     restore = f"iptables-{backend}-restore --noflush < {NODES / f'{rules}.rules'}"

@@ -15,6 +15,7 @@ import pytest
 from sidecar.node.claims import Claims
 from sidecar.state.model import Address
 from support import program
+from support.in_sync import put_in_place
 from support.namespace import CIDR, IPV4, Namespace
 from support.program import PROGRAM, Fake, Sidecar, Start
 from support.waiting import FOREVER, HANG, no_hang, until
@@ -113,11 +114,9 @@ BROKEN: dict[str, tuple[Sequence[str], str, str]] = {
 
 @pytest.mark.any_user
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_node_is_told_and_the_plan_mends_it(
-    namespace: Namespace, ask: Ask, start: Start, backend: str, how: str
-) -> None:
+def test_a_broken_node_is_told_and_the_plan_mends_it(namespace: Namespace, ask: Ask, backend: str, how: str) -> None:
     flags = (*FLAGS, f"--iptables-backend={backend}")
-    assert start(*flags, "--daemon=false").end() == 0
+    put_in_place(namespace, *FLAGS, backend=backend)
     faults, first, line = BROKEN[how]
     for fault in faults:
         namespace.run("sh", "-c", fault.replace("iptables-B", f"iptables-{backend}"))
@@ -186,9 +185,9 @@ def test_what_no_plan_can_change_is_told(ask: Ask) -> None:
     assert status.code == 1
 
 
-def test_a_rule_without_effect_is_told_first(namespace: Namespace, ask: Ask, start: Start) -> None:
+def test_a_rule_without_effect_is_told_first(namespace: Namespace, ask: Ask) -> None:
     namespace.run("iptables-nft", "-A", "INPUT", "-j", "DROP")
-    assert start(*FLAGS, "--daemon=false").end() == 0
+    put_in_place(namespace, *FLAGS)
     answer = ask("status", *FLAGS)
     assert answer.first == "in sync: 10.96.0.2/32 on lo, 5 rules; but 1 without effect"
     assert "no effect  -t filter -A INPUT" in answer.text
@@ -357,8 +356,8 @@ def test_cleanup_removes_everything_and_says_what(namespace: Namespace, ask: Ask
     assert "removed" not in again.text
 
 
-def test_the_commands_of_a_dry_run_clean_up(namespace: Namespace, ask: Ask, start: Start) -> None:
-    assert start(*FLAGS, "--daemon=false").end() == 0
+def test_the_commands_of_a_dry_run_clean_up(namespace: Namespace, ask: Ask) -> None:
+    put_in_place(namespace, *FLAGS)
     namespace.run("sh", "-e", "-c", ask("cleanup", "--dry-run", *FLAGS).text)
     assert namespace.rules("nft") == namespace.addresses() == []
     assert ask("cleanup", "--dry-run", *FLAGS).code == 0
@@ -389,9 +388,9 @@ def test_cleanup_takes_its_own_away_beside_another_sidecar(namespace: Namespace,
 
 
 def test_a_cleanup_that_a_signal_ends_claims_nothing_of_what_it_did_not_see(
-    namespace: Namespace, fake: Fake, start: Start, tmp_path: Path
+    namespace: Namespace, fake: Fake, tmp_path: Path
 ) -> None:
-    assert start(*FLAGS, "--daemon=false").end() == 0
+    put_in_place(namespace, *FLAGS)
     env = fake("ip", f"touch $here/hanging; sleep {FOREVER}")
     process = program.fork(namespace, "cleanup", *FLAGS, "--command-timeout=1h", "--cleanup-timeout=1h", env=env)
     until((tmp_path / "hanging").exists)
@@ -443,8 +442,8 @@ def test_cleanup_ends_in_time_and_tells_what_is_left(namespace: Namespace, ask: 
 
 
 @pytest.mark.parametrize("command", ["status", "plan", "cleanup --dry-run", "cleanup", "doctor"])
-def test_json_has_the_fields_of_its_documentation(ask: Ask, start: Start, namespace: Namespace, command: str) -> None:
-    assert start(*FLAGS, "--daemon=false").end() == 0
+def test_json_has_the_fields_of_its_documentation(ask: Ask, namespace: Namespace, command: str) -> None:
+    put_in_place(namespace, *FLAGS)
     namespace.run("iptables-nft", "-F")
     answer = ask(*command.split(), *FLAGS, "--output=json")
     value = answer.json()

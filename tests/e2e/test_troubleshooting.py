@@ -20,8 +20,10 @@ from typing import Final
 import pytest
 
 from support import proxy
+from support.in_sync import put_in_place
 from support.namespace import Namespace
 from support.program import PROGRAM
+from support.waiting import HANG
 
 GUIDE: Final = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 
@@ -72,7 +74,7 @@ def script(example: Example, certificate: Path) -> str:
         (
             'await() { until eval "$1"; do sleep 0.05; done; }',
             f"PATH={PROGRAM.parent}:$PATH; export SIDECAR_IP_ADDRESS=10.96.0.2 SIDECAR_SETUP_IPTABLES=true",
-            "exec 3>&1 > /run/output 2>&1; apiserver-proxy-sidecar --daemon=false",
+            "exec 3>&1 > /run/output 2>&1",
             f"LISTEN='{sys.executable} {proxy.__file__}' EXPIRED={certificate.with_suffix('.expired')}",
             f"$LISTEN 10.96.0.2 443 tls {certificate} & PROXY=$!; trap 'kill $PROXY $(jobs -p) 2>/dev/null' EXIT",
             f"while ! ss -Hltn | grep -q 10.96.0.2:443; do sleep 0.02; done; {example.how}",
@@ -93,7 +95,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_example_is_what_is_printed(namespace: Namespace, certificate: Path, example: Example) -> None:
     if example.is_for_root and os.geteuid():
         pytest.skip("what is shown there, only root of the node can see")
-    printed = masked(namespace.run("bash", "-c", script(example, certificate), check=False))
+    put_in_place(namespace, "--ip-address=10.96.0.2", "--setup-iptables")
+    printed = masked(namespace.run("timeout", str(HANG), "bash", "-c", script(example, certificate), check=False))
     pattern = re.escape(masked(example.text)).replace("\\ \0\\ ", "( .*)? ")
     assert re.fullmatch(pattern, printed), f"under {example.heading!r}:\n{printed}"
 

@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, replace
 from itertools import combinations, count, product
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -216,7 +218,9 @@ def test_rules_and_addresses_that_only_resemble_ours_are_left_alone(node: Node) 
     assert node.namespace.run("ip", "-oneline", "address", "show") == addresses
 
 
-@pytest.mark.parametrize("separator", ["\n", "\v", "\x1c", "\x85", "\u2028", '\n"', "\\\n"])
+@pytest.mark.parametrize(
+    "separator", sweep(["\n", "\v", "\x1c", "\x85", "\u2028", '\n"', "\\\n"], ["\n", "\x85", "\\\n"])
+)
 def test_a_comment_that_looks_like_our_rule_is_not_taken_for_it(node: Node, separator: str) -> None:
     forged = separator.join(("x", node.goal.rules[3].line, "#"))
     node.iptables("-A", "INPUT", "-p", "udp", "-m", "comment", "--comment", forged, "-j", "DROP")
@@ -357,9 +361,12 @@ def test_the_whole_ruleset_deleted_is_set_up_again(namespace: Namespace) -> None
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("node", "effect"),
-    sweep(product((IPV4, IPV6), ("before", "after")), [(IPV4, "before"), (IPV6, "after")]),
-    indirect=["node"],
+    ("backend", "node", "effect"),
+    sweep(
+        product(("nft", "legacy"), (IPV4, IPV6), ("before", "after")),
+        [("nft", IPV6, "after"), ("legacy", IPV4, "before")],
+    ),
+    indirect=["backend", "node"],
 )
 def test_killed_at_any_command_the_next_pass_reaches_the_goal(node: Node, effect: str) -> None:
     class Killed(BaseException):
@@ -509,12 +516,15 @@ def test_what_was_added_and_cannot_be_seen_is_not_added_again(namespace: Namespa
     assert namespace.run("nft", "list", "chain", "ip", "filter", "INPUT").count("dport 443") == 1
 
 
+#: Where the extensions of iptables are: Debian has a folder for each architecture.
+EXTENSIONS: Final = next((str(path) for path in Path("/usr").glob("lib*/**/xtables")), "")
+
+
 def without_extension(namespace: Namespace, name: str) -> None:
     """Let an extension of iptables not be installed in the namespace."""
-    folder = namespace.run("sh", "-c", "dirname $(find /usr/lib* -name libxt_tcp.so | head -n 1)").strip()
-    namespace.run("cp", "-r", folder, "/run/extensions")
+    namespace.run("cp", "-r", EXTENSIONS, "/run/extensions")
     namespace.run("rm", f"/run/extensions/{name}.so")
-    namespace.run("mount", "--bind", "/run/extensions", folder)
+    namespace.run("mount", "--bind", "/run/extensions", EXTENSIONS)
 
 
 @pytest.mark.parametrize(
@@ -547,9 +557,7 @@ def test_beside_a_rule_whose_extension_is_not_installed_ours_are_kept_right(
         assert len(reconciler.reconcile().changed) == 1
     assert node.reconciler().cleanup(deadline=float("inf")).in_sync == (not unknown)
     assert node.namespace.addresses() == []
-    node.namespace.run(
-        "umount", "-l", node.namespace.run("sh", "-c", "dirname $(find /usr/lib* -name libxt_tcp.so)").strip()
-    )
+    node.namespace.run("umount", "-l", EXTENSIONS)
     assert node.iptables("-S", "INPUT") == before
     assert len(node.iptables("-S", "OUTPUT").splitlines()) == 3
 
@@ -578,7 +586,14 @@ def test_where_every_chain_has_a_rule_that_cannot_be_listed(node: Node) -> None:
     assert len(report.changed) == 6 - len(unknown)
 
 
-@pytest.mark.parametrize(("rest", "of_ours"), [("", False), ("-A PRE", False), ("", True)])
+@pytest.mark.parametrize(
+    ("backend", "rest", "of_ours"),
+    sweep(
+        product(("nft", "legacy"), ("", "-A PRE"), (False, True)),
+        [("nft", "", True), ("legacy", "", False), ("nft", "-A PRE", False)],
+    ),
+    indirect=["backend"],
+)
 def test_a_listing_that_is_cut_off_does_not_make_copies_grow(node: Node, rest: str, of_ours: bool) -> None:  # noqa: FBT001 - a parameter
     """iptables exits with 0 when it could not write all of a listing; here a stand-in loses the end.
 
@@ -600,9 +615,9 @@ def test_a_listing_that_is_cut_off_does_not_make_copies_grow(node: Node, rest: s
         lines = "".join(others[at : at + 100])
         node.namespace.run(f"{command}-{node.backend}-restore", "--noflush", stdin=f"*raw\n{lines}COMMIT\n")
     cut_off = Node(node.namespace, CutOff(node.namespace), node.backend, node.ip)
-    for _ in range(3):  # as after a restart
+    for _ in range(2):  # as after a restart
         reconciler = cut_off.reconciler()
-        for _ in range(3):
+        for _ in range(2):
             report = reconciler.reconcile()
             assert report.exit_code == 1
             (failure,) = report.failures
