@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from itertools import combinations, count, product
+from itertools import combinations, count, cycle, product
 from pathlib import Path
 from typing import Final
 
@@ -442,8 +442,13 @@ UNKNOWN_TO_IPTABLES = (
 )
 
 
-@pytest.mark.parametrize("condition", sweep(UNKNOWN_TO_IPTABLES, UNKNOWN_TO_IPTABLES[:1] + UNKNOWN_TO_IPTABLES[-3:]))
-@pytest.mark.parametrize("ip", [IPV4, IPV6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize(
+    ("ip", "condition"),
+    sweep(
+        product((IPV4, IPV6), UNKNOWN_TO_IPTABLES),
+        list(zip(cycle((IPV4, IPV6)), UNKNOWN_TO_IPTABLES[:1] + UNKNOWN_TO_IPTABLES[-3:], strict=False)),
+    ),
+)
 def test_a_narrower_rule_that_iptables_does_not_fully_see_is_not_ours(
     namespace: Namespace, ip: IPAddress, condition: str
 ) -> None:
