@@ -10,7 +10,7 @@ only those that were seen there are removed from the former one (state/plan.py).
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -27,7 +27,7 @@ from sidecar.node.iptables_looks import Seen
 from sidecar.node.other_backend import OtherBackend
 from sidecar.node.programs import is_installed
 from sidecar.node.releases import Release
-from sidecar.state.actions import RemoveFormer, RemoveRule, RuleAction
+from sidecar.state.actions import Outcome, RemoveFormer, RemoveRule, RuleAction
 from sidecar.state.model import BackendInUse, Chain, Family, Rule
 
 AUTO: Final = "auto"
@@ -140,9 +140,15 @@ class Backend:
         """Return the commands that carry out an action, as Iptables.commands does."""
         return [command for tool, part in self._parts(action) for command in tool.waiting(self._wait).commands(part)]
 
-    def apply(self, action: RuleAction) -> int:
-        """Carry out one action, as Iptables.apply does; remove copies in each backend where the last look saw them."""
-        return sum(tool.apply(part) for tool, part in self._parts(action))
+    def apply(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
+        """Carry out actions, as Iptables.apply does; remove copies in each backend where the last look saw them."""
+        whole: dict[Iptables, dict[RuleAction, RuleAction]] = {}
+        for action in actions:
+            for tool, part in self._parts(action):
+                whole.setdefault(tool, {})[part] = action
+        for tool, parts in whole.items():
+            for part, outcome in tool.apply(list(parts)):
+                yield parts[part], outcome
 
     def _parts(self, action: RuleAction) -> list[tuple[Iptables, RuleAction]]:
         """Return what to do for an action, and in which backend."""

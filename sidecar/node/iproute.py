@@ -3,11 +3,12 @@
 import contextlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Final, NoReturn, TypeVar
+from itertools import groupby
+from typing import Any, Final, TypeVar
 
-from sidecar.errors import CommandError, NotIproute2, OutputUnreadable, PermissionMissing
+from sidecar.errors import CommandError, NotIproute2, OutputUnreadable, PermissionMissing, SidecarError
 from sidecar.node import capabilities
 from sidecar.node.command import Command, Result, Run
 from sidecar.state.actions import (
@@ -16,6 +17,7 @@ from sidecar.state.actions import (
     DeleteLink,
     DeprecateAddress,
     LinkAction,
+    Outcome,
     RemoveAddress,
     SetLinkUp,
 )
@@ -34,6 +36,12 @@ _IPV6: Final = ("nodad", "preferred_lft", "0")
 #: Where the next link begins. A quote in a name or an alias is escaped, so that they cannot look like this.
 _BEGINNING: Final = re.compile(r'(?:^|[\[,])\s*(?=\{"ifindex":)')
 _NAME: Final = re.compile(r'"ifname":"([^"\\]+)"')
+
+#: What a line of `ip -batch` takes as it is: no quote, comment or escape.
+_PLAIN_NAME: Final = re.compile(r"[\w.:@+-]+", re.ASCII)
+
+#: What `ip -batch` says after the errors of a line: its number.
+_LINE_FAILED: Final = re.compile(r"Command failed -:(\d+)")
 
 #: What BusyBox says to an option that it does not know: its name and its usage.
 _USAGE: Final = re.compile("^.*(?:busybox|usage:).*", re.IGNORECASE | re.MULTILINE)
@@ -58,7 +66,7 @@ class IpRoute:
         result = self._run(*_SHOW)
         if result.exit:
             self._require_iproute2()
-            _fail(_SHOW, result)
+            raise _failure(_SHOW, "", result)
         # A node in sync gives the same output each time: parse it only when it changes.
         if self._last is None or self._last[0] != result.stdout:
             try:
@@ -72,12 +80,43 @@ class IpRoute:
         with contextlib.suppress(CommandError):
             release(self._run)
 
-    def apply(self, action: LinkAction) -> None:
-        """Carry out one action; raise a SidecarError if `ip` refuses."""
+    def apply(self, actions: Sequence[LinkAction]) -> Iterator[tuple[LinkAction, Outcome]]:
+        """Carry out actions in order, and yield what came of each; several on addresses take one process.
+
+        If that process does not work at all, yield its failure for the first of them only.
+        """
+        for goes_together, group in groupby(actions, key=_goes_together):
+            some = list(group)
+            if goes_together and len(some) > 1:
+                yield from self._apply_together(some)
+            else:
+                yield from ((action, self._apply_one(action)) for action in some)
+
+    def _apply_one(self, action: LinkAction) -> Outcome:
         argv, stdin = command(action)
-        result = self._run(*argv, stdin=stdin)
-        if result.exit:
-            _fail(argv, result, stdin)
+        try:
+            result = self._run(*argv, stdin=stdin)
+        except SidecarError as error:
+            return error
+        return _failure(argv, stdin, result) if result.exit else 1
+
+    def _apply_together(self, actions: Sequence[LinkAction]) -> Iterator[tuple[LinkAction, Outcome]]:
+        """Carry out actions by one process; with -force it goes on after one that fails (man 8 ip)."""
+        commands = [command(action)[0] for action in actions]
+        argv = (COMMAND, "-force", "-batch", "-")
+        stdin = "".join(f"{' '.join(words[1:])}\n" for words in commands)
+        try:
+            result = self._run(*argv, stdin=stdin)
+        except SidecarError as error:
+            yield actions[0], error
+            return
+        said = _said_of_lines(result.stderr) if result.exit else {}
+        if result.exit and not said:
+            yield actions[0], _failure(argv, stdin, result)
+            return
+        for number, action in enumerate(actions, start=1):
+            failed = Result(result.exit, "", said[number]) if number in said else None
+            yield action, _failure(commands[number - 1], "", failed) if failed else 1
 
 
 def release(run: Run) -> str:
@@ -116,11 +155,31 @@ def command(action: LinkAction) -> Command:
             return (COMMAND, "address", "delete", address.cidr, "dev", address.interface), ""
 
 
-def _fail(argv: tuple[str, ...], result: Result, stdin: str = "") -> NoReturn:
+def _goes_together(action: LinkAction) -> bool:
+    """Whether an action can be a line of `ip -batch` beside others."""
+    return isinstance(action, AddAddress | DeprecateAddress | RemoveAddress) and bool(
+        _PLAIN_NAME.fullmatch(action.address.interface)
+    )
+
+
+def _said_of_lines(stderr: str) -> dict[int, str]:
+    """Return what `ip -batch` said of each line that failed, by its number."""
+    said: dict[int, str] = {}
+    errors: list[str] = []
+    for line in stderr.splitlines():
+        if found := _LINE_FAILED.fullmatch(line):
+            said[int(found[1])] = "\n".join(errors)
+            errors.clear()
+        else:
+            errors.append(line)
+    return said
+
+
+def _failure(argv: tuple[str, ...], stdin: str, result: Result) -> SidecarError:
     failure = CommandError(argv, stdin, f"exited with {result.exit}", result.stderr)
     if lacking := capabilities.missing("CAP_NET_ADMIN"):
-        raise PermissionMissing(lacking, str(failure))
-    raise failure
+        return PermissionMissing(lacking, str(failure))
+    return failure
 
 
 def parse_links(text: str) -> tuple[Link, ...]:

@@ -8,20 +8,25 @@ Measured with 1.8.9 and 1.8.11, both backends:
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Final
 
+from sidecar.errors import SidecarError
 from sidecar.node import nft_rules
 from sidecar.node.command import Command, Run
 from sidecar.node.iptables_looks import IptablesLooks, line
 from sidecar.node.iptables_program import YES_OR_NO, Line
 from sidecar.node.listings import places_of_lookalikes
-from sidecar.state.actions import AddRule, MoveToFront, RemoveFormer, RemoveRule, RemoveSurplus, RuleAction
+from sidecar.state.actions import AddRule, MoveToFront, Outcome, RemoveFormer, RemoveRule, RemoveSurplus, RuleAction
 from sidecar.state.model import BackendInUse, Family, Rule
 
 #: How many rules one transaction changes: without privileges in the initial user namespace, nft gets a socket buffer
 #: that does not hold 500.
 MOST_AT_ONCE: Final = 100
+
+#: Of so few rules each is tried alone once a transaction for all of them was refused.
+_FEW: Final = 5
 
 
 class Iptables(IptablesLooks):
@@ -53,7 +58,75 @@ class Iptables(IptablesLooks):
             case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
                 return self._removals(rule, copies)
 
-    def apply(self, action: RuleAction) -> int:
+    def apply(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
+        """Carry out actions, and yield what came of each: how many copies it changed, or why it failed.
+
+        Several that add or remove take one process, and in each table it is all or nothing. If that process does not
+        work at all, yield its failure for the first of them only.
+        """
+        for goes_together, group in groupby(actions, key=self._goes_together):
+            some = list(group)
+            if goes_together and len(some) > 1:
+                yield from self._apply_together(some)
+            else:
+                yield from ((action, self._try(action)) for action in some)
+
+    def _goes_together(self, action: RuleAction) -> bool:
+        """Whether an action can be lines of a transaction with others: it takes no look, and none is all it does."""
+        is_plain = action.rule not in self.confusable | self.beside_narrower | self.added
+        return is_plain and isinstance(action, AddRule | RemoveRule | RemoveFormer)
+
+    def _apply_together(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
+        argv, stdin = self.restore([each for action in actions for each in _lines(action)])
+        try:
+            result = self.run(*argv, stdin=stdin)
+            failure = self.failure(argv, stdin, result) if result.exit else None
+        except SidecarError as error:
+            failure = error
+        if failure and failure.transient:
+            yield actions[0], failure
+        elif failure:
+            yield from self._apply_in_parts(actions)
+        else:
+            yield from ((action, self._done(action)) for action in actions)
+
+    def _apply_in_parts(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
+        """After a refusal, do what is still to be done: in halves, then one by one, so that one keeps no other out.
+
+        The tables before the one that was refused have been changed.
+        """
+        try:
+            copies = self.observe([action.rule for action in actions]).copies
+        except SidecarError as error:
+            yield actions[0], error
+            return
+        left = []
+        for action in actions:
+            if copies.get(action.rule) == int(isinstance(action, AddRule)):
+                yield action, self._done(action)
+            else:
+                left.append(action)
+        if len(left) <= _FEW:
+            yield from ((action, self._try(action)) for action in left)
+        else:
+            middle = len(left) // 2
+            yield from self.apply(left[:middle])
+            yield from self.apply(left[middle:])
+
+    def _done(self, action: RuleAction) -> int:
+        """Remember an action of a transaction that took effect; return how many copies it changed."""
+        if isinstance(action, RemoveRule | RemoveFormer):
+            return action.copies
+        self.added.add(action.rule)
+        return 1
+
+    def _try(self, action: RuleAction) -> Outcome:
+        try:
+            return self._apply_one(action)
+        except SidecarError as error:
+            return error
+
+    def _apply_one(self, action: RuleAction) -> int:
         """Carry out one action; return how many copies it changed. Raises a SidecarError if iptables refuses.
 
         Others change rules too, between our look and our act. So each action checks once more: what another
@@ -197,3 +270,14 @@ class Iptables(IptablesLooks):
         if result.exit not in answers:
             raise self.failure(argv, "", result)
         return result.exit == 0
+
+
+def _lines(action: RuleAction) -> list[Line]:
+    """Return the lines of a transaction that carry out an action which goes together with others."""
+    match action:
+        case AddRule(rule, insert):
+            return [line(rule, "-I" if insert else "-A")]
+        case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
+            return [line(rule, "-D")] * copies
+        case _:
+            raise AssertionError(action)

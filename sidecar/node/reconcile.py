@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from loguru import logger
@@ -13,7 +13,17 @@ from sidecar.node import iproute
 from sidecar.node.command import Command
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables_looks import Seen
-from sidecar.state.actions import Action, CreateLink, Failure, RemoveAddress, RemoveRule, Report, RuleAction, counted
+from sidecar.state.actions import (
+    Action,
+    CreateLink,
+    Failure,
+    Outcome,
+    RemoveAddress,
+    RemoveRule,
+    Report,
+    RuleAction,
+    counted,
+)
 from sidecar.state.history import remember
 from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
 from sidecar.state.plan import notices, obstacles, plan, teardown, unknowns, unread, unremovable
@@ -36,7 +46,7 @@ class Rules(Protocol):
 
     def commands(self, action: RuleAction) -> list[Command]: ...
 
-    def apply(self, action: RuleAction) -> int: ...
+    def apply(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]: ...
 
 
 class Reconciler:
@@ -192,35 +202,36 @@ class Reconciler:
         return found
 
     def _apply(self, actions: tuple[Action, ...], changed: list[Action]) -> dict[Action, Failure]:
-        """Carry out the actions in order, add to `changed` those that changed something, and return what failed.
+        """Carry out the actions, add to `changed` those that changed something, and return what failed.
 
-        A failure does not stop the rest. But a tool that hung, had to wait, or cannot work is not used again in this
-        round; nor is `ip` after it failed to create the interface. What the kernel lacks for one rule, it may have for
-        the others.
+        Each tool gets all that is for it, in order. A failure does not stop the rest. But a tool that hung, had to
+        wait, or cannot work is not used again in this round; nor is `ip` after it failed to create the interface. What
+        the kernel lacks for one rule, it may have for the others.
         """
         failed: dict[Action, Failure] = {}
-        given_up: set[Family | None] = set()
-        for action in actions:
-            tool = action.rule.family if isinstance(action, RuleAction) else None
-            if tool in given_up:
-                continue
-            try:
-                if number := self._apply_one(action):
-                    changed.append(counted(action, number))
+        for outcomes in self._begin(actions):
+            for action, outcome in outcomes:
+                if isinstance(outcome, SidecarError):
+                    failed[action] = Failure(action.todo, outcome, action.facts)
+                    is_missing = isinstance(outcome, NodeError) and not isinstance(outcome, NotSupported)
+                    if outcome.transient or is_missing or isinstance(action, CreateLink):
+                        break
+                elif outcome:
+                    changed.append(counted(action, outcome))
                     self._on_change(changed[-1])
-            except SidecarError as error:
-                failed[action] = Failure(action.todo, error, action.facts)
-                is_missing = isinstance(error, NodeError) and not isinstance(error, NotSupported)
-                if error.transient or is_missing or isinstance(action, CreateLink):
-                    given_up.add(tool)
         return failed
 
-    def _apply_one(self, action: Action) -> int:
-        """Carry out an action; return how much it changed."""
-        if isinstance(action, RuleAction):
-            return self._iptables[action.rule.family].apply(action)
-        self._iproute.apply(action)
-        return 1
+    def _begin(self, actions: Sequence[Action]) -> list[Iterator[tuple[Action, Outcome]]]:
+        """Return for each tool what carries out its actions, in the order of the plan: links or rules first."""
+        on_links = [action for action in actions if not isinstance(action, RuleAction)]
+        on_rules = [action for action in actions if isinstance(action, RuleAction)]
+        by_iproute = self._iproute.apply(on_links)
+        by_iptables = [
+            self._iptables[family].apply([action for action in on_rules if action.rule.family == family])
+            for family in self._rules
+        ]
+        is_rules_first = bool(actions) and isinstance(actions[0], RuleAction)
+        return [*by_iptables, by_iproute] if is_rules_first else [by_iproute, *by_iptables]
 
 
 def _log_change(action: Action) -> None:

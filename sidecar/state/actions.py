@@ -165,6 +165,9 @@ LinkAction: TypeAlias = CreateLink | SetLinkUp | DeleteLink | AddAddress | Depre
 RuleAction: TypeAlias = AddRule | MoveToFront | RemoveSurplus | RemoveRule | RemoveFormer
 Action: TypeAlias = LinkAction | RuleAction
 
+#: What came of an action: how much it changed, or why it failed.
+Outcome: TypeAlias = int | SidecarError
+
 
 def counted(action: Action, number: int) -> Action:
     """Return the action that was carried out, if that changed this number of copies; others meanwhile did the rest."""

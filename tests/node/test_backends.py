@@ -321,7 +321,7 @@ def test_rules_of_other_sidecars_decide_nothing(node: Node) -> None:
 def test_a_cleanup_creates_no_table_in_the_other_backend(node: Node) -> None:
     backend = node.backend("nft")
     backend.observe(RULES[node.family])
-    backend.apply(AddRule(RULES[node.family][0], insert=False))
+    list(backend.apply([AddRule(RULES[node.family][0], insert=False)]))
     backend = backend.for_cleanup()
     node.commands.calls.clear()
     assert sum(backend.observe(RULES[node.family]).copies.values()) == 1
@@ -499,6 +499,8 @@ def test_legacy_without_the_target(node: Node) -> None:
     def without(*argv: str, stdin: str = "") -> Result:
         if "-A" in argv and "NOTRACK" in argv:
             return Result(1, "", "iptables: No chain/target/match by that name.")
+        if "-A " in stdin and "NOTRACK" in stdin:
+            return Result(1, "", "iptables: No chain/target/match by that name.")
         return node.run(*argv, stdin=stdin)
 
     backend = Backend(without, node.family, "legacy", 5.0)
@@ -520,8 +522,7 @@ def old(node: Node) -> Backend:
     def as_old(*argv: str, stdin: str = "") -> Result:
         if "--version" in argv:
             return Result(0, f"{argv[0].partition('-')[0]} v1.8.7 (nf_tables)", "")
-        if "-A" in argv:
-            own.add(" ".join(argv[argv.index("-A") :]))
+        own.update(line for line in (" ".join(argv[5:]), *stdin.splitlines()) if line.startswith("-A "))
         result = run(*argv, stdin=stdin)
         lines = (line if line in own else PORT.sub("", line) for line in result.stdout.splitlines(keepends=False))
         return (

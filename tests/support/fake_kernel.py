@@ -12,6 +12,8 @@ from sidecar.node.command import Result
 
 TABLES = {"raw": ("PREROUTING", "OUTPUT"), "filter": ("INPUT", "FORWARD", "OUTPUT")}
 
+SAYS_NO = "the fake kernel says no"
+
 Chains = dict[tuple[str, str], list[str]]
 
 
@@ -37,13 +39,22 @@ class FakeKernel:
         self.calls.append(argv)
         if number in self.before and (result := self.before[number]()) is not None:
             return result
-        status, output = self._ip(argv, stdin) if argv[0] == "ip" else self._iptables(argv, stdin)
+        if argv == ("ip", "-force", "-batch", "-"):
+            result = self._ip_batch(stdin.splitlines())
+        else:
+            status, output = self._ip(argv, stdin) if argv[0] == "ip" else self._iptables(argv, stdin)
+            result = Result(status, output, SAYS_NO if status else "")
         if number in self.after:
             self.after[number]()
-        return Result(status, output, "" if status == 0 else "the fake kernel says no")
+        return result
 
     def state(self) -> object:
         return copy.deepcopy((self.addresses, self.links, self.rules))
+
+    def _ip_batch(self, lines: Sequence[str]) -> Result:
+        failed = [at for at, line in enumerate(lines, start=1) if self._ip(("ip", *line.split()), "")[0]]
+        said = "".join(f"{SAYS_NO}\nCommand failed -:{at}\n" for at in failed)
+        return Result(1 if failed else 0, "", said)
 
     def _ip(self, argv: Sequence[str], stdin: str) -> tuple[int, str]:
         match argv[1:]:
