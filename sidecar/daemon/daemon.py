@@ -18,10 +18,11 @@ from sidecar.node.claims import Claims
 from sidecar.node.events import Events
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings import durations
-from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveFormer, RemoveSurplus, Report
+from sidecar.state.actions import Action, Report
 from sidecar.state.model import Desired, Observed
 
 SOON: Final = 1.0  # seconds until the first retry, and until the first pass after a change
+LATER: Final = 7.0  # seconds from there to the second pass after a change, where the kernel tells of further ones
 
 #: Passes that events may trigger at once, and how many per second after that.
 BURST: Final = 5.0
@@ -50,18 +51,20 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
     If the very first pass shows that this node cannot do what the settings ask for, return its report: going on
     would hide that. Later, the same failure may be temporary, for example during a package upgrade, so it is retried.
     """
-    schedule, pace = Schedule(interval), Pace()
+    schedule, pace = Schedule(interval, is_told=bool(events and events.are_whole)), Pace()
     first, woken = True, Woken.BY_CLOCK
     try:
         while not wakeup.stopping:
-            if events:
-                events.take_sizes()  # before observing: a change during the pass must show up next time
             begin_pass()
             if claims:
                 claims.take_missing()
             if vitals:
                 vitals.pass_begins()
-            report = reconciler.reconcile(reconsiders=woken is not Woken.BY_EVENT)  # a repair comes first
+            is_repair = woken is Woken.BY_EVENT
+            part = events.take_part() if events and is_repair else None
+            # A repair comes first. What changes while it looks must show up next time.
+            before_look = events.take_sizes if events else lambda: None
+            report = reconciler.reconcile(reconsiders=not is_repair, first=part, before_look=before_look)
             if vitals:
                 vitals.pass_ended(report)
             journal.record(report)
@@ -83,7 +86,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
 def _pass_on(report: Report, events: Events | None, claims: Claims | None) -> None:
     """Let the events, and through the claims other processes, know what a pass observed.
 
-    Forget events that the pass caused itself; the next one, 1 s after a change, sees what others did meanwhile.
+    Forget what the pass caused itself; the next one, 1 s after a change, sees what others did meanwhile.
     """
     if claims and report.observed:
         claims.show_foreign(is_foreign=report.observed.history.was_foreign)
@@ -91,9 +94,10 @@ def _pass_on(report: Report, events: Events | None, claims: Claims | None) -> No
         return
     if report.observed:
         events.interface_index = report.observed.history.index
-        events.legacy_families = {each.family for each in report.observed.backends if each.is_legacy}
-    if any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress | RemoveFormer) for action in report.changed):
+        events.watch_legacy({each.family for each in report.observed.backends if each.is_legacy})
+    if report.changed:
         events.forget()
+        events.take_part()
 
 
 def _sleep(wakeup: Wakeup, schedule: "Schedule", pace: "Pace", seconds: float, events: Events | None) -> Woken:
@@ -137,13 +141,15 @@ def _jitter() -> float:
 class Schedule:
     """Computes the seconds from one pass to the next.
 
-    The delay is 1 s after a change or a first failure, then doubles with each pass up to the interval. After a failed
-    pass it gets jitter, so that a thousand nodes with the same problem do not retry in step.
+    The delay is 1 s after a change or a first failure, then doubles with each pass up to the interval; but in sync, and
+    where the kernel tells of changes, one more look is enough. After a failed pass it gets jitter, so that a thousand
+    nodes with the same problem do not retry in step.
     """
 
-    def __init__(self, interval: float, jitter: Callable[[], float] = _jitter) -> None:
+    def __init__(self, interval: float, jitter: Callable[[], float] = _jitter, *, is_told: bool = False) -> None:
         self._interval = interval
         self._jitter = jitter
+        self._is_told = is_told
         self._delay = interval
         self._failing = False
 
@@ -154,8 +160,13 @@ class Schedule:
     def next(self, report: Report) -> float:
         """Return the seconds to wait after the pass that made this report."""
         failed = not report.in_sync
-        starts_over = report.changed or (failed and not self._failing)
-        self._delay = min(SOON if starts_over else self._delay * 2, self._interval)
+        if report.changed or (failed and not self._failing):
+            delay = SOON
+        elif self._is_told and not failed:
+            delay = LATER if self._delay == SOON else self._interval
+        else:
+            delay = self._delay * 2
+        self._delay = min(delay, self._interval)
         if report.failures and all(isinstance(failure.error, LockHeld) for failure in report.failures):
             # The lock is usually released soon, and then there is much to do.
             self._delay = min(self._delay, LOCK_RETRY)

@@ -72,7 +72,7 @@ class Wakeup:
             now = time.monotonic()
             if events and interval is not None and now >= probed + interval:
                 probed = now
-                if events.sizes_changed():
+                if events.probe():
                     return Woken.BY_EVENT
             if now >= deadline:
                 return Woken.BY_CLOCK

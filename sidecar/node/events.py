@@ -1,16 +1,20 @@
 """Notices at once when one of our addresses or rules may be gone: by netlink and, for legacy, by the size of tables.
 
 Takes no process and no thread. The kernel sends netlink messages about addresses, links and the rules in nftables. It
-sends none about legacy's rules, but asking for the number and size of the rules in a table takes only 4 µs.
+sends none about legacy's rules, but asking for the number and size of the rules in a table takes only 4 µs: each time
+that the xtables lock is given back, and once a second, as some programs do not take it.
 """
 
+import contextlib
 import socket
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from loguru import logger
 
+from sidecar.node.lock_watch import LockWatch
 from sidecar.node.netlink import Watch
+from sidecar.state.model import Part
 
 # linux/netlink.h, linux/rtnetlink.h, linux/netfilter/nfnetlink.h
 _ROUTE: Final = 0
@@ -37,32 +41,48 @@ class Events:
     """Watches the node for changes that may remove one of our addresses or rules."""
 
     def __init__(self, watch: Watch) -> None:
-        #: The families known to use iptables-legacy.
-        self.legacy_families: Collection[int] = ()
         #: The index of the interface, by which a new name of it is noticed; 0: it is missing, None: not known.
         self.interface_index: int | None = None
         self._watch = watch
-        self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool]]] = {}
+        #: Whether the kernel tells of each change that concerns us, or else why not was logged.
+        self.are_whole = True
+        self._legacy_families: Collection[int] = ()
+        self._lock: LockWatch | None = None
+        self._told_of: set[Part] = set()
+        self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool], Part]] = {}
         self._tables = sorted({(family, table) for family, table, _ in watch.chains})
         self._sizes: dict[tuple[int, str], bytes] = {}
         self._probe: Callable[[int, str], bytes] | None = None
-        self._open(_ROUTE, (_LINK, _IPV4_ADDRESS, _IPV6_ADDRESS), self._concerns_links, "addresses")
+        self._open(_ROUTE, (_LINK, _IPV4_ADDRESS, _IPV6_ADDRESS), self._concerns_links, Part.LINKS)
         if watch.chains:
-            self._open(_NETFILTER, (_NFTABLES,), watch.concerns_rules, "nft rules")
+            self._open(_NETFILTER, (_NFTABLES,), watch.concerns_rules, Part.RULES)
 
     @property
     def descriptors(self) -> Sequence[int]:
-        """The descriptors that become readable when the kernel has sent a message."""
-        return tuple(self._sockets)
+        """The descriptors that become readable when the kernel has sent a message, or legacy's lock was given back."""
+        return (*self._sockets, self._lock.descriptor) if self._lock else tuple(self._sockets)
 
     @property
     def probe_interval(self) -> float | None:
-        """Seconds after which to call `sizes_changed` again; None if no family uses legacy."""
-        return PROBE_INTERVAL if self.legacy_families else None
+        """Seconds after which to call `probe` again; None if no family uses legacy."""
+        return PROBE_INTERVAL if self._legacy_families else None
+
+    def watch_legacy(self, families: Collection[int]) -> None:
+        """From now on, notice changes of the tables of iptables-legacy of these families.
+
+        Their sizes were not taken before: so the first probe finds a change, as there may have been one.
+        """
+        if families and not self._legacy_families:
+            with contextlib.suppress(OSError):  # then the probe finds it, a second later at most
+                self._lock = LockWatch()
+        self._legacy_families = families
 
     def arrived(self, descriptor: int) -> bool:
-        """Read the messages that have arrived; return whether any of them concerns us."""
-        receiver, concerns = self._sockets[descriptor]
+        """Read what has arrived; return whether any of it concerns us."""
+        if self._lock and descriptor == self._lock.descriptor:
+            self._lock.forget()
+            return self._sizes_changed()
+        receiver, concerns, part = self._sockets[descriptor]
         found = False
         for _ in range(_MOST_READS):
             try:
@@ -75,34 +95,52 @@ class Events:
             if sender == _KERNEL:  # whoever has CAP_NET_ADMIN may send to us
                 # Read on even if the answer is known: the rest would wake us up again.
                 found = concerns(data) or bool(flags & socket.MSG_TRUNC) or found
+        if found:
+            self._told_of.add(part)
         return found
 
+    def probe(self) -> bool:
+        """Whether legacy's tables changed; watch the file of the lock that is there now."""
+        if self._lock:
+            self._lock.renew()
+        return self._sizes_changed()
+
+    def take_part(self) -> Part | None:
+        """Return what part of the node all that arrived since the last call was about; None for more than one."""
+        told_of, self._told_of = self._told_of, set()
+        return told_of.pop() if len(told_of) == 1 else None
+
     def forget(self) -> None:
-        """Discard all messages that have arrived so far."""
+        """Discard all that has arrived so far, but for what it was about."""
         for descriptor in self._sockets:
             self.arrived(descriptor)
+        if self._lock:
+            self._lock.forget()
 
     def take_sizes(self) -> None:
         """Remember the sizes of legacy's tables."""
         self._sizes = self._ask()
 
-    def sizes_changed(self) -> bool:
+    def _sizes_changed(self) -> bool:
         """Whether legacy's tables changed since `take_sizes`; the same number of rules of the same size goes unseen."""
-        return self._ask() != self._sizes
+        is_changed = self._ask() != self._sizes
+        if is_changed:
+            self._told_of.add(Part.RULES)
+        return is_changed
 
     def _concerns_links(self, data: bytes) -> bool:
         return self._watch.concerns_links(data, self.interface_index)
 
     def _ask(self) -> dict[tuple[int, str], bytes]:
-        if not self.legacy_families:
+        if not self._legacy_families:
             return {}
         if self._probe is None:
             from sidecar.node.legacy_probe import table_size  # noqa: PLC0415 - only nodes with legacy need ctypes
 
             self._probe = table_size
-        return {key: self._probe(*key) for key in self._tables if key[0] in self.legacy_families}
+        return {key: self._probe(*key) for key in self._tables if key[0] in self._legacy_families}
 
-    def _open(self, protocol: int, groups: Sequence[int], concerns: Callable[[bytes], bool], what: str) -> None:
+    def _open(self, protocol: int, groups: Sequence[int], concerns: Callable[[bytes], bool], part: Part) -> None:
         try:
             receiver = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
@@ -110,6 +148,8 @@ class Events:
             for group in groups:
                 receiver.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
         except OSError as error:
+            self.are_whole = False
+            what = {Part.LINKS: "addresses", Part.RULES: "nft rules"}[part]
             logger.warning(f"cannot watch {what} ({error.strerror}): removals are repaired only every --sync-interval")
             return
-        self._sockets[receiver.fileno()] = (receiver, concerns)
+        self._sockets[receiver.fileno()] = (receiver, concerns, part)

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from loguru import logger
@@ -25,7 +26,7 @@ from sidecar.state.actions import (
     counted,
 )
 from sidecar.state.history import remember
-from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Rule
+from sidecar.state.model import BackendInUse, Desired, Family, Hindrance, Link, LinkAddress, Observed, Part, Rule
 from sidecar.state.plan import notices, obstacles, plan, teardown, unknowns, unread, unremovable
 
 #: How often one pass acts before it gives up. The repeats are for changes that others make at the same moment.
@@ -77,23 +78,33 @@ class Reconciler:
         self._clock = clock
         self._sleep = sleep
 
-    def reconcile(self, *, reconsiders: bool = True) -> Report:
+    def reconcile(
+        self, *, reconsiders: bool = True, first: Part | None = None, before_look: Callable[[], object] = lambda: None
+    ) -> Report:
         """Run one pass. Raises Stopped if a signal ended it; every other failure is in the report.
 
-        Unless it `reconsiders`, it takes the choice of the backend as it is, without another look.
+        Unless it `reconsiders`, it takes the choice of the backend as it is, without another look. If something was
+        changed in one part of the node, it repairs that `first`, before it looks at the rest. Before each look at the
+        whole it calls `before_look`.
         """
         started = self._clock()
         if reconsiders:
             self.reconsider()
-        report = self._reconcile()
+        changed: list[Action] = []
+        failed: dict[Action, Failure] = {}
+        if first:
+            seen, _ = self.observe(first)
+            failed = self._apply(plan(self._desired, seen), changed)
+        report = self._reconcile(changed, failed, before_look)
         seconds = self._clock() - started
         _log_pass(report, seconds)
         return report
 
-    def _reconcile(self) -> Report:
-        changed: list[Action] = []
-        failed: dict[Action, Failure] = {}
+    def _reconcile(
+        self, changed: list[Action], failed: dict[Action, Failure], before_look: Callable[[], object]
+    ) -> Report:
         for acts_left in reversed(range(ROUNDS + 1)):
+            before_look()
             observed, unseen = self.observe()
             actions = plan(self._desired, observed)
             failed = _still_to_be_done(failed, actions)
@@ -156,17 +167,26 @@ class Reconciler:
         for family in self._rules:
             self._iptables[family].reconsider()
 
-    def observe(self) -> tuple[Observed, tuple[Failure, ...]]:
-        """Return the observed state, and a failure for each part that could not be observed."""
+    def observe(self, *parts: Part) -> tuple[Observed, tuple[Failure, ...]]:
+        """Return the observed state, or parts of it, and a failure for each part that could not be observed."""
         unseen: list[Failure] = []
-        links: tuple[Link, ...] | None = None
+        links = self._observe_links(unseen) if Part.LINKS in (parts or Part) else None
+        rules = self._observe_rules(unseen) if Part.RULES in (parts or Part) else Observed(None, {})
+        return replace(rules, links=links, history=self._iproute.history), tuple(unseen)
+
+    def _observe_links(self, unseen: list[Failure]) -> tuple[Link, ...] | None:
         try:
             links = self._iproute.observe()
-            seen_links = Observed(links, {}, history=self._iproute.history)
-            self._iproute.history = remember(self._desired, seen_links)
-            unseen += unread(self._desired, seen_links)
         except SidecarError as error:
             unseen.append(Failure("look at the addresses", error))
+            return None
+        seen = Observed(links, {}, history=self._iproute.history)
+        self._iproute.history = remember(self._desired, seen)
+        unseen += unread(self._desired, seen)
+        return links
+
+    def _observe_rules(self, unseen: list[Failure]) -> Observed:
+        """Return the observed state without its links."""
         copies: dict[Rule, int] = {}
         hindrances: dict[Rule, Hindrance] = {}
         unknown: dict[Rule, str] = {}
@@ -186,10 +206,7 @@ class Reconciler:
                 dormant |= {(family, table) for table in seen.dormant}
                 unseen += [Failure(attempt, error) for error in seen.errors]
         backends = tuple(filter(None, (self._iptables[family].in_use for family in self._rules)))
-        history = self._iproute.history
-        return Observed(links, copies, hindrances, backends, unknown, frozenset(dormant), former, history), tuple(
-            unseen
-        )
+        return Observed(None, copies, hindrances, backends, unknown, frozenset(dormant), former)
 
     def commands(self, actions: Sequence[Action]) -> list[Command]:
         """Return the commands for these actions, in order; raise SidecarError if a look that this takes fails."""

@@ -21,6 +21,13 @@ Chain: TypeAlias = tuple[str, str]
 Facts: TypeAlias = dict[str, str | int | float]
 
 
+class Part(enum.Enum):
+    """What one look covers."""
+
+    LINKS = enum.auto()  # with their addresses
+    RULES = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """An IP address on an interface."""

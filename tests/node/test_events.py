@@ -11,7 +11,7 @@ from support.namespace import Namespace
 
 #: Listens as the daemon does; for each command on standard input says whether it was told of anything that concerns us.
 LISTENER = """
-import subprocess, sys
+import select, subprocess, sys
 sys.path[:0] = [sys.argv[1]]
 from ipaddress import ip_address
 from sidecar.state.desired import desired
@@ -21,12 +21,15 @@ ips = [ip_address("10.96.0.2"), ip_address("fd00:10:96::2")]
 goal = desired(ips, interface=sys.argv[2], port=443, setup_iptables=True)
 families = [4, 6] if sys.argv[3] == "legacy" else []
 events = Events(Watch.of(goal))
-events.legacy_families = families
+events.watch_legacy(families)
 events.take_sizes()
 for command in sys.stdin:
     subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
-    told = [events.arrived(descriptor) for descriptor in events.descriptors]
-    print(any(told) or events.sizes_changed(), flush=True)
+    poll = select.poll()
+    for descriptor in events.descriptors:
+        poll.register(descriptor, select.POLLIN)
+    told = [events.arrived(descriptor) for descriptor, _ in poll.poll(0)]
+    print("told" if any(told) else "found" if events.probe() else "no", events.take_part(), flush=True)
     events.forget()
     events.take_sizes()
 """
@@ -43,11 +46,15 @@ class Listener:
         )  # fmt: skip
 
     def hears(self, command: str) -> bool:
+        return self.answer(command)[0] != "no"
+
+    def answer(self, command: str) -> list[str]:
+        """Return how it noticed the command (it was told, it found it by a probe, no), and of what part that was."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
-        return {"True\n": True, "False\n": False}[self._process.stdout.readline()]
+        return self._process.stdout.readline().split()
 
     def end(self) -> None:
         self._process.communicate()
@@ -151,6 +158,32 @@ def test_legacy_tells_by_the_size_of_its_tables(namespace: Namespace, family: st
     assert listener.hears(f"{tool} -t raw -A OUTPUT -j ACCEPT")
     assert listener.hears(f"{tool} -t raw -F")
     assert not listener.hears(f"{tool} -t nat -A OUTPUT -j ACCEPT")
+    listener.end()
+
+
+@pytest.mark.parametrize("family", ["iptables", "ip6tables"])
+def test_legacy_tells_at_once_when_its_lock_is_given_back(namespace: Namespace, family: str) -> None:
+    rules, nothing = "Part.RULES", ["no", "None"]
+    tool = f"{family}-legacy -w 5"
+    add, delete = f"{tool} -A INPUT -j ACCEPT", f"{tool} -D INPUT -j ACCEPT"
+    listener = Listener(namespace, backend="legacy")
+    assert listener.answer(add) == ["found", rules]  # there was no file to watch
+    assert listener.answer(delete) == ["told", rules]
+    assert listener.answer(f"{tool} -S") == nothing
+    assert listener.answer("rm /run/xtables.lock; ip address add 10.96.0.2/32 dev lo") == nothing
+    assert listener.answer(add) == ["found", rules]  # it is another file by now
+    assert listener.answer(delete) == ["told", rules]
+    assert listener.answer(f"XTABLES_LOCKFILE=/run/other {add}") == ["found", rules]
+    assert listener.answer("ip address delete 10.96.0.2/32 dev lo") == ["told", "Part.LINKS"]
+    assert listener.answer(f"ip address add 10.96.0.2/32 dev lo; {delete}; ip address delete 10.96.0.2/32 dev lo") == [
+        "told",
+        "None",
+    ]
+    assert listener.answer("rm /run/xtables.lock; mkdir /run/xtables.lock") == nothing
+    assert listener.answer(f"XTABLES_LOCKFILE=/run/other {add}") == ["found", rules]
+    assert listener.answer("rmdir /run/xtables.lock") == nothing
+    assert listener.answer(delete) == ["found", rules]
+    assert listener.answer(add) == ["told", rules]
     listener.end()
 
 

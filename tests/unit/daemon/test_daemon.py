@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, cast
 
 import pytest
@@ -22,7 +22,7 @@ from sidecar.node.iproute import IpRoute
 from sidecar.node.reconcile import Reconciler
 from sidecar.state.actions import AddAddress, AddRule, Failure, RemoveSurplus, Report
 from sidecar.state.desired import desired
-from sidecar.state.model import Address, Rule
+from sidecar.state.model import Address, Part, Rule
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4
 
@@ -54,6 +54,7 @@ class Sizes(Events):
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
+        self.are_whole = True
         self.taken = -1
 
     def size(self) -> int:
@@ -63,6 +64,12 @@ class Sizes(Events):
         self.taken = self.size()
 
     def forget(self) -> None:
+        pass
+
+    def take_part(self) -> Part | None:
+        return Part.RULES
+
+    def watch_legacy(self, families: Collection[int]) -> None:
         pass
 
 
@@ -111,7 +118,7 @@ def test_a_node_that_lacks_something_ends_the_daemon_at_its_first_pass() -> None
 def test_what_changes_legacy_tables_while_it_looks_is_not_taken_for_what_it_saw() -> None:
     kernel = FakeKernel()
     events = Sizes(kernel)
-    kernel.after[0] = lambda: kernel.rules["iptables"]["raw", "OUTPUT"].append("-j ACCEPT")
+    kernel.after[2] = lambda: kernel.rules["iptables"]["raw", "OUTPUT"].append("-j ACCEPT")
     passes(kernel, Sleeps("clock"), events)
     assert events.taken != events.size()
 
@@ -194,6 +201,12 @@ def test_a_node_in_sync_is_looked_at_once_an_interval() -> None:
 
 def test_after_a_change_the_looks_come_soon_and_then_ever_later() -> None:
     assert delays([CHANGED] + [QUIET] * 7) == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_where_the_kernel_tells_of_changes_two_looks_after_a_change_are_enough() -> None:
+    schedule = Schedule(60.0, lambda: 1.0, is_told=True)
+    reports = [QUIET, CHANGED, QUIET, QUIET, QUIET, CHANGED, CHANGED, QUIET, FAILED, FAILED, FAILED, QUIET]
+    assert [schedule.next(report) for report in reports] == [60, 1, 7, 60, 60, 1, 1, 7, 1, 2, 4, 60]
 
 
 def test_a_failing_pass_is_retried_soon_and_then_ever_later() -> None:

@@ -79,7 +79,7 @@ class Noise(Events):
     def __init__(self, *changes: int) -> None:
         self._sockets = {}
         self._changes = list(changes)
-        self.legacy_families = [4] if changes else []
+        self._legacy_families = [4] if changes else []
         self._read_end, self._write_end = os.pipe()
         os.write(self._write_end, b"x")
 
@@ -90,7 +90,7 @@ class Noise(Events):
     def arrived(self, _descriptor: int) -> bool:
         return False
 
-    def sizes_changed(self) -> bool:
+    def probe(self) -> bool:
         return bool(self._changes.pop(0))
 
 

@@ -22,7 +22,7 @@ from sidecar.node.iptables import Iptables
 from sidecar.node.reconcile import Reconciler
 from sidecar.state.actions import AddRule, RemoveSurplus
 from sidecar.state.desired import desired
-from sidecar.state.model import Desired, Family
+from sidecar.state.model import Desired, Family, Part
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6
 
@@ -135,6 +135,37 @@ def test_whatever_fails_the_report_is_honest_and_the_next_pass_reaches_the_goal(
         kernel.before.clear()
         assert reconciler(kernel).reconcile().in_sync
         assert in_place(kernel)
+
+
+def test_what_was_changed_is_repaired_before_the_look_at_the_rest() -> None:
+    def first_calls(part: Part) -> list[str]:
+        kernel = synced()
+        kernel.addresses["lo"].clear()
+        kernel.rules["iptables"]["raw", "PREROUTING"].clear()
+        kernel.calls.clear()
+        report = reconciler(kernel).reconcile(first=part)
+        assert (report.in_sync, len(report.changed)) == (True, 3)
+        assert in_place(kernel)
+        return [" ".join(argv[:2]) for argv in kernel.calls[:6]]
+
+    looks = ["ip -json", "iptables-nft-restore --noflush", "ip6tables-nft-restore --noflush"]
+    assert first_calls(Part.LINKS) == [looks[0], "ip -force", *looks, "iptables-nft -w"]
+    assert first_calls(Part.RULES) == [*looks[1:], "iptables-nft -w", "iptables-nft -w", *looks[:2]]
+
+
+def test_what_failed_in_the_part_that_was_repaired_first_is_not_tried_again_in_the_same_pass() -> None:
+    class Hanging(FakeKernel):
+        def __call__(self, *argv: str, stdin: str = "") -> Result:
+            if "add" in argv:
+                self.calls.append(argv)
+                raise CommandTimeout(argv, "", "was killed after 10s")
+            return super().__call__(*argv, stdin=stdin)
+
+    kernel = Hanging()
+    goal = desired([IPV4], interface="lo", port=443)
+    report = Reconciler(goal, IpRoute(kernel), {}).reconcile(first=Part.LINKS)
+    assert [type(failure.error) for failure in report.failures] == [CommandTimeout]
+    assert len([argv for argv in kernel.calls if "add" in argv]) == 1
 
 
 @pytest.mark.parametrize("failure", ["exit 2", "exit 4", "hangs"])
