@@ -33,7 +33,7 @@ from sidecar.firewall import walk
 from sidecar.node import nft_rules
 from sidecar.node.command import Run
 from sidecar.node.iptables_program import NOT_SUPPORTED, REFUSED, YES_OR_NO, IptablesProgram, Line
-from sidecar.node.listings import is_lookalike, may_lack_port, narrower, resembles, without_port
+from sidecar.node.listings import Listing, may_lack_port, narrower, resembles, without_port
 from sidecar.node.nft_expressions import handle, is_as_listed
 from sidecar.state.model import IPV4, Chain, Family, Hindrance, Rule
 
@@ -236,19 +236,18 @@ class IptablesLooks(IptablesProgram):
         return [handle(known[at]) for at, _ in like if is_as_listed(known[at], rule)]
 
     def _found(self, listings: Mapping[Chain, Sequence[str]], rules: Sequence[Rule]) -> Seen:
-        copies = {rule: listings[rule.place].count(rule.line) for rule in rules}
+        ours: dict[Chain, set[str]] = {}
+        for rule in rules:
+            ours.setdefault(rule.place, set()).add(rule.line)
+        chains = {place: Listing(listings[place], lines) for place, lines in ours.items()}
+        copies = {rule: chains[rule.place].copies[rule.line] for rule in rules}
+        self.beside_narrower.difference_update(rules)
+        self.beside_narrower.update(rule for rule in rules if narrower(rule) in chains[rule.place].copies)
+        self.confusable.difference_update(rules)
+        self.confusable.update(rule for rule in rules if chains[rule.place].has_lookalike(rule))
         hindrances = {}
         for rule, number in copies.items():
-            lines = listings[rule.place]
-            if narrower(rule) in lines:
-                self.beside_narrower.add(rule)
-            else:
-                self.beside_narrower.discard(rule)
-            if any(is_lookalike(each, rule) for each in lines):
-                self.confusable.add(rule)
-            else:
-                self.confusable.discard(rule)
-            if number and (found := walk.hindrance(rule, lines[: lines.index(rule.line)])):
+            if number and (found := walk.hindrance(rule, chains[rule.place].before(rule))):
                 is_certain = found.certain and not (self.loses_ports and may_lack_port(found.line))
                 hindrances[rule] = replace(found, certain=is_certain)
         unknown = self._without_port(copies, listings) if self.loses_ports else {}
