@@ -24,7 +24,7 @@ from sidecar.node.backends_shown import Shown
 from sidecar.node.command import Command, Run
 from sidecar.node.iptables import Iptables
 from sidecar.node.iptables_looks import Seen
-from sidecar.node.other_backend import OtherBackend
+from sidecar.node.other_backend import OtherBackend, apply_parts
 from sidecar.node.programs import is_installed
 from sidecar.node.releases import Release
 from sidecar.state.actions import Outcome, RemoveFormer, RemoveRule, RuleAction
@@ -142,13 +142,7 @@ class Backend:
 
     def apply(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
         """Carry out actions, as Iptables.apply does; remove copies in each backend where the last look saw them."""
-        whole: dict[Iptables, dict[RuleAction, RuleAction]] = {}
-        for action in actions:
-            for tool, part in self._parts(action):
-                whole.setdefault(tool, {})[part] = action
-        for tool, parts in whole.items():
-            for part, outcome in tool.apply(list(parts)):
-                yield parts[part], outcome
+        return apply_parts([(action, *part) for action in actions for part in self._parts(action)])
 
     def _parts(self, action: RuleAction) -> list[tuple[Iptables, RuleAction]]:
         """Return what to do for an action, and in which backend."""

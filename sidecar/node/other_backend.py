@@ -1,6 +1,7 @@
 """The backend that is not in use: which of our rules are there, from an earlier choice or by another hand."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from sidecar.errors import BackendUnusable, SidecarError
 from sidecar.node import releases
@@ -8,6 +9,7 @@ from sidecar.node.backend_choice import OTHER, Candidates
 from sidecar.node.iptables import Iptables
 from sidecar.node.iptables_looks import Seen
 from sidecar.node.releases import Release
+from sidecar.state.actions import Outcome, RuleAction
 from sidecar.state.model import Rule
 
 
@@ -46,3 +48,24 @@ class OtherBackend:
         except BackendUnusable:
             return True
         return False
+
+
+def apply_parts(
+    parts: Sequence[tuple[RuleAction, Iptables, RuleAction]],
+) -> Iterator[tuple[RuleAction, Outcome]]:
+    """Carry out actions, each given with a part of it and that part's backend; yield what came of each as a whole."""
+    wholes: dict[Iptables, dict[RuleAction, RuleAction]] = {}
+    for action, tool, part in parts:
+        wholes.setdefault(tool, {})[part] = action
+    left = Counter(action for action, _, _ in parts)
+    changed: Counter[RuleAction] = Counter()
+    for tool, actions in wholes.items():
+        for part, outcome in tool.apply(list(actions)):
+            action = actions[part]
+            if isinstance(outcome, SidecarError):
+                yield action, outcome
+                continue
+            left[action] -= 1
+            changed[action] += outcome
+            if not left[action]:
+                yield action, changed[action]

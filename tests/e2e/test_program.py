@@ -515,6 +515,7 @@ def test_a_stop_while_a_command_hangs_cleans_up_what_it_can_in_time(
 
 
 def test_what_cannot_be_removed_is_listed(namespace: Namespace, start: Start, fake: Fake) -> None:
+    fake("iptables-nft-restore", 'in=$(cat); case $in in *-D*) exit 126;; esac; echo "$in" | $real "$@"')
     env = fake("iptables-nft", 'case "$*" in *-D*PREROUTING*) echo no >&2; exit 126;; esac; exec $real "$@"')
     sidecar = start(*ONCE, "--iptables-backend=nft", "--cleanup", **env)
     assert sidecar.end() == 1
@@ -527,8 +528,8 @@ def test_what_cannot_be_removed_is_listed(namespace: Namespace, start: Start, fa
 def test_a_second_signal_ends_it_at_once_and_says_what_may_be_left(
     namespace: Namespace, start: Start, fake: Fake, tmp_path: Path
 ) -> None:
-    hang = f'case "$*" in *-D*) touch $here/hanging; sleep {FOREVER};; esac'
-    env = fake("iptables-nft", f'{hang}; exec $real "$@"')
+    hang = f"in=$(cat); case $in in *-D*) touch $here/hanging; sleep {FOREVER};; esac"
+    env = fake("iptables-nft-restore", f'{hang}; echo "$in" | $real "$@"')
     hours = ("--command-timeout=1h", "--cleanup-timeout=1h")
     sidecar = start(*FLAGS, "--iptables-backend=nft", "--cleanup", *hours, **env)
     sidecar.wait_for("in sync")
