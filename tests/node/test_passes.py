@@ -652,7 +652,7 @@ def test_where_every_chain_has_a_rule_that_cannot_be_listed(node: Node) -> None:
 @pytest.mark.parametrize(
     ("backend", "rest", "of_ours"),
     sweep(
-        product(("nft", "legacy"), ("", "-A PRE"), (False, True)),
+        [(backend, *how) for backend in ("nft", "legacy") for how in (("", False), ("-A PRE", False), ("", True))],
         [("nft", "", True), ("legacy", "", False), ("nft", "-A PRE", False)],
     ),
     indirect=["backend"],
