@@ -72,9 +72,9 @@ class Iptables(IptablesLooks):
                 yield from ((action, self._try(action)) for action in some)
 
     def _goes_together(self, action: RuleAction) -> bool:
-        """Whether an action can be lines of a transaction with others: it takes no look, and none is all it does."""
-        is_plain = action.rule not in self.confusable | self.beside_narrower | self.added
-        return is_plain and isinstance(action, AddRule | RemoveRule | RemoveFormer)
+        """Whether an action can be lines of a transaction beside others: nothing has to be looked up for it."""
+        needs_look = any(action.rule in each for each in (self.confusable, self.beside_narrower, self.added))
+        return isinstance(action, AddRule | RemoveRule | RemoveFormer) and not needs_look
 
     def _apply_together(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
         argv, stdin = self.restore([each for action in actions for each in _lines(action)])
