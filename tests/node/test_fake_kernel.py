@@ -1,6 +1,7 @@
 """The fake kernel of the unit tests, held to the real one: the same commands, the same answers and state."""
 
 import random
+import re
 
 import pytest
 
@@ -9,6 +10,8 @@ from sidecar.node.iptables_looks import line
 from sidecar.state.desired import desired
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands
+
+LINE_FAILED = re.compile(r"Command failed -:(\d+)")
 
 GOAL = desired([IPV4, IPV6], interface="lo", port=443, setup_iptables=True)
 
@@ -24,7 +27,18 @@ def commands(backend: str, random_: random.Random) -> list[tuple[tuple[str, ...]
     batch = "\n".join((f"*{table}", " ".join(delete), " ".join(check), "COMMIT", ""))
     listing = "*filter\n-S INPUT\n-S OUTPUT\nCOMMIT\n*raw\n-S OUTPUT\n-S PREROUTING\nCOMMIT\n"
     ours = [(table, " ".join(line(each, "-C")[1])) for each in GOAL.rules if each.family == rule.family]
+    several = [line(each, random_.choice(("-A", "-A", "-D"))) for each in GOAL.rules]
+    transaction = "".join(
+        "\n".join((f"*{name}", *(" ".join(words) for of, words in several[:5] if of == name), "COMMIT", ""))
+        for name in ("raw", "filter")
+    )
+    verbs = [random_.choice(("add", "delete")) for _ in GOAL.addresses]
+    addresses = "".join(
+        f"address {verb} {each.cidr} dev lo\n" for verb, each in zip(verbs, GOAL.addresses, strict=True)
+    )
     return [
+        (("ip", "-force", "-batch", "-"), f"{addresses}address add {address.cidr} dev none0\n{addresses}"),
+        ((f"iptables-{backend}-restore", "--noflush", "-w", "5"), transaction),
         (("ip", "address", "add", address.cidr, "dev", "lo", "nodad"), ""),
         (("ip", "address", "add", f"{IPV6}/128", "dev", "lo", "nodad", "preferred_lft", "0"), ""),
         (("ip", "address", "change", f"{IPV6}/128", "dev", "lo", "nodad", "preferred_lft", "0"), ""),
@@ -57,6 +71,8 @@ def test_both_give_the_same_answers(namespace: Namespace, backend: str, seed: in
         argv, stdin = choices.choice(commands(backend, choices))
         answer, faked = real.run(*argv, stdin=stdin), fake(*argv, stdin=stdin)
         assert (answer.exit, answer.stdout) == (faked.exit, faked.stdout), (argv, stdin)
+        if "-force" in argv:
+            assert LINE_FAILED.findall(answer.stderr) == LINE_FAILED.findall(faked.stderr), (argv, stdin)
         show = ("ip", "-json", "-details", "address", "show")
         assert shown(real.run(*show).stdout) == shown(fake(*show).stdout)
 
