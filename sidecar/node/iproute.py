@@ -111,8 +111,8 @@ class IpRoute:
             yield actions[0], error
             return
         said = _said_of_lines(result.stderr) if result.exit else {}
-        if result.exit and not said:
-            yield actions[0], _failure(argv, stdin, result)
+        if result.exit and not said:  # `ip` ends at a line that it cannot parse, and does not say at which
+            yield from ((action, self._apply_one(action)) for action in actions)
             return
         for number, action in enumerate(actions, start=1):
             failed = Result(result.exit, "", said[number]) if number in said else None

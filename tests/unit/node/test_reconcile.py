@@ -363,6 +363,20 @@ def test_cleanup_takes_away_every_copy_and_nothing_else() -> None:
     assert kernel.state() == before
 
 
+def test_a_batch_that_ends_early_without_a_word_on_its_lines_is_done_line_by_line() -> None:
+    class EndsEarly(FakeKernel):
+        def __call__(self, *argv: str, stdin: str = "") -> Result:
+            if "-force" in argv:
+                super().__call__(*argv, stdin=stdin.splitlines()[0])
+                return Result(255, "", 'Error: argument "x" is wrong: invalid')
+            return super().__call__(*argv, stdin=stdin)
+
+    kernel = EndsEarly()
+    report = reconciler(kernel).reconcile()
+    assert report.in_sync
+    assert in_place(kernel)
+
+
 def test_a_tool_that_hangs_is_not_asked_again_in_the_same_pass() -> None:
     class HangingCheck(FakeKernel):
         def __call__(self, *argv: str, stdin: str = "") -> Result:
