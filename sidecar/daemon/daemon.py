@@ -18,7 +18,7 @@ from sidecar.node.claims import Claims
 from sidecar.node.events import Events
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings import durations
-from sidecar.state.actions import Action, Report
+from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveFormer, RemoveSurplus, Report
 from sidecar.state.model import Desired, Observed
 
 SOON: Final = 1.0  # seconds until the first retry, and until the first pass after a change
@@ -86,7 +86,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
 def _pass_on(report: Report, events: Events | None, claims: Claims | None) -> None:
     """Let the events, and through the claims other processes, know what a pass observed.
 
-    Forget what the pass caused itself; the next one, 1 s after a change, sees what others did meanwhile.
+    Forget events that the pass caused itself; the next one, 1 s after a change, sees what others did meanwhile.
     """
     if claims and report.observed:
         claims.show_foreign(is_foreign=report.observed.history.was_foreign)
@@ -95,7 +95,7 @@ def _pass_on(report: Report, events: Events | None, claims: Claims | None) -> No
     if report.observed:
         events.interface_index = report.observed.history.index
         events.watch_legacy({each.family for each in report.observed.backends if each.is_legacy})
-    if report.changed:
+    if any(isinstance(action, RemoveSurplus | MoveToFront | RemoveAddress | RemoveFormer) for action in report.changed):
         events.forget()
         events.take_part()
 
