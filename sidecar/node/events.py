@@ -72,7 +72,7 @@ class Events:
 
         Their sizes were not taken before: so the first probe finds a change, as there may have been one.
         """
-        if families and not self._legacy_families:
+        if families and self._lock is None:
             with contextlib.suppress(OSError):  # then the probe finds it, a second later at most
                 self._lock = LockWatch()
         self._legacy_families = families
