@@ -33,6 +33,10 @@ Stopped and Interrupted are not failures, but the way out of work that a signal 
 import errno
 import shlex
 from collections.abc import Sequence
+from typing import Final
+
+#: Lines of standard input that an error shows; of more it tells the number.
+_MOST_LINES: Final = 20
 
 
 class SidecarError(Exception):
@@ -168,7 +172,7 @@ class CommandError(SidecarError):
 
     def __init__(self, argv: Sequence[str], stdin: str, outcome: str, stderr: str = "") -> None:
         said = " / ".join(line.strip() for line in stderr.splitlines() if line.strip())
-        self.command = pasteable(argv, stdin)
+        self.command = pasteable(argv, stdin) if stdin.count("\n") <= _MOST_LINES else _shortened(argv, stdin)
         super().__init__(f"`{self.command}` {outcome}" + (f": {said}" if said else ""))
 
     @property
@@ -227,6 +231,12 @@ def reason(error: OSError) -> str:
     if error.errno == errno.ENOENT and str(error.filename).startswith("/proc"):
         return f"{error.filename}: {text}: mount /proc"
     return f"{error.filename}: {text}" if error.filename else text
+
+
+def _shortened(argv: Sequence[str], stdin: str) -> str:
+    """Return the command, with a comment on its standard input in place of that."""
+    lines = stdin.splitlines()
+    return f"{shlex.join(argv)} # with {len(lines)} lines of input, the first {shlex.quote(lines[0])}"
 
 
 def pasteable(argv: Sequence[str], stdin: str = "") -> str:

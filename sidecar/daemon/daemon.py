@@ -72,7 +72,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
                 return report
             first = False
             _pass_on(report, events, claims)
-            seconds = schedule.next(report)
+            seconds = schedule.next(report, by_event=is_repair)
             if vitals:
                 vitals.sleeps(seconds)
             woken = _sleep(wakeup, schedule, pace, seconds, events)
@@ -157,13 +157,17 @@ class Schedule:
         """Forget earlier failures: somebody asks for a pass, perhaps because the cause is repaired."""
         self._failing = False
 
-    def next(self, report: Report) -> float:
-        """Return the seconds to wait after the pass that made this report."""
+    def next(self, report: Report, *, by_event: bool = False) -> float:
+        """Return the seconds to wait after the pass that made this report.
+
+        A pass by an event that comes to nothing takes the place of none of the looks that follow a change.
+        """
         failed = not report.in_sync
         if report.changed or (failed and not self._failing):
             delay = SOON
         elif self._is_told and not failed:
-            delay = LATER if self._delay == SOON else self._interval
+            later = LATER if self._delay == SOON else self._interval
+            delay = self._delay if by_event else later
         else:
             delay = self._delay * 2
         self._delay = min(delay, self._interval)

@@ -8,22 +8,24 @@ Measured with 1.8.9 and 1.8.11, both backends:
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Final
+from typing import Final, TypeAlias
 
 from sidecar.errors import SidecarError
 from sidecar.node import nft_rules
 from sidecar.node.command import Command, Run
 from sidecar.node.iptables_looks import IptablesLooks, line
 from sidecar.node.iptables_program import YES_OR_NO, Line
-from sidecar.node.listings import places_of_lookalikes
+from sidecar.node.listings import places_of_lookalikes, reduction
 from sidecar.state.actions import AddRule, MoveToFront, Outcome, RemoveFormer, RemoveRule, RemoveSurplus, RuleAction
 from sidecar.state.model import BackendInUse, Family, Rule
 
 #: How many rules one transaction changes: without privileges in the initial user namespace, nft gets a socket buffer
 #: that does not hold 500.
 MOST_AT_ONCE: Final = 100
+
+_ForSeveral: TypeAlias = Callable[[Sequence[RuleAction]], Iterator[tuple[RuleAction, Outcome]]]
 
 #: Of so few rules each is tried alone once a transaction for all of them was refused.
 _FEW: Final = 5
@@ -36,10 +38,7 @@ class Iptables(IptablesLooks):
         super().__init__(run, family, backend, wait)
         self._compares_prefixes = backend == "legacy"
 
-    @property
-    def in_use(self) -> BackendInUse | None:
-        """None: it does not know why it was chosen, or of what release it is."""
-        return None
+    in_use: BackendInUse | None = None  # it does not know why it was chosen, or of what release it is
 
     def reconsider(self) -> None:
         """Do nothing: it is one backend."""
@@ -64,19 +63,21 @@ class Iptables(IptablesLooks):
         Several that add or remove take one process, and in each table it is all or nothing. If that process does not
         work at all, yield its failure for the first of them only.
         """
-        for goes_together, group in groupby(actions, key=self._goes_together):
+        for together, group in groupby(actions, key=self._for_several):
             some = list(group)
-            if goes_together and len(some) > 1:
-                yield from self._apply_together(some)
+            if together and len(some) > 1:
+                yield from together(some)
             else:
                 yield from ((action, self._try(action)) for action in some)
 
-    def _goes_together(self, action: RuleAction) -> bool:
-        """Whether an action can be lines of a transaction beside others: nothing has to be looked up for it."""
+    def _for_several(self, action: RuleAction) -> _ForSeveral | None:
+        """Return what carries out several such actions together; None if more has to be looked up for this one."""
         needs_look = any(action.rule in each for each in (self.confusable, self.beside_narrower, self.added))
-        return isinstance(action, AddRule | RemoveRule | RemoveFormer) and not needs_look
+        if needs_look or isinstance(action, MoveToFront):
+            return None
+        return self._reduce_together if isinstance(action, RemoveSurplus) else self._change_together
 
-    def _apply_together(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
+    def _change_together(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
         argv, stdin = self.restore([each for action in actions for each in _lines(action)])
         try:
             result = self.run(*argv, stdin=stdin)
@@ -93,7 +94,7 @@ class Iptables(IptablesLooks):
     def _apply_in_parts(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
         """After a refusal, do what is still to be done: in halves, then one by one, so that one keeps no other out.
 
-        The tables before the one that was refused have been changed.
+        The tables before the one that was refused have been changed, or others have done it.
         """
         try:
             copies = self.observe([action.rule for action in actions]).copies
@@ -102,7 +103,8 @@ class Iptables(IptablesLooks):
             return
         left = []
         for action in actions:
-            if copies.get(action.rule) == int(isinstance(action, AddRule)):
+            number = copies.get(action.rule)
+            if number is not None and bool(number) == isinstance(action, AddRule):
                 yield action, self._done(action)
             else:
                 left.append(action)
@@ -112,6 +114,21 @@ class Iptables(IptablesLooks):
             middle = len(left) // 2
             yield from self.apply(left[:middle])
             yield from self.apply(left[middle:])
+
+    def _reduce_together(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
+        """Reduce the copies of several rules in one transaction, as `_remove_surplus` does with those of one."""
+        rules = [action.rule for action in actions]
+        try:
+            listed = self.listed(sorted({rule.place for rule in rules}))
+            lines = [each for chain in listed for each in reduction(chain, listed[chain], rules)]
+            is_done = self._transaction(self.restore(lines))
+        except SidecarError:
+            is_done = False
+        for action in actions:
+            if is_done and isinstance(action, RemoveSurplus):
+                yield action, action.copies
+            elif len(actions) <= _FEW:  # of more, others may have done it: the next look tells
+                yield action, self._try(action)
 
     def _done(self, action: RuleAction) -> int:
         """Remember an action of a transaction that took effect; return how many copies it changed."""

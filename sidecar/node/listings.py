@@ -87,6 +87,25 @@ def is_lookalike(line: str, rule: Rule) -> bool:
     return _without_prefixes(line) == _without_prefixes(rule.line)
 
 
+def reduction(chain: Chain, lines: Sequence[str], rules: Sequence[Rule]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return table and words of lines that leave one copy of each of these rules in a chain, in the place of the first.
+
+    They come in the order of these places, so that each holds once the rules before it have been reduced.
+    """
+    ours = {rule.line: rule for rule in rules if rule.place == chain}
+    copies, found, place, seen = Counter(lines), [], 0, set()
+    for each in lines:
+        if each in seen:
+            continue
+        place += 1
+        if rule := ours.get(each):
+            seen.add(each)
+            if copies[each] > 1:
+                found += [(rule.table, ("-D", rule.chain, *rule.match))] * copies[each]
+                found.append((rule.table, ("-I", rule.chain, str(place), *rule.match)))
+    return found
+
+
 def without_port(rule: Rule) -> str:
     """Return what an iptables that does not know how newer releases store a port prints for our rule."""
     return re.sub(" -m tcp --[ds]port [0-9]+", "", rule.line)

@@ -29,11 +29,15 @@ class LockWatch:
         self.descriptor: int = _libc.inotify_init1(_NONBLOCK | _CLOEXEC)
         if self.descriptor < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
+        self._watch = -1
         self.renew()
 
     def renew(self) -> None:
-        """Watch the file that is there now; if it is watched already, that changes nothing."""
-        _libc.inotify_add_watch(self.descriptor, os.fsencode(xtables_lock.path()), _CLOSE)
+        """Watch the file that is there now, and no other; if it is watched already, that changes nothing."""
+        watch = _libc.inotify_add_watch(self.descriptor, os.fsencode(xtables_lock.path()), _CLOSE)
+        if self._watch not in (watch, -1):
+            _libc.inotify_rm_watch(self.descriptor, self._watch)  # fails if its file is gone
+        self._watch = watch
 
     def forget(self) -> None:
         """Discard what has been told so far."""

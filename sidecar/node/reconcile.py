@@ -268,8 +268,11 @@ def _still_to_be_done(failed: dict[Action, Failure], actions: tuple[Action, ...]
 
 
 def _worth_another_round(actions: tuple[Action, ...], failed: dict[Action, Failure]) -> bool:
-    """Whether an action is left that did not just fail for good, and no tool hung or is missing."""
-    errors = [failure.error for failure in failed.values()]
+    """Whether an action is left that did not just fail for good, and no tool hung or is missing.
+
+    What the kernel lacks for one rule, it may have for the others.
+    """
+    errors = [failure.error for failure in failed.values() if not isinstance(failure.error, NotSupported)]
     if any(isinstance(error, CommandTimeout | NodeError) for error in errors):
         return False
     return any(action not in failed or failed[action].error.transient for action in actions)

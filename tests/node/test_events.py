@@ -182,6 +182,11 @@ def test_legacy_tells_at_once_when_its_lock_is_given_back(namespace: Namespace, 
     assert listener.answer("rm /run/xtables.lock; mkdir /run/xtables.lock") == nothing
     assert listener.answer(f"XTABLES_LOCKFILE=/run/other {add}") == ["found", rules]
     assert listener.answer("rmdir /run/xtables.lock") == nothing
+    assert listener.answer("touch /run/xtables.lock") == nothing
+    assert listener.answer("mv /run/xtables.lock /run/other; touch /run/xtables.lock") == nothing
+    assert listener.answer(f"XTABLES_LOCKFILE=/run/other {delete}") == ["found", rules]  # that one is not watched
+    assert listener.answer(f"XTABLES_LOCKFILE=/run/other {add}") == ["found", rules]
+    assert listener.answer("rm /run/xtables.lock") == nothing
     assert listener.answer(delete) == ["found", rules]
     assert listener.answer(add) == ["told", rules]
     listener.end()

@@ -159,6 +159,23 @@ def test_copies_become_one(node: Node) -> None:
     assert sorted(node.rules()) == sorted(SAVED.format(cidr=node.cidr).splitlines())
 
 
+def test_what_two_sidecars_have_added_at_once_becomes_one_by_one_transaction(node: Node) -> None:
+    goal = desired([node.ip + n for n in range(20)], interface="lo", port=443, setup_iptables=True)
+    others = [f"-A INPUT -p tcp -m tcp --dport {port} -j ACCEPT" for port in (1, 2, 3)]
+    rules = [f"-A {rule.chain} {' '.join(rule.match)}" for rule in goal.rules if rule.table == "filter"]
+    raw = [f"-A {rule.chain} {' '.join(rule.match)}" for rule in goal.rules if rule.table == "raw"]
+    filled = [others[0], *rules[:9], others[1], *rules[:21], *rules, others[2], *rules]
+    lines = ["*raw", *raw, *raw[5:], "COMMIT", "*filter", *filled, "COMMIT", ""]
+    command = f"{'iptables' if node.family == 4 else 'ip6tables'}-{node.backend}-restore"
+    node.namespace.run(command, "--noflush", stdin="\n".join(lines))
+    report = node.reconciler(goal).reconcile()
+    assert report.in_sync
+    assert node.commands.processes() == ["ip", command, "ip", command, command, "ip", command]
+    kept = dict.fromkeys(f"-t filter {each}" for each in filled if " INPUT " in each)
+    assert [rule for rule in node.rules() if "-A INPUT" in rule] == list(kept)
+    assert len(node.rules()) == 103
+
+
 def test_of_several_copies_the_place_of_the_first_is_kept(node: Node) -> None:
     """It has its effect there; behind the DROP it would have none."""
     node.reconcile()

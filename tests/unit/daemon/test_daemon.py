@@ -209,6 +209,20 @@ def test_where_the_kernel_tells_of_changes_two_looks_after_a_change_are_enough()
     assert [schedule.next(report) for report in reports] == [60, 1, 7, 60, 60, 1, 1, 7, 1, 2, 4, 60]
 
 
+def test_events_that_come_to_nothing_take_the_place_of_no_look() -> None:
+    schedule = Schedule(60.0, lambda: 1.0, is_told=True)
+    looks = [
+        (CHANGED, True),
+        (QUIET, True),
+        (QUIET, True),
+        (QUIET, False),
+        (QUIET, True),
+        (QUIET, False),
+        (QUIET, True),
+    ]
+    assert [schedule.next(report, by_event=by_event) for report, by_event in looks] == [1, 1, 1, 7, 7, 60, 60]
+
+
 def test_a_failing_pass_is_retried_soon_and_then_ever_later() -> None:
     assert delays([QUIET] + [FAILED] * 8) == [60, 1, 2, 4, 8, 16, 32, 60, 60]
 

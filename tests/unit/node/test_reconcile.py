@@ -219,6 +219,27 @@ def test_a_single_rule_that_another_program_adds_between_look_and_act_is_not_add
     assert report.changed == ()
 
 
+def test_what_the_kernel_lacks_for_one_rule_keeps_copies_of_the_others_from_nothing() -> None:
+    """As when two sidecars have set up at the same moment."""
+
+    class Lacking(FakeKernel):
+        def __call__(self, *argv: str, stdin: str = "") -> Result:
+            if f"-A {GOAL.rules[0].chain}" in f"{' '.join(argv)} {stdin}":
+                return Result(3, "", "No chain/target/match by that name")
+            return super().__call__(*argv, stdin=stdin)
+
+    def add_twice() -> None:
+        for rule in GOAL.rules[1:5]:
+            kernel.rules["iptables"][rule.place] += [" ".join(rule.match)] * 2
+
+    kernel = Lacking()
+    kernel.after[1] = add_twice  # after the look at the rules
+    report = reconciler(kernel).reconcile()
+    assert report.exit_code == 3
+    assert [type(failure.error) for failure in report.failures] == [NotSupported, NotSupported]
+    assert sum(map(len, kernel.rules["iptables"].values())) == 4
+
+
 def test_copies_are_reduced_to_one() -> None:
     kernel = synced()
     kernel.rules["iptables"]["raw", "PREROUTING"] += [RAW_RULE] * 3
