@@ -91,6 +91,18 @@ def test_what_only_the_old_one_wants_goes(namespace: Namespace, start: Start) ->
     assert namespace.is_clean()
 
 
+def state(pid: int) -> str:
+    """Return the letter of a process's state (man 5 proc); of one that has gone, that of a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "Z"
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
 def test_of_two_that_stop_at_once_the_last_one_removes(
     namespace: Namespace, execute: Start, fake: Fake, tmp_path: Path, backend: str
 ) -> None:
@@ -102,8 +114,12 @@ def test_of_two_that_stop_at_once_the_last_one_removes(
     first.wait_for("in sync")
     second = execute(*flags)
     second.wait_for("in sync")
+    # Between two commands: what is held must be a look of its cleanup, not of a pass.
+    first.process.send_signal(signal.SIGSTOP)
+    until(lambda: state(first.process.pid) == "T" and set(map(state, children(first.process.pid))) <= {"Z"})
     (tmp_path / "hold").touch()
     first.process.send_signal(signal.SIGTERM)
+    first.process.send_signal(signal.SIGCONT)
     until((tmp_path / "cleaning").exists)
     assert second.stop() == 0
     assert namespace.is_clean()
