@@ -92,10 +92,7 @@ class Iptables(IptablesLooks):
             yield from ((action, self._done(action)) for action in actions)
 
     def _apply_in_parts(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
-        """After a refusal, do what is still to be done: in halves, then one by one, so that one keeps no other out.
-
-        The tables before the one that was refused have been changed, or others have done it.
-        """
+        """After a refusal, do what is left to do, as tables before it were changed; so that one keeps no other out."""
         try:
             copies = self.observe([action.rule for action in actions]).copies
         except SidecarError as error:
@@ -108,12 +105,15 @@ class Iptables(IptablesLooks):
                 yield action, self._done(action)
             else:
                 left.append(action)
-        if len(left) <= _FEW:
-            yield from ((action, self._try(action)) for action in left)
+        yield from self._in_halves(left)
+
+    def _in_halves(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
+        if len(actions) <= _FEW:
+            yield from ((action, self._try(action)) for action in actions)
         else:
-            middle = len(left) // 2
-            yield from self.apply(left[:middle])
-            yield from self.apply(left[middle:])
+            middle = len(actions) // 2
+            yield from self.apply(actions[:middle])
+            yield from self.apply(actions[middle:])
 
     def _reduce_together(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
         """Reduce the copies of several rules in one transaction, as `_remove_surplus` does with those of one."""
@@ -122,13 +122,13 @@ class Iptables(IptablesLooks):
             listed = self.listed(sorted({rule.place for rule in rules}))
             lines = [each for chain in listed for each in reduction(chain, listed[chain], rules)]
             is_done = self._transaction(self.restore(lines))
-        except SidecarError:
-            is_done = False
-        for action in actions:
-            if is_done and isinstance(action, RemoveSurplus):
-                yield action, action.copies
-            elif len(actions) <= _FEW:  # of more, others may have done it: the next look tells
-                yield action, self._try(action)
+        except SidecarError as error:
+            yield from [(actions[0], error)] if error.transient else self._in_halves(actions)
+            return
+        if is_done:
+            yield from ((action, action.copies) for action in actions if isinstance(action, RemoveSurplus))
+        elif len(actions) <= _FEW:  # of more, others may have done it: the next look tells
+            yield from self._in_halves(actions)
 
     def _done(self, action: RuleAction) -> int:
         """Remember an action of a transaction that took effect; return how many copies it changed."""
