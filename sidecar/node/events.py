@@ -12,6 +12,7 @@ from typing import Final
 
 from loguru import logger
 
+from sidecar.node.legacy_probe import table_size
 from sidecar.node.lock_watch import LockWatch
 from sidecar.node.netlink import Watch
 from sidecar.state.model import Part
@@ -52,7 +53,6 @@ class Events:
         self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool], Part]] = {}
         self._tables = sorted({(family, table) for family, table, _ in watch.chains})
         self._sizes: dict[tuple[int, str], bytes] = {}
-        self._probe: Callable[[int, str], bytes] | None = None
         self._open(_ROUTE, (_LINK, _IPV4_ADDRESS, _IPV6_ADDRESS), self._concerns_links, Part.LINKS)
         if watch.chains:
             self._open(_NETFILTER, (_NFTABLES,), watch.concerns_rules, Part.RULES)
@@ -132,13 +132,7 @@ class Events:
         return self._watch.concerns_links(data, self.interface_index)
 
     def _ask(self) -> dict[tuple[int, str], bytes]:
-        if not self._legacy_families:
-            return {}
-        if self._probe is None:
-            from sidecar.node.legacy_probe import table_size  # noqa: PLC0415 - only nodes with legacy need ctypes
-
-            self._probe = table_size
-        return {key: self._probe(*key) for key in self._tables if key[0] in self._legacy_families}
+        return {key: table_size(*key) for key in self._tables if key[0] in self._legacy_families}
 
     def _open(self, protocol: int, groups: Sequence[int], concerns: Callable[[bytes], bool], part: Part) -> None:
         try:

@@ -13,8 +13,7 @@ from sidecar.node import xtables_lock
 
 # linux/inotify.h
 _CLOSE: Final = 0x00000008 | 0x00000010  # after writing, and otherwise
-_NONBLOCK: Final = os.O_NONBLOCK
-_CLOEXEC: Final = os.O_CLOEXEC
+_OPTIONS: Final = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK, IN_CLOEXEC
 
 _MOST_BYTES: Final = 65536  # at a time; an event takes 16
 
@@ -26,7 +25,7 @@ class LockWatch:
 
     def __init__(self) -> None:
         """Raise OSError if the kernel gives no descriptor."""
-        self.descriptor: int = _libc.inotify_init1(_NONBLOCK | _CLOEXEC)
+        self.descriptor: int = _libc.inotify_init1(_OPTIONS)
         if self.descriptor < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._watch = -1
