@@ -1,108 +1,113 @@
-"""Follows traffic through the chains of one table, to find the rules that decide what happens to it.
+"""Follows packets through the base chains of all hooks, to find the rules that stop them or may do so.
 
-The input is listings of `iptables -S`; the output each rule that ends the way, or may end it. `way` answers for
-all chains, `hindrance` for the lines before one of our rules, `jumps` for what has to be listed next. A rule is met
-for certain only if nothing before it may have ended the way.
+One walker for both languages: what a rule does to a packet is up to `iptables.py` and `nft.py`. A packet passes a hook
+if no base chain there drops it: ACCEPT ends only the base chain that it stands in. A rule is met for certain only if
+nothing before it may have ended the way.
 """
 
 import enum
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from sidecar.firewall.conditions import Matches, Quick, Traffic, judge
-from sidecar.state.model import Hindrance, Rule
+from sidecar.firewall.packet import ESTABLISHED, INVALID, NEW, UNTRACKED, Hook, Journey, Packet
+from sidecar.firewall.verdicts import BaseChain, Effect, Judgement, Matches, Rules
 
-ACCEPT: Final = "ACCEPT"
-BLOCKING: Final = frozenset(("DROP", "REJECT"))
-
-#: Targets that let a packet go on to the next rule (man iptables-extensions).
-PASSING: Final = frozenset(
-    {"LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CONNSECMARK", "SECMARK", "AUDIT", "CT", "NOTRACK", "SET"}
-    | {"CLASSIFY", "CHECKSUM", "DSCP", "TOS", "TTL", "HL", "TCPMSS", "TCPOPTSTRIP", "TEE", "RATEEST", "IDLETIMER"}
-)
-
-#: Targets other than chains after which a packet does not go on in its chain.
-ENDING: Final = BLOCKING | frozenset(
-    {ACCEPT, "RETURN", "QUEUE", "NFQUEUE", "DNAT", "REDIRECT", "NETMAP", "TPROXY", "SYNPROXY", "SNAT", "MASQUERADE"}
-    | {"TARPIT"}
-)
+CONNTRACK: Final = -200  # NF_IP_PRI_CONNTRACK (linux/netfilter_ipv4.h): chains before it see no state of a connection
 
 _DEEPEST: Final = 64  # how deep chains may call each other. Beyond that, nothing is known
 MOST_RULES: Final = 20_000  # rules that are judged on one way; what comes after is not known
 
+#: Hooks at which connection tracking looks at a packet for the first time.
+_TRACKING: Final = (Hook.PREROUTING, Hook.OUTPUT)
+
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """A rule that ends the way of the traffic, for certain or perhaps."""
+    """A rule that ends the way of a packet, for certain or perhaps."""
 
     chain: str
     line: str
-    target: str
-    certain: bool  # whether all of the traffic comes to its target
-    matches_all: bool = True  # whether it matches all that comes to it
+    effect: Effect
+    certain: bool  # whether every packet that fits comes to its target
+    base: BaseChain[Any] | None = None  # the base chain by which it came here
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The rules that end the way of the traffic, or may, in order; and whether it ends for all of it."""
+    """The rules of a base chain that end the way of a packet, or may, in order."""
 
     met: tuple[Met, ...]
-    ends: bool
+    ends: bool  # whether it ends for every packet that fits
+    packet: Packet  # as the chain leaves it
 
-    def certainly(self, targets: frozenset[str]) -> Met | None:
-        """Return the rule by which all of the traffic comes to one of these targets."""
-        found = next((each for each in self.met if each.certain and each.target in targets), None)
-        if not found and self.ends and all(each.target in targets for each in self.met):
+    def certainly(self, effect: Effect) -> Met | None:
+        """Return the rule by which every packet meets this effect."""
+        found = next((each for each in self.met if each.certain and each.effect is effect), None)
+        if not found and self.ends and all(each.effect is effect for each in self.met):
             return self.met[-1]
         return found
 
-    def perhaps(self, targets: frozenset[str]) -> Met | None:
-        """Return the first rule by which some of it may come to one of these targets."""
-        return next((each for each in self.met if each.target in targets), None)
+    def perhaps(self, *effects: Effect) -> Met | None:
+        """Return the first rule by which some may meet one of these effects."""
+        return next((each for each in self.met if each.effect in effects), None)
 
 
-def way(listings: Mapping[str, Sequence[str]], start: str, traffic: Traffic) -> Way:
-    """Return what happens to the traffic that enters the chain `start`, or an empty Way if that is not listed.
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What the firewall does to a packet on its journey, until a rule certainly stops it."""
 
-    A jump to a chain that is not in `listings`, or to a target that is not known, may end it.
+    stopped: Met | None = None  # the rule that certainly drops it, or sends it elsewhere
+    doubts: tuple[Met, ...] = ()  # rules before that which may do so
+    marks: Mapping[Hook, int | None] | None = None  # its mark behind each hook
+    state: str | None = None  # what connection tracking says of it in the end
+
+
+def passage(chains: Sequence[BaseChain[Any]], journey: Journey, before: Passage | None = None) -> Passage:
+    """Follow a packet through the hooks; for a reply, `before` is the passage of the request."""
+    tracked = NEW if not journey.is_reply else INVALID if before and before.state == UNTRACKED else ESTABLISHED
+    mark, state = journey.steps[0][1].mark, None
+    doubts: list[Met] = []
+    marks: dict[Hook, int | None] = {}
+    for hook, begun in journey.steps:
+        packet = replace(begun, mark=mark, state=state)
+        for base in sorted((each for each in chains if each.hook is hook), key=lambda each: each.priority):
+            if hook in _TRACKING and base.priority > CONNTRACK:
+                packet = replace(packet, state=packet.state or tracked)
+            if base.is_nat and packet.state != NEW:
+                continue
+            found = way(base.rules, base.name, packet, base)
+            packet = found.packet
+            if stopped := found.certainly(Effect.DROP) or found.certainly(Effect.TAKE):
+                return Passage(stopped, tuple(doubts), marks, packet.state)
+            doubts += (each for each in found.met if each.effect in (Effect.DROP, Effect.TAKE, Effect.UNKNOWN))
+        mark = marks[hook] = packet.mark
+        state = packet.state or (tracked if hook in _TRACKING else None)
+    return Passage(None, tuple(doubts), marks, state)
+
+
+def way(rules: Rules[Any], start: str, packet: Packet, base: BaseChain[Any] | None = None) -> Way:
+    """Return what happens to a packet that enters the base chain `start`; nothing if its rules are not known.
+
+    A jump to a chain whose rules are not known may end it.
     """
-    walk = _Walk(listings, traffic)
-    return Way(tuple(walk.follow(start)), walk.ends)
+    walk = _Walk(rules, packet, base)
+    met = tuple(walk.follow(start))
+    return Way(met, walk.ends, walk.packet)
 
 
-def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
-    """Return the first line before a rule that keeps traffic from reaching it, preferably one that certainly does.
-
-    For ACCEPT that is a line that drops. NOTRACK is hindered by any that ends the way through the chain, and by CT:
-    of a packet's connection tracking, the first target decides.
-    """
-    is_accept = rule.match[-1] == ACCEPT
-    hindering = BLOCKING if is_accept else BLOCKING | {ACCEPT, "CT"}
-    passing = PASSING if is_accept else PASSING - {"CT"}
-    walk = _Walk({rule.chain: before}, Traffic.of(rule), passing, most=len(before))
-    uncertain: Hindrance | None = None
-    for met in walk.follow(rule.chain):
-        if met.matches_all and met.target in hindering:
-            return Hindrance(met.line, certain=True)
-        if met.target != ACCEPT or not is_accept:
-            uncertain = uncertain or Hindrance(met.line, certain=False)
-            walk.skips_uncertain = True  # the first is enough
-    return uncertain
-
-
-def jumps(lines: Sequence[str], traffic: Traffic, *, certain: bool) -> Iterator[str]:
-    """Yield the chains (or targets not known here) that the traffic reaches from these rules.
-
-    Unless `certain`, include those that it may reach.
-    """
-    for met in _Walk({"": lines}, traffic).follow(""):
-        if met.target not in ENDING and (met.matches_all or not certain):
-            yield met.target
+def jumps(rules: Rules[Any], chain: str, packet: Packet) -> Iterator[str]:
+    """Yield the chains that a packet may come to from the rules of a chain itself."""
+    for rule in rules.of(chain) or ():
+        for each in rules.judge(rule, packet) or ():
+            if each.effect in (Effect.JUMP, Effect.GOTO):
+                yield each.target
+            if each.matches is Matches.ALL and each.effect not in (Effect.CONTINUE, Effect.JUMP, Effect.UNKNOWN):
+                return
 
 
 class _Outcome(enum.Enum):
-    """What becomes of the traffic that enters a chain."""
+    """What becomes of the packets that enter a chain."""
 
     PASSES = enum.auto()
     PERHAPS = enum.auto()
@@ -110,52 +115,86 @@ class _Outcome(enum.Enum):
 
 
 class _Walk:
-    def __init__(
-        self,
-        listings: Mapping[str, Sequence[str]],
-        traffic: Traffic,
-        passing: frozenset[str] = PASSING,
-        most: int = MOST_RULES,
-    ) -> None:
-        self._listings = listings
-        self._options = traffic.options
-        self._untracked = traffic.untracked
-        self._quick = Quick(self._options)
-        self._passing = passing
-        self._left = most
-        self.skips_uncertain = False  # whether to pass over rules that cannot match all of the traffic
-        self.ends = False  # whether the way ends for all of the traffic; known once it has been followed
+    def __init__(self, rules: Rules[Any], packet: Packet, base: BaseChain[Any] | None) -> None:
+        self._rules = rules
+        self._base = base
+        self._left = MOST_RULES
+        self.packet = packet  # as it is now; what may have changed is not known any more
+        self.ends = False  # whether the way ends for every packet; known once it has been followed
 
     def follow(self, start: str) -> Iterator[Met]:
-        """Yield the rules that end the way, or may, in order."""
-        self.ends = (yield from self._through(start, 0, certain=True)) is _Outcome.ENDS
+        """Yield the rules that end the way, or may, in order; the policy of the base chain comes last."""
+        outcome = yield from self._through(start, 0, certain=True)
+        policy = self._rules.policy(start)
+        if policy is not None and outcome is not _Outcome.ENDS:
+            (judged,) = self._rules.judge(policy, self.packet) or ()
+            yield self._met(start, policy, judged, certain=outcome is _Outcome.PASSES)
+            outcome = _Outcome.ENDS
+        self.ends = outcome is _Outcome.ENDS
+
+    def _met(self, chain: str, rule: Any, judged: Judgement, *, certain: bool) -> Met:
+        return Met(chain, self._rules.text(rule), judged.effect, certain, self._base)
 
     def _through(self, chain: str, depth: int, *, certain: bool) -> Generator[Met, None, _Outcome]:
-        """Go through a chain, which all of the traffic comes to if `certain`."""
+        """Go through a chain, which every packet comes to if `certain`."""
         outcome = _Outcome.PASSES
-        stays = True  # whether all that entered is still in the chain, if it has not ended
-        for line in self._listings.get(chain, ()):
-            if self._quick.never(line) or (self.skips_uncertain and self._quick.never_all(line)):
+        left: list[Packet] = []  # what those that left the chain early, but go on, looked like
+        for rule in self._rules.of(chain) or ():
+            judgements = self._rules.judge(rule, self.packet)
+            if judgements is None:
                 continue
             self._left -= 1
             if self._left < 0 or depth > _DEEPEST:
+                self._forget(*left)
                 return _Outcome.PERHAPS
-            matches, target = judge(line, self._options, untracked=self._untracked)
-            if not target or matches is Matches.NOTHING or target in self._passing:
-                continue
-            for_all = matches is Matches.ALL
-            all_come = certain and stays and outcome is _Outcome.PASSES and for_all
-            ended = _Outcome.PASSES
-            if target in self._listings:
-                ended = yield from self._through(target, depth + 1, certain=all_come)
-            elif target != "RETURN":
-                ended = _Outcome.ENDS if target in ENDING else _Outcome.PERHAPS
-            if target not in self._listings and (target != "RETURN" or not depth):  # of the first chain it is an end
-                yield Met(chain, line, target, all_come, for_all)
-            if ended is not _Outcome.PASSES:
-                outcome = _Outcome.ENDS if ended is _Outcome.ENDS and for_all and stays else _Outcome.PERHAPS
-            leaves = target == "RETURN" or f" -g {target}" in line
-            if for_all and (leaves or ended is _Outcome.ENDS):
-                break
-            stays = stays and not leaves
+            before = self.packet
+            for judged in judgements:
+                for_all = judged.matches is Matches.ALL
+                all_come = certain and not left and outcome is _Outcome.PASSES and for_all
+                ended = yield from self._do(chain, rule, judged, depth, certain=all_come)
+                leaves = judged.effect in (Effect.RETURN, Effect.GOTO)
+                if leaves and ended is not _Outcome.ENDS:
+                    left.append(self.packet)
+                if for_all and ended is _Outcome.ENDS:
+                    self._forget(*left)
+                    return _Outcome.PERHAPS if left else _Outcome.ENDS
+                if ended is not _Outcome.PASSES:
+                    outcome = _Outcome.PERHAPS
+                if for_all and leaves:
+                    self._forget(*left)
+                    return outcome
+                if not for_all:
+                    self._go_on(before, ended)
+        self._forget(*left)
         return outcome
+
+    def _do(
+        self, chain: str, rule: Any, judged: Judgement, depth: int, *, certain: bool
+    ) -> Generator[Met, None, _Outcome]:
+        """Do what a rule does, and follow where it leads."""
+        if judged.change:
+            self.packet = judged.change(self.packet)
+        match judged.effect:
+            case Effect.CONTINUE | Effect.RETURN:
+                return _Outcome.PASSES
+            case Effect.JUMP | Effect.GOTO if self._rules.of(judged.target) is not None:
+                return (yield from self._through(judged.target, depth + 1, certain=certain))
+            case Effect.JUMP | Effect.GOTO:
+                judged = replace(judged, effect=Effect.UNKNOWN)
+        yield self._met(chain, rule, judged, certain=certain)
+        return _Outcome.PERHAPS if judged.effect is Effect.UNKNOWN else _Outcome.ENDS
+
+    def _go_on(self, before: Packet, ended: _Outcome) -> None:
+        """Go on with the packets that a rule does not match, and with those that it lets go on."""
+        if ended is _Outcome.ENDS:
+            self.packet = before
+        else:
+            self._forget(before)
+
+    def _forget(self, *others: Packet) -> None:
+        """From now on, do not know what differs between the packet and others that took another way."""
+        for other in others:
+            if other.mark != self.packet.mark:
+                self.packet = replace(self.packet, mark=None)
+            if other.state != self.packet.state:
+                self.packet = replace(self.packet, state=None)

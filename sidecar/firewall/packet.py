@@ -1,0 +1,103 @@
+"""The packets whose way through the firewall is followed, and the hooks that they pass.
+
+Every field may be unknown (None). Then a condition on it holds perhaps, and a walk covers all packets that fit.
+"""
+
+import enum
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final, Self
+
+from sidecar.state.model import LOOPBACK, Family, IPAddress, Rule
+
+#: Stands for the port of a client: the first of net.ipv4.ip_local_port_range, as the kernel sets it.
+CLIENT_PORT: Final = 32768
+
+NEW: Final = "NEW"
+ESTABLISHED: Final = "ESTABLISHED"
+INVALID: Final = "INVALID"
+UNTRACKED: Final = "UNTRACKED"
+
+_REQUEST: Final = frozenset(("syn",))
+_REPLY: Final = frozenset(("syn", "ack"))
+
+
+class Hook(enum.Enum):
+    """A place at which the kernel calls the firewall (linux/netfilter.h, linux/netfilter_netdev.h)."""
+
+    INGRESS = "ingress"
+    PREROUTING = "prerouting"
+    INPUT = "input"
+    OUTPUT = "output"
+    POSTROUTING = "postrouting"
+    EGRESS = "egress"
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A TCP packet at one of the hooks; None: not known."""
+
+    family: Family
+    source: IPAddress | None
+    destination: IPAddress | None
+    source_port: int | None
+    destination_port: int | None
+    flags: frozenset[str] | None = None  # those of TCP that are set, in lower case
+    came_in: str | None = None  # the interface by which it came in; empty: it was made on this node
+    goes_out: str | None = None  # the interface by which it goes out; empty: that is not decided yet, or it stays here
+    state: str | None = None  # what connection tracking says of it, as --ctstate spells it
+    mark: int | None = None
+    owner: int | None = None  # the user id of the socket that sent it
+    is_from_here: bool | None = None  # whether its source is an address of this node
+    is_to_here: bool | None = None  # whether its destination is
+    returns: bool | None = None  # whether the route to its source leads out by the interface by which it came in
+
+    @classmethod
+    def of(cls, rule: Rule) -> Self:
+        """Return what is known of the packets that one of our rules is for."""
+        conditions = dict(zip(rule.match[:-1], rule.match[1:], strict=True))
+        # In raw nothing is tracked yet; after raw, our NOTRACK rules have exempted it.
+        state = None if rule.table == "raw" else UNTRACKED
+        if "-d" in conditions:
+            ip = ip_address(conditions["-d"].partition("/")[0])
+            return cls(rule.family, None, ip, None, int(conditions["--dport"]), state=state)
+        ip = ip_address(conditions["-s"].partition("/")[0])
+        return cls(rule.family, ip, None, int(conditions["--sport"]), None, state=state)
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """The hooks that a packet passes, in order, with what is known of it at each before any rule changes it."""
+
+    steps: tuple[tuple[Hook, Packet], ...]
+    is_reply: bool
+
+
+def from_peer(ip: IPAddress, port: int, interface: str, client: IPAddress) -> tuple[Journey, Journey]:
+    """Return the journeys of a request from behind an interface, and of the reply to it."""
+    request = Packet(
+        ip.version, client, ip, CLIENT_PORT, port, _REQUEST, interface, "", mark=0, is_from_here=False, is_to_here=True
+    )
+    reply = Packet(
+        ip.version, ip, client, port, CLIENT_PORT, _REPLY, "", interface, mark=0, is_from_here=True, is_to_here=False
+    )
+    return (
+        Journey(tuple((hook, request) for hook in (Hook.INGRESS, Hook.PREROUTING, Hook.INPUT)), is_reply=False),
+        Journey(tuple((hook, reply) for hook in (Hook.OUTPUT, Hook.POSTROUTING, Hook.EGRESS)), is_reply=True),
+    )
+
+
+def from_this_node(ip: IPAddress, port: int) -> tuple[Journey, Journey]:
+    """Return the journeys of a request from this node to itself, and of the reply: over lo, from and to the address."""
+
+    def journey(ports: tuple[int, int], flags: frozenset[str], *, is_reply: bool) -> Journey:
+        out = Packet(ip.version, ip, ip, *ports, flags, "", LOOPBACK, mark=0, is_from_here=True, is_to_here=True)
+        back = Packet(ip.version, ip, ip, *ports, flags, LOOPBACK, "", mark=0, is_from_here=True, is_to_here=True)
+        outward = ((hook, out) for hook in (Hook.OUTPUT, Hook.POSTROUTING))
+        inward = ((hook, back) for hook in (Hook.INGRESS, Hook.PREROUTING, Hook.INPUT))
+        return Journey((*outward, *inward), is_reply=is_reply)
+
+    return (
+        journey((CLIENT_PORT, port), _REQUEST, is_reply=False),
+        journey((port, CLIENT_PORT), _REPLY, is_reply=True),
+    )
