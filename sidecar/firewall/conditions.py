@@ -1,187 +1,175 @@
-"""Decides whether a rule, as `iptables -S` prints it, matches some traffic.
+"""Decides whether a condition of a rule, as iptables spells it, holds for a packet (man iptables-extensions)."""
 
-The answer is PERHAPS if it depends on an interface, a set, or anything else that is not known here.
-"""
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address, ip_network
+from typing import Final, NamedTuple
 
-import enum
-import re
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import ip_network
-from typing import Final, Self, TypeAlias
+from sidecar.firewall.packet import UNTRACKED, Packet
+from sidecar.firewall.verdicts import Matches, certainly, inverted, together
+from sidecar.state.model import IPAddress
 
-from sidecar.state.model import LOOPBACK, Rule
 
-NOT_LOOPBACK: Final = f"! {LOOPBACK}"  # any interface but lo
+class Condition(NamedTuple):
+    """An option of a rule, with its values; `module` is the match (-m) that it belongs to."""
 
-#: Stands for the port of a client: the first of net.ipv4.ip_local_port_range, as the kernel sets it.
-_CLIENT_PORT: Final = "32768"
+    module: str
+    option: str
+    values: tuple[str, ...]
+    is_negated: bool
+
+
+#: Whether an option with this value holds for a packet; ValueError: it is spelled in a way that is not known.
+_Check = Callable[[str, Packet], Matches]
 
 #: Matches that hold by themselves; only their options are conditions. The outcome of any other match is unknown.
-_IDLE_MATCHES: Final = frozenset(("tcp", "comment", "multiport", "conntrack", "state"))
+_IDLE_MATCHES: Final = frozenset(
+    {"tcp", "comment", "multiport", "conntrack", "state", "mark", "addrtype", "owner", "rpfilter", "iprange", "pkttype"}
+    | {"physdev", "connmark"}
+)
 
-#: A comment as `iptables -S` prints it; its text plays no part here.
-_COMMENT: Final = re.compile(r'--comment (?:"(?:[^"\\]|\\.)*"|\S+)')
-
-#: Option, value, and whether it is negated.
-_Condition: TypeAlias = tuple[str, str, bool]
-
-
-class Matches(enum.Enum):
-    """Whether a condition, or a rule, matches some traffic."""
-
-    ALL = enum.auto()
-    NOTHING = enum.auto()
-    PERHAPS = enum.auto()
+_TCP: Final = ("tcp", "6", "all", "0")
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """TCP packets to an address and port, or from them."""
-
-    address: str  # as /32 or /128
-    port: int
-    inward: bool
-    untracked: bool  # whether a NOTRACK rule has exempted it from connection tracking
-    interface: str = NOT_LOOPBACK
-    """LOOPBACK: from this node to itself, so both from and to the address; empty: any interface."""
-
-    @classmethod
-    def of(cls, rule: Rule) -> Self:
-        """Return the traffic that one of our rules is for."""
-        conditions = dict(zip(rule.match[:-1], rule.match[1:], strict=True))
-        inward = "-d" in conditions
-        address, port = ("-d", "--dport") if inward else ("-s", "--sport")
-        # In raw nothing is tracked yet; after raw, our NOTRACK rules have exempted it.
-        untracked = rule.table != "raw"
-        return cls(conditions[address], int(conditions[port]), inward, untracked, interface="")
-
-    @property
-    def options(self) -> dict[str, str]:
-        """What is known of it, as options of iptables."""
-        address, port, interface = ("-d", "--dport", "-i") if self.inward else ("-s", "--sport", "-o")
-        if self.interface == LOOPBACK:
-            other_port = "--sport" if self.inward else "--dport"
-            return {"-s": self.address, "-d": self.address, port: str(self.port), other_port: _CLIENT_PORT}
-        known = {address: self.address, port: str(self.port)}
-        return known | ({interface: self.interface} if self.interface else {})
-
-
-class Quick:
-    """Recognizes, without parsing them, most of the rules that do not matter for some traffic."""
-
-    def __init__(self, options: Mapping[str, str]) -> None:
-        """`options` are those of the traffic."""
-        self._option = "-d" if "-d" in options else "-s"
-        self._address = options[self._option]
-        self._length = "/" + self._address.partition("/")[2]
-        self._unknown = tuple(f" {option} " for option in ("-s", "-d", "-i", "-o") if option not in options)
-
-    def never(self, line: str) -> bool:
-        """Whether a rule is for another address."""
-        before, found, rest = line.partition(f" {self._option} ")
-        if not found or before.endswith(" !") or '"' in before:
-            return False
-        network = rest.split(" ", 1)[0]
-        return network != self._address and network.endswith(self._length)
-
-    def never_all(self, line: str) -> bool:
-        """Whether a rule has a condition that cannot match all of the traffic, as nothing is known about it."""
-        # A network that holds every address is not printed as a condition (iptables/xshared.c, print_rule4).
-        return '"' not in line and any(option in line for option in self._unknown)
-
-
-def judge(line: str, options: Mapping[str, str], *, untracked: bool) -> tuple[Matches, str]:
-    """Return whether a rule, or a chain's policy, matches the traffic with these options; and its target, if any."""
-    conditions, target = _read(line)
-    answers = [_holds(*condition, options, untracked=untracked) for condition in conditions]
-    if Matches.NOTHING in answers:
-        return Matches.NOTHING, target
-    return Matches.PERHAPS if Matches.PERHAPS in answers else Matches.ALL, target
-
-
-def _read(line: str) -> tuple[list[_Condition], str]:
-    """Return the conditions of a rule, and its target."""
+def holds(condition: Condition, packet: Packet) -> Matches:
+    """Return whether a condition holds; PERHAPS if that depends on anything that is not known here."""
+    check = _CHECKS.get((condition.module, condition.option)) or _CHECKS.get(("", condition.option))
+    if check is None:
+        return Matches.PERHAPS
     try:
-        # There can be very many rules. Most have no quotes but those of a comment, and then this is ten times as quick.
-        plain = _COMMENT.sub("--comment x", line)
-        # Only a space parts words; str.split() would do so at characters that the name of a chain may hold.
-        words = shlex.split(plain) if set("\"'\\") & set(plain) else list(filter(None, plain.split(" ")))
-    except ValueError:  # a quote in a comment that is not closed: too odd to be judged
-        return [("unreadable", "", False)], "unreadable"
-    if words[0] == "-P":  # a chain's policy: for all that comes to its end
-        return [], words[2]
-    conditions: list[_Condition] = []
-    negated = False
-    at = 2  # behind `-A CHAIN`
-    while at < len(words):
-        option = words[at]
-        if option in ("-j", "-g"):
-            # Both names of one target, which iptables prints by its release.
-            return conditions, "NOTRACK" if words[at + 1 :] == ["CT", "--notrack"] else words[at + 1]
-        if option == "!":
-            negated = True
-            at += 1
-            continue
-        has_value = option == "--comment" or (at + 1 < len(words) and not words[at + 1].startswith(("-", "!")))
-        conditions.append((option, words[at + 1] if has_value else "", negated))
-        negated = False
-        at += 2 if has_value else 1
-    return conditions, ""
-
-
-def _holds(option: str, value: str, negated: bool, known: Mapping[str, str], *, untracked: bool) -> Matches:  # noqa: FBT001 - a part of a condition
-    try:
-        answer = _evaluate(option, value, known, untracked=untracked)
+        answer = check(" ".join(condition.values), packet)
     except ValueError:  # a mask with holes in it, a port by name
         return Matches.PERHAPS
-    if negated and answer is not Matches.PERHAPS:
-        return _certainly(answer is Matches.NOTHING)
-    return answer
+    return inverted(answer) if condition.is_negated else answer
 
 
-def _evaluate(option: str, value: str, known: Mapping[str, str], *, untracked: bool) -> Matches:  # noqa: PLR0911 - one for each option
-    match option:
-        case "--comment":
-            return Matches.ALL
-        case "-m":
-            return Matches.ALL if value in _IDLE_MATCHES else Matches.PERHAPS
-        case "-p":
-            return _certainly(value in ("tcp", "6", "all"))
-        case "-s" | "-d":
-            return _covers(value, known.get(option))
-        case "-i" | "-o" if value == LOOPBACK and known.get(option) == NOT_LOOPBACK:
-            return Matches.NOTHING
-        case "--sport" | "--dport":
-            return _has_port([value], known.get(option))
-        case "--sports" | "--dports":
-            return _has_port(value.split(","), known.get(option.removesuffix("s")))
-        case "--ctstate" | "--state" if untracked:
-            return _certainly("UNTRACKED" in value.split(","))
-        case _:
-            return Matches.PERHAPS
+def _match(name: str, packet: Packet) -> Matches:
+    if name == "rpfilter":  # its option --invert turns that around
+        return certainly(packet.returns)
+    return Matches.ALL if name in _IDLE_MATCHES else Matches.PERHAPS
 
 
-def _covers(network: str, address: str | None) -> Matches:
+def _covers(network: str, ip: IPAddress | None) -> Matches:
     if network.endswith("/0"):
         return Matches.ALL
-    if address is None:
+    if ip is None:
         return Matches.PERHAPS
-    if network.partition("/")[2] == address.partition("/")[2]:  # the usual case, and quicker
-        return _certainly(network == address)
-    return _certainly(ip_network(address).network_address in ip_network(network, strict=False))
+    address, _, length = network.partition("/")
+    if length == str(ip.max_prefixlen):  # the usual case, and quicker
+        return certainly(ip == ip_address(address))
+    return certainly(ip in ip_network(network, strict=False))
 
 
-def _has_port(ranges: Sequence[str], port: str | None) -> Matches:
+def _within(ranges: str, ip: IPAddress | None) -> Matches:
+    first, _, last = ranges.partition("-")
+    begin, end = ip_address(first), ip_address(last or first)
+    return certainly(None if ip is None else begin.packed <= ip.packed <= end.packed)
+
+
+def _is_link(pattern: str, name: str | None) -> Matches:
+    if name is None:
+        return Matches.PERHAPS
+    if not name:  # there is none here
+        return Matches.NOTHING
+    return certainly(name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern)
+
+
+def _has_port(ranges: str, port: int | None) -> Matches:
     if port is None:
         return Matches.PERHAPS
-    for each in ranges:
+    for each in ranges.split(","):
         first, _, last = each.partition(":")
-        if int(first or 0) <= int(port) <= int(last or first or 65535):
+        if int(first or 0) <= port <= int(last or first or 65535):
             return Matches.ALL
     return Matches.NOTHING
 
 
-def _certainly(answer: bool) -> Matches:  # noqa: FBT001 - it turns an answer into another kind of answer
-    return Matches.ALL if answer else Matches.NOTHING
+def _either_port(ranges: str, packet: Packet) -> Matches:
+    found = {_has_port(ranges, packet.source_port), _has_port(ranges, packet.destination_port)}
+    return inverted(together(map(inverted, found)))
+
+
+def _has_state(states: str, packet: Packet) -> Matches:
+    return certainly(None if packet.state is None else packet.state in states.split(","))
+
+
+def _has_mark(value: str, packet: Packet) -> Matches:
+    wanted, _, mask = value.partition("/")
+    bits = int(mask or "0xffffffff", 0)
+    return certainly(None if packet.mark is None else packet.mark & bits == int(wanted, 0))
+
+
+def _has_connection_mark(_: str, packet: Packet) -> Matches:
+    """Whether the mark of its connection fits: an untracked packet has none (net/netfilter/xt_connmark.c)."""
+    return Matches.NOTHING if packet.state == UNTRACKED else Matches.PERHAPS
+
+
+def _has_flags(value: str, packet: Packet) -> Matches:
+    mask, _, compared = value.lower().partition(" ")
+    if packet.flags is None:
+        return Matches.PERHAPS
+    names = {"fin", "syn", "rst", "psh", "ack", "urg"} if mask == "all" else set(mask.split(","))
+    return certainly(packet.flags & names == set(compared.split(",")) - {"none"})
+
+
+def _has_type(kinds: str, is_here: bool | None) -> Matches:  # noqa: FBT001 - a field of a packet
+    """Whether an address is of one of these kinds: local if it is one of this node, else unicast."""
+    names = kinds.split(",")
+    if is_here is None:
+        return Matches.PERHAPS
+    return certainly("LOCAL" in names if is_here else "UNICAST" in names)
+
+
+def _has_owner(value: str, packet: Packet) -> Matches:
+    first, _, last = value.partition("-")
+    return certainly(None if packet.owner is None else int(first) <= packet.owner <= int(last or first))
+
+
+def _is_syn(_: str, packet: Packet) -> Matches:
+    return _has_flags("fin,syn,rst,ack syn", packet)
+
+
+def _always(_: str, __: Packet) -> Matches:
+    return Matches.ALL
+
+
+def _never(_: str, __: Packet) -> Matches:
+    return Matches.NOTHING
+
+
+#: By the match that an option belongs to, if several have it, and its name.
+_CHECKS: Final[Mapping[tuple[str, str], _Check]] = {
+    ("", "-m"): _match,
+    ("", "--comment"): _always,
+    ("", "-p"): lambda value, _: certainly(value in _TCP),
+    ("", "-f"): _never,  # a later fragment; connection tracking puts packets together first
+    ("", "-s"): lambda value, packet: _covers(value, packet.source),
+    ("", "-d"): lambda value, packet: _covers(value, packet.destination),
+    ("iprange", "--src-range"): lambda value, packet: _within(value, packet.source),
+    ("iprange", "--dst-range"): lambda value, packet: _within(value, packet.destination),
+    ("", "-i"): lambda value, packet: _is_link(value, packet.came_in),
+    ("", "-o"): lambda value, packet: _is_link(value, packet.goes_out),
+    ("", "--sport"): lambda value, packet: _has_port(value, packet.source_port),
+    ("", "--dport"): lambda value, packet: _has_port(value, packet.destination_port),
+    ("multiport", "--sports"): lambda value, packet: _has_port(value, packet.source_port),
+    ("multiport", "--dports"): lambda value, packet: _has_port(value, packet.destination_port),
+    ("multiport", "--ports"): _either_port,
+    ("", "--tcp-flags"): _has_flags,
+    ("", "--syn"): _is_syn,
+    ("conntrack", "--ctstate"): _has_state,
+    ("state", "--state"): _has_state,
+    ("mark", "--mark"): _has_mark,
+    ("connmark", "--mark"): _has_connection_mark,
+    ("addrtype", "--src-type"): lambda value, packet: _has_type(value, packet.is_from_here),
+    ("addrtype", "--dst-type"): lambda value, packet: _has_type(value, packet.is_to_here),
+    ("owner", "--uid-owner"): _has_owner,
+    ("owner", "--socket-exists"): _always,
+    ("rpfilter", "--loose"): _always,
+    ("rpfilter", "--validmark"): _always,
+    ("rpfilter", "--accept-local"): _always,
+    ("pkttype", "--pkt-type"): lambda value, _: certainly(value == "unicast"),
+    # The socket of a proxy that waits at its address need not be transparent, and is not.
+    ("socket", "--transparent"): _never,
+    ("socket", "--nowildcard"): _always,
+    ("socket", "--restore-skmark"): _always,
+    ("physdev", "--physdev-is-bridged"): _never,  # to this node, it is not
+}

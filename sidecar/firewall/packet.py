@@ -4,10 +4,10 @@ Every field may be unknown (None). Then a condition on it holds perhaps, and a w
 """
 
 import enum
-from dataclasses import dataclass
-from ipaddress import ip_address
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
+from sidecar.state.desired import end_of
 from sidecar.state.model import LOOPBACK, Family, IPAddress, Rule
 
 #: Stands for the port of a client: the first of net.ipv4.ip_local_port_range, as the kernel sets it.
@@ -52,17 +52,19 @@ class Packet:
     is_to_here: bool | None = None  # whether its destination is
     returns: bool | None = None  # whether the route to its source leads out by the interface by which it came in
 
+    def changed(self, **changes: int | str | None) -> Self:
+        """Return the packet with another mark, or another state of connection tracking."""
+        return replace(self, **changes)  # type: ignore[arg-type]  # each field has its type
+
     @classmethod
     def of(cls, rule: Rule) -> Self:
         """Return what is known of the packets that one of our rules is for."""
-        conditions = dict(zip(rule.match[:-1], rule.match[1:], strict=True))
+        ip, port, is_inward = end_of(rule)
         # In raw nothing is tracked yet; after raw, our NOTRACK rules have exempted it.
         state = None if rule.table == "raw" else UNTRACKED
-        if "-d" in conditions:
-            ip = ip_address(conditions["-d"].partition("/")[0])
-            return cls(rule.family, None, ip, None, int(conditions["--dport"]), state=state)
-        ip = ip_address(conditions["-s"].partition("/")[0])
-        return cls(rule.family, ip, None, int(conditions["--sport"]), None, state=state)
+        if is_inward:
+            return cls(rule.family, None, ip, None, port, state=state)
+        return cls(rule.family, ip, None, port, None, state=state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ nothing before it may have ended the way.
 import enum
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from sidecar.firewall.packet import ESTABLISHED, INVALID, NEW, UNTRACKED, Hook, Journey, Packet
 from sidecar.firewall.verdicts import BaseChain, Effect, Judgement, Matches, Rules
+
+_Rule = TypeVar("_Rule")
 
 CONNTRACK: Final = -200  # NF_IP_PRI_CONNTRACK (linux/netfilter_ipv4.h): chains before it see no state of a connection
 
@@ -114,8 +116,8 @@ class _Outcome(enum.Enum):
     ENDS = enum.auto()
 
 
-class _Walk:
-    def __init__(self, rules: Rules[Any], packet: Packet, base: BaseChain[Any] | None) -> None:
+class _Walk(Generic[_Rule]):
+    def __init__(self, rules: Rules[_Rule], packet: Packet, base: BaseChain[Any] | None) -> None:
         self._rules = rules
         self._base = base
         self._left = MOST_RULES
@@ -132,7 +134,7 @@ class _Walk:
             outcome = _Outcome.ENDS
         self.ends = outcome is _Outcome.ENDS
 
-    def _met(self, chain: str, rule: Any, judged: Judgement, *, certain: bool) -> Met:
+    def _met(self, chain: str, rule: _Rule, judged: Judgement, *, certain: bool) -> Met:
         return Met(chain, self._rules.text(rule), judged.effect, certain, self._base)
 
     def _through(self, chain: str, depth: int, *, certain: bool) -> Generator[Met, None, _Outcome]:
@@ -169,7 +171,7 @@ class _Walk:
         return outcome
 
     def _do(
-        self, chain: str, rule: Any, judged: Judgement, depth: int, *, certain: bool
+        self, chain: str, rule: _Rule, judged: Judgement, depth: int, *, certain: bool
     ) -> Generator[Met, None, _Outcome]:
         """Do what a rule does, and follow where it leads."""
         if judged.change:

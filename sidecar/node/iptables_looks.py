@@ -29,7 +29,7 @@ from sidecar.errors import (
     RulesChanged,
     SidecarError,
 )
-from sidecar.firewall import walk
+from sidecar.firewall.iptables import hindrance
 from sidecar.node import nft_rules
 from sidecar.node.command import Run
 from sidecar.node.iptables_program import NOT_SUPPORTED, REFUSED, YES_OR_NO, IptablesProgram, Line
@@ -247,7 +247,7 @@ class IptablesLooks(IptablesProgram):
         self.confusable.update(rule for rule in rules if chains[rule.place].has_lookalike(rule))
         hindrances = {}
         for rule, number in copies.items():
-            if number and (found := walk.hindrance(rule, chains[rule.place].before(rule))):
+            if number and (found := hindrance(rule, chains[rule.place].before(rule))):
                 is_certain = found.certain and not (self.loses_ports and may_lack_port(found.line))
                 hindrances[rule] = replace(found, certain=is_certain)
         unknown = self._without_port(copies, listings) if self.loses_ports else {}

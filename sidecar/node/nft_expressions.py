@@ -14,11 +14,10 @@ the counter out, have another order, and say what the table's family implies.
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from ipaddress import ip_network
 from typing import Final, TypeAlias
 
-from sidecar.firewall.conditions import Traffic
 from sidecar.node.netlink import attributes
+from sidecar.state.desired import end_of
 from sidecar.state.model import Family, Rule
 
 #: A name, and the attributes.
@@ -110,13 +109,12 @@ def _expressions(rule: bytes) -> Iterator[_Expression]:
 
 def _conditions(ours: Rule) -> Mapping[_Source, bytes]:
     """Return what our rule compares, or may compare without an effect on what it matches."""
-    traffic = Traffic.of(ours)
+    ip, port, is_inward = end_of(ours)
     source, destination, protocol, ethernet, netfilter = _HEADERS[ours.family]
-    address = ip_network(traffic.address).network_address.packed
     return {
-        ("payload", _NETWORK, destination if traffic.inward else source, len(address)): address,
+        ("payload", _NETWORK, destination if is_inward else source, len(ip.packed)): ip.packed,
         ("payload", _NETWORK, protocol, 1): _TCP,
-        ("payload", _TRANSPORT, 2 if traffic.inward else 0, 2): traffic.port.to_bytes(2, "big"),
+        ("payload", _TRANSPORT, 2 if is_inward else 0, 2): port.to_bytes(2, "big"),
         ("meta", _META_L4PROTO): _TCP,
         ("meta", _META_PROTOCOL): ethernet,
         ("meta", _META_NFPROTO): netfilter,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from ipaddress import ip_address
 from typing import Final
 
 from sidecar.state.model import Address, Claim, Desired, Interface, IPAddress, Rule, RuleSet
@@ -76,6 +77,12 @@ def has_our_shape(line: str) -> bool:
 def port_of(line: str, address: Address) -> int | None:
     """Return the port of a line of `iptables -S` if it is one of the five rules for an address, or else None."""
     return int(line.split()[-3]) if has_our_shape(line) and address.cidr in line.split() else None
+
+
+def end_of(rule: Rule) -> tuple[IPAddress, int, bool]:
+    """Return the address and port of one of the five rules, and whether it is for packets to them, not from them."""
+    direction, network = rule.match[:2]
+    return ip_address(network.partition("/")[0]), int(rule.match[-3]), direction == "-d"
 
 
 def claims(desired: Desired, port: int) -> tuple[Claim, ...]:

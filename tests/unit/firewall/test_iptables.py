@@ -1,7 +1,11 @@
+from dataclasses import replace
+from ipaddress import ip_address
+
 import pytest
 
-from sidecar.firewall.conditions import Quick
-from sidecar.firewall.walk import hindrance
+from sidecar.firewall.iptables import IptablesRules, hindrance
+from sidecar.firewall.packet import CLIENT_PORT, Packet
+from sidecar.firewall.verdicts import Matches
 from sidecar.state.desired import desired
 from sidecar.state.model import Hindrance, Rule
 from support.namespace import IPV4, IPV6
@@ -141,25 +145,106 @@ def test_our_own_rules_do_not_hinder_each_other(rule: Rule) -> None:
     assert hindrance(rule, others) is None
 
 
+REQUEST = Packet(
+    4, ip_address("10.244.0.5"), ip_address("10.96.0.2"), CLIENT_PORT, 443, frozenset(("syn",)), "cali0", "", "NEW", 0,
+    is_from_here=False, is_to_here=True, returns=True,
+)  # fmt: skip
+ALL, NOTHING, PERHAPS = Matches.ALL, Matches.NOTHING, Matches.PERHAPS
+
+
 @pytest.mark.parametrize(
-    ("line", "never", "never_all"),
+    ("conditions", "matches"),
     [
-        ("-A INPUT -d 10.96.0.9/32 -j DROP", True, False),
-        ("-A INPUT -d 10.96.0.2/32 -j DROP", False, False),
-        ("-A INPUT -d 10.96.0.0/16 -j DROP", False, False),
-        ("-A INPUT ! -d 10.96.0.9/32 -j DROP", False, False),
-        ('-A INPUT -m comment --comment "is -d 10.96.0.9/32" -j DROP', False, False),
-        ("-A INPUT -s 192.0.2.1/32 -j DROP", False, True),
-        ("-A INPUT -i eth0 -j DROP", False, True),
-        ('-A INPUT -m comment --comment "from -i eth0" -j DROP', False, False),
+        ("", ALL),
+        ("-s 10.244.0.0/16", ALL),
+        ("-s 10.245.0.0/16", NOTHING),
+        ("! -s 10.244.0.5/32", NOTHING),
+        ("-i cali+", ALL),
+        ("-i cali1", NOTHING),
+        ("! -i lo", ALL),
+        ("-o cali0", NOTHING),
+        ("-p tcp -m tcp --sport 1024:65535", ALL),
+        ("-p tcp -m multiport --ports 80,443", ALL),
+        ("-p tcp -m multiport --sports 80,443", NOTHING),
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN", ALL),
+        ("-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m state --state NEW", NOTHING),
+        ("-p tcp -m tcp --tcp-flags ALL NONE", NOTHING),
+        ("-p tcp -m tcp --syn", ALL),
+        ("-m conntrack --ctstate NEW,UNTRACKED", ALL),
+        ("-m conntrack --ctstate INVALID", NOTHING),
+        ("-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT", ALL),
+        ("-m mark --mark 0x4000/0x4000", NOTHING),
+        ("-m mark ! --mark 0x4000/0x4000", ALL),
+        ("-m mark --mark 0x0", ALL),
+        ("-m addrtype --dst-type LOCAL", ALL),
+        ("-m addrtype ! --dst-type LOCAL", NOTHING),
+        ("-m addrtype --src-type LOCAL", NOTHING),
+        ("-m addrtype --dst-type MULTICAST,BROADCAST", NOTHING),
+        ("-m iprange --src-range 10.244.0.1-10.244.0.9", ALL),
+        ("-m iprange ! --src-range 10.244.0.1-10.244.0.9", NOTHING),
+        ("-m rpfilter --loose --validmark", ALL),
+        ("-m rpfilter --validmark --invert", NOTHING),
+        ("-m pkttype --pkt-type broadcast", NOTHING),
+        ("-m socket --transparent", NOTHING),
+        ("-f", NOTHING),
+        ("-m owner --uid-owner 1000", PERHAPS),
+        ("-m limit --limit 5/sec", PERHAPS),
+        ("-m set --match-set banned src,dst", PERHAPS),
+        ("-m connmark --mark 0x80/0x80", PERHAPS),
+        ("-m string --string x", PERHAPS),
+        ("-m addrtype --dst-type LOCAL --limit-iface-in", PERHAPS),
     ],
 )
-def test_what_is_told_quickly(line: str, never: bool, never_all: bool) -> None:  # noqa: FBT001 - a table
-    quick = Quick({"-d": "10.96.0.2/32", "--dport": "443"})
-    assert (quick.never(line), quick.never_all(line)) == (never, never_all)
+def test_what_is_known_of_a_packet_decides(conditions: str, matches: Matches) -> None:
+    rule = " ".join(f"-A INPUT {conditions} -j DROP".split())
+    judged = IptablesRules({}).judge(rule, REQUEST)
+    assert [each.matches for each in judged or ()] == ([] if matches is NOTHING else [matches])
+
+
+@pytest.mark.parametrize(
+    ("line", "before", "after"),
+    [
+        ("-j MARK --set-xmark 0x1/0x1", 0x10, 0x11),
+        ("-j MARK --set-xmark 0x0/0xf0", 0x11, 0x1),
+        ("-j MARK --set-xmark 0x5/0xffffffff", None, 5),
+        ("-j MARK --set-xmark 0x5/0xff", None, None),
+        ("-j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80", 0x81, 0x1),
+        ("-j CONNMARK --save-mark", 0x81, 0x81),
+    ],
+)
+def test_a_rule_changes_the_mark(line: str, before: int | None, after: int | None) -> None:
+    packet = replace(REQUEST, mark=before)
+    (judged,) = IptablesRules({}).judge(f"-A PREROUTING {line}", packet) or ()
+    assert judged.change
+    assert judged.change(packet).mark == after
+
+
+def test_an_untracked_packet_has_no_mark_of_a_connection() -> None:
+    packet = replace(REQUEST, mark=1, state="UNTRACKED")
+    rules = IptablesRules({})
+    assert rules.judge("-A PREROUTING -m connmark --mark 0x80/0x80 -j DROP", packet) == ()
+    (judged,) = rules.judge("-A PREROUTING -j CONNMARK --restore-mark --nfmask 0x1 --ctmask 0x1", packet) or ()
+    assert judged.change
+    assert judged.change(packet).mark == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "is_quick"),
+    [
+        ("-A INPUT -d 10.96.0.9/32 -j DROP", True),
+        ("-A INPUT -s 192.0.2.1/32 -j DROP", True),
+        ("-A INPUT -d 10.96.0.2/32 -j DROP", False),
+        ("-A INPUT -d 10.96.0.0/16 -j DROP", False),
+        ("-A INPUT ! -d 10.96.0.9/32 -j DROP", False),
+        ('-A INPUT -m comment --comment "is -d 10.96.0.9/32" -j DROP', False),
+    ],
+)
+def test_rules_for_other_addresses_take_no_time(line: str, is_quick: bool) -> None:  # noqa: FBT001 - a table
+    assert (IptablesRules({}).judge(line, REQUEST) is None) is is_quick
 
 
 def test_of_ipv6_a_32_is_a_network() -> None:
-    quick = Quick({"-d": "fd00:10:96::2/128", "--dport": "443"})
-    assert not quick.never("-A INPUT -d fd00:10::/32 -j DROP")
-    assert quick.never("-A INPUT -d fd00:10:96::3/128 -j DROP")
+    packet = Packet.of(ACCEPT_IN_6)
+    rules = IptablesRules({})
+    assert rules.judge("-A INPUT -d fd00:10::/32 -j DROP", packet)
+    assert rules.judge("-A INPUT -d fd00:10:96::3/128 -j DROP", packet) is None
