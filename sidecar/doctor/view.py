@@ -18,9 +18,6 @@ from sidecar.node.iptables_looks import Seen
 from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Address, Desired, Family, Link, LinkAddress, Observed, socket_name
 
-#: How many chains of other programs are read for one address; a node can have tens of thousands.
-MOST_CHAINS: Final = 200
-
 PATIENCE: Final = 0.8  # seconds after which no more chains of other programs are read, for whichever address
 NO_TIME: Final = "for lack of time"  # why something was left out
 
@@ -81,10 +78,11 @@ class View:
         copies = {rule: number for each in seen for rule, number in each.copies.items()}
         hindrances = {rule: found for each in seen for rule, found in each.hindrances.items()}
         unknown = {rule: why for each in seen for rule, why in each.unknown.items()}
-        dormant = frozenset((family, table) for family in self.backends for table in self._dormant(family))
+        dormant = frozenset((family, table) for family in self.backends for table in self.dormant(family))
         return Observed(links, copies, hindrances, unknown=unknown, dormant=dormant)
 
-    def _dormant(self, family: Family) -> frozenset[str]:
+    def dormant(self, family: Family) -> frozenset[str]:
+        """Return the tables of a family that have no effect, as far as that is known."""
         return self.seen(family).dormant if self.has_seen(family) else frozenset()
 
     def places(self, address: Address) -> list[tuple[Link, LinkAddress]]:
@@ -104,7 +102,7 @@ class View:
         observed = self.observed()
         rules = [rule for rule in self.desired.rules if rule.table == "raw" and address.cidr in rule.match]
         idle = {rule for rule, hindrance in observed.hindrances.items() if hindrance.certain}
-        idle |= {rule for rule in rules if observed.is_dormant(rule)}
+        idle |= {rule for rule in rules if observed.isdormant(rule)}
         return bool(rules) and all(observed.copies.get(rule) and rule not in idle for rule in rules)
 
     def commands(self, *actions: Action) -> tuple[str, ...]:
@@ -119,43 +117,10 @@ class View:
             return self.backends[action.rule.family].commands(action)
         return [iproute.command(action)]
 
-    def chains(
-        self, table: str, starts: Mapping[str, Traffic], family: Family, *, certain: bool
-    ) -> tuple[dict[str, tuple[str, ...]], str]:
-        """Return the chains that the traffic reaches from the chains `starts`; and what was left out, and why.
-
-        Unless `certain`, include chains that it may reach. Takes one process for each level of jumps.
-        """
-        self.seen(family)  # without that, nothing else of the backend can be asked
-        is_there = self.backends[family].sees(table)
-        if is_there is None and table not in {rule.table for rule in self.desired.rules}:
-            return {}, "the list of iptables-legacy's tables cannot be read"
-        if is_there is False:
-            return {}, ""
-        self._walk_until = self._walk_until or time.monotonic() + PATIENCE
-        found: dict[str, tuple[str, ...]] = {}
-        unreadable: set[str] = set()
-        coming = dict(starts)
-        while coming:
-            known = self._listings.get((family, table), {})
-            if len(found) + len(coming) > MOST_CHAINS or (self.is_late() and not coming.keys() <= known.keys()):
-                left = counted(len(coming), f"chain of table {table} was", f"chains of table {table} were")
-                return found, f"at least {left} not read {NO_TIME}"
-            level = self.listed(family, table, list(coming))
-            unreadable |= coming.keys() - level.keys()
-            found |= level
-            coming = {
-                target: coming[chain]
-                for chain, lines in level.items()
-                for target in jumps(lines, coming[chain], certain=certain)
-                if target not in found and target not in unreadable
-            }
-        names = ", ".join(sorted(unreadable)[:3])
-        return found, f"iptables cannot list {names} of table {table}" if unreadable else ""
-
     def is_late(self) -> bool:
-        """Whether there is no time to read more chains of other programs."""
-        return self._walk_until is not None and time.monotonic() > self._walk_until
+        """Whether there is no time to read more chains of other programs; the time begins with the first question."""
+        self._walk_until = self._walk_until or time.monotonic() + PATIENCE
+        return time.monotonic() > self._walk_until
 
     def listed(self, family: Family, table: str, chains: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Return the rules of those of the chains that iptables can print; each is read once."""

@@ -2,9 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Final, NamedTuple
 
 from sidecar.firewall.conditions import Condition, holds
@@ -77,6 +77,9 @@ class IptablesRules:
 
     def text(self, rule: str) -> str:
         return rule
+
+    def texts(self) -> Iterable[str]:
+        return chain.from_iterable(self._listings.values())
 
     def judge(self, rule: str, packet: Packet) -> Sequence[Judgement] | None:
         quick = self._quick.get(packet) or self._quick.setdefault(packet, _Quick(packet))

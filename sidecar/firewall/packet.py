@@ -4,7 +4,8 @@ Every field may be unknown (None). Then a condition on it holds perhaps, and a w
 """
 
 import enum
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Final, Self
 
 from sidecar.state.desired import end_of
@@ -67,6 +68,17 @@ class Packet:
         return cls(rule.family, ip, None, port, None, state=state)
 
 
+def common(packets: Sequence[Packet]) -> Packet:
+    """Return what packets have in common, without mark and state: these change on the way."""
+    first, *others = packets
+    differing = {
+        each.name: None
+        for each in fields(Packet)
+        if any(getattr(other, each.name) != getattr(first, each.name) for other in others)
+    }
+    return replace(first, **{**differing, "mark": None, "state": None})
+
+
 @dataclass(frozen=True, slots=True)
 class Journey:
     """The hooks that a packet passes, in order, with what is known of it at each before any rule changes it."""
@@ -75,11 +87,15 @@ class Journey:
     is_reply: bool
 
 
-def from_peer(ip: IPAddress, port: int, interface: str, client: IPAddress) -> tuple[Journey, Journey]:
-    """Return the journeys of a request from behind an interface, and of the reply to it."""
+def from_peer(ip: IPAddress, port: int, interface: str, client: IPAddress | None) -> tuple[Journey, Journey]:
+    """Return the journeys of a request from behind an interface, and of the reply to it; None: from any address there.
+
+    The routes to and from there are as they should be.
+    """
     request = Packet(
-        ip.version, client, ip, CLIENT_PORT, port, _REQUEST, interface, "", mark=0, is_from_here=False, is_to_here=True
-    )
+        ip.version, client, ip, CLIENT_PORT, port, _REQUEST, interface, "", mark=0, is_from_here=False, is_to_here=True,
+        returns=True,
+    )  # fmt: skip
     reply = Packet(
         ip.version, ip, client, port, CLIENT_PORT, _REPLY, "", interface, mark=0, is_from_here=True, is_to_here=False
     )
@@ -89,12 +105,13 @@ def from_peer(ip: IPAddress, port: int, interface: str, client: IPAddress) -> tu
     )
 
 
-def from_this_node(ip: IPAddress, port: int) -> tuple[Journey, Journey]:
-    """Return the journeys of a request from this node to itself, and of the reply: over lo, from and to the address."""
+def from_this_node(ip: IPAddress, port: int, user: int | None = None) -> tuple[Journey, Journey]:
+    """Return the journeys of a request of a user of this node, and of the reply: over lo, from and to the address."""
 
     def journey(ports: tuple[int, int], flags: frozenset[str], *, is_reply: bool) -> Journey:
-        out = Packet(ip.version, ip, ip, *ports, flags, "", LOOPBACK, mark=0, is_from_here=True, is_to_here=True)
-        back = Packet(ip.version, ip, ip, *ports, flags, LOOPBACK, "", mark=0, is_from_here=True, is_to_here=True)
+        packet = Packet(ip.version, ip, ip, *ports, flags, mark=0, is_from_here=True, is_to_here=True, returns=True)
+        out = replace(packet, came_in="", goes_out=LOOPBACK, owner=None if is_reply else user)
+        back = replace(packet, came_in=LOOPBACK, goes_out="")
         outward = ((hook, out) for hook in (Hook.OUTPUT, Hook.POSTROUTING))
         inward = ((hook, back) for hook in (Hook.INGRESS, Hook.PREROUTING, Hook.INPUT))
         return Journey((*outward, *inward), is_reply=is_reply)

@@ -59,6 +59,9 @@ class Rules(Protocol[_Rule]):
     def text(self, rule: _Rule) -> str:
         """Return a rule as its program lists it."""
 
+    def texts(self) -> Iterable[str]:
+        """Return the text of all rules."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseChain(Generic[_Rule]):

@@ -36,7 +36,7 @@ AUTO: Final = "auto"
 class Backend:
     """The rules of one address family, in the requested or detected backend."""
 
-    def __init__(  # noqa: PLR0913 - seven for the work, three for tests that simulate the node
+    def __init__(  # noqa: PLR0913 - seven for the work, four for tests that simulate the node
         self,
         run: Run,
         family: Family,
@@ -50,6 +50,7 @@ class Backend:
         is_installed: Callable[[str], bool] = is_installed,
         legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,
         dormant: Callable[[Family], frozenset[str]] = nft_tables.dormant,
+        tables: Callable[[Family], frozenset[str] | None] = nft_tables.names,
     ) -> None:
         """Use the `requested` backend (auto, nft, legacy, system); wait at most `wait` s for the xtables lock.
 
@@ -64,6 +65,7 @@ class Backend:
         to_look = min(wait, longest_look)
         self._candidates = Candidates(run, family, to_look, is_installed=is_installed, readable_tables=legacy_tables)
         self._dormant = dormant
+        self._tables = tables
         self._creates = creates
         self._shown = shown
         self._of_running = of_running
@@ -175,6 +177,16 @@ class Backend:
             return True
         tables = self._candidates.readable_tables()
         return None if tables is None else table in tables
+
+    def sources(self) -> Iterator[tuple[Iptables, frozenset[str]]]:
+        """Yield the iptables of both backends, as far as they are installed, with the tables that exist.
+
+        Raises BackendUnknown if the list of legacy's tables cannot be read.
+        """
+        tools = [self._settle([]), *([self._other.iptables] if self._other else [])]
+        for tool in filter(self._candidates.has, tools):
+            known = self._tables(self._family) if not tool.is_legacy() else self._candidates.tables("legacy")
+            yield tool, frozenset(self._candidates.tables("nft") if known is None else known)
 
     def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
         """Return the rules of these chains, as Iptables.listed does; their tables must exist."""

@@ -112,11 +112,11 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def dormant_table(payload: bytes) -> str | None:
-    """Return the name of a table in an answer to NFT_MSG_GETTABLE, if the table is dormant."""
+def table(payload: bytes) -> tuple[str, bool]:
+    """Return the name of a table in an answer to NFT_MSG_GETTABLE, and whether it is dormant."""
     found = dict(attributes(payload, 4))
     flags = int.from_bytes(found.get(_TABLE_FLAGS, b""), "big")
-    return _text(found.get(_TABLE_NAME)) if flags & _DORMANT else None
+    return _text(found.get(_TABLE_NAME)) or "", bool(flags & _DORMANT)
 
 
 def attributes(payload: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:

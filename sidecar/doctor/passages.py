@@ -1,0 +1,134 @@
+"""Follows the traffic of the clients on this node through the firewall: from the node itself, and from its pods.
+
+Of the pods, one address behind each interface is followed, and those that a rule names.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from itertools import islice
+from typing import Final
+
+from sidecar.doctor import peers, ruleset
+from sidecar.doctor.ruleset import Ruleset
+from sidecar.doctor.view import View
+from sidecar.errors import SidecarError
+from sidecar.firewall.packet import Hook, Journey, Packet, common, from_peer, from_this_node
+from sidecar.firewall.walk import Passage, passage
+from sidecar.node.routes import IPNetwork
+from sidecar.state.model import Address, Family, IPAddress
+
+THIS_NODE: Final = "this node"
+A_POD: Final = "pods"  # where no interface is known that has pods behind it
+
+_SEVERAL: Final = 8  # more interfaces than this are looked at together first
+_MOST_NAMED: Final = 16  # how many addresses behind an interface are looked at because a rule names them
+
+#: An address or a network in the text of a rule, of iptables or nft.
+_NETWORK: Final = re.compile(r"(?<![\w.:])(?:\d+(?:\.\d+){3}|[0-9a-f]*:[0-9a-f:.]+)(?:/\d+)?(?![\w.:/])")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who sends requests to an address, and what the firewall does to them and to the replies."""
+
+    name: str
+    request: Passage
+    reply: Passage
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing stops its traffic, or may do so."""
+        return not any((each.stopped or each.doubts) for each in (self.request, self.reply))
+
+
+@dataclass(frozen=True, slots=True)
+class Passages:
+    """The clients of an address, and the rules that apply to them."""
+
+    ruleset: Ruleset
+    clients: tuple[Client, ...]
+    other_users: Client  # this node, as a user that is not known
+    left_out: int = 0  # how many interfaces were not looked at, for lack of time
+
+
+def passages(view: View, address: Address) -> Passages:
+    """Return what happens to the traffic of an address; raise a SidecarError if the rules could not be read."""
+    return view.once(("passages", address), lambda: _passages(view, address))
+
+
+def _passages(view: View, address: Address) -> Passages:
+    ip, port = address.ip, view.port
+    behind = _behind(view, ip.version)
+    whole = [from_peer(ip, port, interface, None) for interface in behind] or [from_peer(ip, port, A_POD, None)]
+    node = from_this_node(ip, port)
+    rules = ruleset.read(view, ip.version, {*_common([node]), *_common(whole)})
+    other_users = _client(THIS_NODE, rules, node)
+    clients = [_client(THIS_NODE, rules, from_this_node(ip, port, os.geteuid()))]
+    if not behind:
+        clients.append(_client(A_POD, rules, whole[0]))
+    if len(behind) > _SEVERAL and _client(A_POD, rules, _together(whole)).is_clear:
+        return Passages(rules, tuple(clients), other_users)
+    named = list(_named(rules, ip.version))
+    for number, (interface, (known, networks)) in enumerate(behind.items()):
+        if number >= _SEVERAL and view.is_late():
+            return Passages(rules, tuple(clients), other_users, len(behind) - number)
+        for client in (*known, *islice(_within(networks, named, known), _MOST_NAMED)):
+            clients.append(_client(f"{interface} ({client})", rules, from_peer(ip, port, interface, client)))
+    return Passages(rules, tuple(clients), other_users)
+
+
+def _behind(view: View, family: Family) -> dict[str, tuple[list[IPAddress], Sequence[IPNetwork]]]:
+    """Return the interfaces that have pods behind them, with an address there, and what is routed there."""
+    try:
+        known = peers.peers(view, family)
+        return {
+            interface: ([each.ip for each in known if each.interface == interface], networks)
+            for interface, networks in peers.networks(view, family).items()
+        }
+    except SidecarError:  # the check of the routes says so
+        return {}
+
+
+def _common(pairs: Sequence[tuple[Journey, Journey]]) -> Iterator[tuple[Hook, Packet]]:
+    """Yield what the requests have in common at each hook, and then the replies."""
+    for journeys in zip(*pairs, strict=True):
+        for steps in zip(*(journey.steps for journey in journeys), strict=True):
+            yield steps[0][0], common([packet for _, packet in steps])
+
+
+def _together(pairs: Sequence[tuple[Journey, Journey]]) -> tuple[Journey, Journey]:
+    """Return journeys that stand for all of these."""
+    steps = list(_common(pairs))
+    half = len(steps) // 2
+    first, second = (
+        tuple((hook, packet.changed(mark=0)) for hook, packet in part) for part in (steps[:half], steps[half:])
+    )
+    return Journey(first, is_reply=False), Journey(second, is_reply=True)
+
+
+def _named(rules: Ruleset, family: Family) -> Iterator[IPNetwork]:
+    """Yield the addresses and networks that rules name."""
+    texts = (text for each in {id(base.rules): base.rules for base in rules.chains}.values() for text in each.texts())
+    for text in {found for each in texts for found in _NETWORK.findall(each)}:
+        with contextlib.suppress(ValueError):  # something else that looks like an address
+            network = ip_network(text, strict=False)
+            if network.version == family and network.prefixlen:
+                yield network
+
+
+def _within(
+    networks: Sequence[IPNetwork], named: Sequence[IPNetwork], known: Sequence[IPAddress]
+) -> Iterator[IPAddress]:
+    """Yield an address of each named network that lies behind an interface and has none of the known addresses."""
+    for each in named:
+        if any(each.subnet_of(network) for network in networks) and not any(ip in each for ip in known):
+            yield each[0] if each.num_addresses == 1 else each[1]
+
+
+def _client(name: str, rules: Ruleset, journeys: tuple[Journey, Journey]) -> Client:
+    request = passage(rules.chains, journeys[0])
+    return Client(name, request, passage(rules.chains, journeys[1], request))
