@@ -3,11 +3,11 @@
 import contextlib
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from sidecar.doctor.findings import counted
 from sidecar.doctor.probe import Answer
-from sidecar.errors import CommandError, NotSupported, SidecarError, pasteable
+from sidecar.errors import CommandError, NotSupported, OutputUnreadable, SidecarError, pasteable
 from sidecar.firewall.conditions import Traffic
 from sidecar.firewall.walk import jumps
 from sidecar.node import iproute
@@ -17,12 +17,14 @@ from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables_looks import Seen
 from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Address, Desired, Family, Link, LinkAddress, Observed, socket_name
+from sidecar.text import quoted
 
 PATIENCE: Final = 0.8  # seconds after which no more chains of other programs are read, for whichever address
 NO_TIME: Final = "for lack of time"  # why something was left out
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
+_Result = TypeVar("_Result")
 
 #: The rules of each chain; None: iptables cannot print them.
 _Listings = dict[str, tuple[str, ...] | None]
@@ -52,6 +54,7 @@ class View:
         self._seen: dict[Family, Seen | SidecarError] = {}
         self._listings: dict[tuple[Family, str], _Listings] = {}
         self._walk_until: float | None = None
+        self._parsed: dict[tuple[str, ...], object] = {}  # what commands that look have printed
 
     def links(self) -> tuple[Link, ...]:
         """Return all interfaces; raise a SidecarError if they could not be listed."""
@@ -68,6 +71,19 @@ class View:
             self.seen(family)
             return True
         return False
+
+    def parsed(self, argv: tuple[str, ...], parse: Callable[[str], _Result]) -> _Result:
+        """Return what a command that looks prints, parsed; raise a SidecarError if it fails."""
+        return cast("_Result", _once(self._parsed, argv, lambda: self._parse(argv, parse)))
+
+    def _parse(self, argv: tuple[str, ...], parse: Callable[[str], object]) -> object:
+        result = self.run(*argv)
+        if result.exit:
+            raise CommandError(argv, "", f"exited with {result.exit}", result.stderr)
+        try:
+            return parse(result.stdout)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise OutputUnreadable(argv, "", f"cannot be understood: {quoted(str(error))}") from error
 
     def observed(self) -> Observed:
         """Return all of it; what could not be observed is left out."""

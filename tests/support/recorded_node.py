@@ -279,6 +279,9 @@ def _answers() -> Iterator[tuple[str, Result]]:
     yield "ip -json route get fd00:10:96::2", ok(f"[{local6}}}]")
     yield "ip -4 -json route show", ok("[ ]")
     yield "ip -6 -json route show", ok("[ ]")
+    for family in (4, 6):
+        yield f"ip -{family} -json -N route show table all", ok("[ ]")
+        yield f"ip -{family} -json neighbour show", ok("[ ]")
     yield "nft list tables", ok("table ip raw\ntable ip filter\ntable ip6 raw\ntable ip6 filter\n")
 
 

@@ -1,0 +1,101 @@
+"""Finds the pods' side of the node: the interfaces that pods are behind, and an address behind each.
+
+No network plugin is asked: the routes tell, and the kind of an interface. Uplinks, physical NICs, and tunnels to
+other nodes are left out.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sidecar.doctor.view import View
+from sidecar.node import iproute, routes
+from sidecar.node.routes import UNICAST, IPNetwork, Route
+from sidecar.state.model import Family, IPAddress
+
+#: Kinds of links that have pods behind them (`ip -details link show`).
+_KINDS: Final = frozenset(("veth", "bridge", "netkit", "openvswitch", "ipvlan", "macvlan"))
+
+_MOST_TRIED: Final = 64  # addresses of a network that are tried, until one is found that is not this node's
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An interface that pods may be behind, and one address there."""
+
+    interface: str
+    ip: IPAddress
+
+
+def peers(view: View, family: Family) -> list[Peer]:
+    """Return one address behind each interface that may have pods behind it."""
+    own = _own_addresses(view)
+    every = all_routes(view, family)
+    neighbours = all_neighbours(view, family)
+    found = []
+    for interface, behind in networks(view, family).items():
+        known = [ip for name, ip in neighbours if name == interface]
+        for ip in _candidates(behind, known):
+            if ip not in own and not _leads_elsewhere(every, interface, ip):
+                found.append(Peer(interface, ip))
+                break
+    return found
+
+
+def _candidates(behind: Sequence[IPNetwork], known: Sequence[IPAddress]) -> Iterator[IPAddress]:
+    """Yield addresses of networks: those that one host has for sure, then neighbours, then any."""
+    yield from (network[0] for network in behind if network.num_addresses == 1)
+    yield from (ip for ip in known if any(ip in network for network in behind))
+    for network in behind:
+        # The first and the last one belong to the network itself, but between two hosts (RFC 3021).
+        inner = range(1, network.num_addresses - 1) or range(network.num_addresses)
+        yield from (network[number] for number in inner[:_MOST_TRIED])
+
+
+def networks(view: View, family: Family) -> Mapping[str, tuple[IPNetwork, ...]]:
+    """Return what is routed to each interface that may have pods behind it."""
+    every = all_routes(view, family)
+    uplinks = {each.interface for each in every if each.network.prefixlen <= 1}  # a default route can be two halves
+    possible = {link.name for link in view.links() if link.is_up and link.kind in _KINDS} - uplinks
+    own = _own_addresses(view)
+    found: defaultdict[str, list[IPNetwork]] = defaultdict(list)
+    for each in every:
+        if each.interface in possible and _has_pods(each, own) and each.network not in found[each.interface]:
+            found[each.interface].append(each.network)
+    return {interface: tuple(behind) for interface, behind in found.items() if behind}
+
+
+def _has_pods(route: Route, own: frozenset[IPAddress]) -> bool:
+    network = route.network
+    if route.kind != UNICAST or route.is_down or network.is_link_local or network.is_multicast:
+        return False
+    # Cilium routes the pods of this node and those of the others by an address of this node.
+    by_itself = next((ip for ip in own if str(ip) == route.gateway), None)
+    if by_itself:
+        return by_itself in network
+    return network.num_addresses > 1 or network[0] not in own  # IPv6 has such a route for each address of the node
+
+
+def _leads_elsewhere(every: Sequence[Route], interface: str, ip: IPAddress) -> bool:
+    """Whether the most specific route to an address leads by another interface, whatever the table."""
+    leading = [each for each in every if each.kind == UNICAST and ip in each.network]
+    longest = max((each.network.prefixlen for each in leading), default=0)
+    return all(each.interface != interface for each in leading if each.network.prefixlen == longest)
+
+
+def all_routes(view: View, family: Family) -> tuple[Route, ...]:
+    """Return the routes of all tables."""
+    options = (f"-{family}", "-json", "-N")
+    return view.parsed(
+        (iproute.COMMAND, *options, "route", "show", "table", "all"), lambda text: routes.routes(text, family)
+    )
+
+
+def all_neighbours(view: View, family: Family) -> tuple[tuple[str, IPAddress], ...]:
+    """Return the hosts that this node has talked to on its links."""
+    return view.parsed((iproute.COMMAND, f"-{family}", "-json", "neighbour", "show"), routes.neighbours)
+
+
+def _own_addresses(view: View) -> frozenset[IPAddress]:
+    return frozenset(found.ip for link in view.links() for found in link.addresses)
