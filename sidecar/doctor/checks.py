@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, TypeAlias
 
-from sidecar.doctor import addresses, backend, instances, listener, node, rules, traffic
+from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, rules, traffic
 from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
@@ -36,7 +36,7 @@ CHECKS: Final[dict[str, Check]] = {
     "listener": listener.listener,
     "connect": listener.connect,
     "tls": listener.tls,
-    "conntrack": traffic.conntrack,
+    "conntrack": conntrack.conntrack,
     "instances": instances.instances,
 }
 

@@ -1,5 +1,6 @@
 """Checks of who listens on the addresses, and what answers there."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -9,22 +10,16 @@ from typing import Final
 from sidecar.doctor import probe
 from sidecar.doctor.certificate import Certificate
 from sidecar.doctor.findings import Finding, Level
-from sidecar.doctor.traffic import drops_replies_to_this_node
+from sidecar.doctor.passages import passages, place
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import SidecarError
 from sidecar.node import proc
 from sidecar.node.proc_formats import Listener
-from sidecar.node.programs import is_installed
-from sidecar.state.actions import AddRule, MoveToFront
-from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, Rule, socket_name
+from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, socket_name
 
 PATIENCE: Final = 1.5  # seconds for all connections together
 SOON: Final = timedelta(days=3)  # how long before its end a certificate should have been renewed
 _SHOWN: Final = 6  # how many names of a certificate, or addresses, are shown
-
-#: The tables that iptables-nft makes, in the families ip and ip6; and families whose tables do not see our traffic.
-_OF_IPTABLES: Final = frozenset(("raw", "mangle", "nat", "filter", "security"))
-_ELSEWHERE: Final = frozenset(("arp", "bridge"))
 
 
 def listener(view: View) -> Iterator[Finding]:
@@ -85,44 +80,17 @@ def connect(view: View) -> Iterator[Finding]:
 
 
 def _no_connection(view: View, address: Address, found: str, facts: Facts) -> Finding:
-    """Return the finding for a failed connection, with its likely reason: a rule that drops it, or tables of nft."""
-    if met := _drops_replies(view, address):
-        opening = AddRule(Rule(address.ip.version, "filter", "INPUT", ("-i", "lo", "-j", "ACCEPT")), insert=True)
-        text = f"{found}; `{met}` drops the replies, which come in over lo"
-        return Finding(Level.FAULT, text, "pods may not be affected", view.commands(opening), facts)
-    for rule, hindrance in view.observed().hindrances.items():
-        if rule.match[-1] == "ACCEPT" and address.cidr in rule.match and not hindrance.certain:
-            move = view.commands(MoveToFront(rule, hindrance.line))
-            remedy = "to keep our rule in front, change what sets up the other one"
-            return Finding(Level.FAULT, f"{found}; perhaps because of `{hindrance.line}`", remedy, move, facts)
-    if hidden := _hidden_tables(view):
-        text = f"{found}; perhaps because of nft's {' or '.join(hidden[:_SHOWN])}, which iptables does not show"
-        return Finding(Level.FAULT, text, f"see: nft list {hidden[0]}", facts=facts)
+    """Return the finding for a failed connection, with the rule that is its reason, or may be."""
     remedy = (
         "see the findings above on rules and routes; if there are none, check whether the proxy's accept queue is full"
     )
+    with contextlib.suppress(SidecarError):  # the check of the rules says so
+        client = passages(view, address).clients[0]
+        stopped = client.request.stopped or client.reply.stopped
+        if met := stopped or next(iter((*client.request.doubts, *client.reply.doubts)), None):
+            found += f"; {'' if stopped else 'perhaps '}because of `{met.line}` in {place(met)}"
+            remedy = "see the finding above" if stopped else "let the address and port pass before it"
     return Finding(Level.FAULT, found, remedy, facts=facts)
-
-
-def _drops_replies(view: View, address: Address) -> str:
-    """Return the rule that drops the replies to this node; empty if there is none, or it cannot be found out."""
-    try:
-        met = drops_replies_to_this_node(view, address)
-    except SidecarError:  # the check of the rules says so
-        return ""
-    return met.line if met else ""
-
-
-def _hidden_tables(view: View) -> list[str]:
-    """Return the tables that only nft shows, as `table FAMILY NAME`; none if nft is not installed, or fails."""
-    if not is_installed("nft"):
-        return []
-    hidden = []
-    for line in view.run("nft", "list", "tables").stdout.splitlines():
-        match line.split():
-            case ["table", family, name] if family not in _ELSEWHERE and (family == "inet" or name not in _OF_IPTABLES):
-                hidden.append(line.strip())
-    return hidden
 
 
 def tls(view: View) -> Iterator[Finding]:

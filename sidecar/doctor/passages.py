@@ -16,8 +16,8 @@ from sidecar.doctor import peers, ruleset
 from sidecar.doctor.ruleset import Ruleset
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
-from sidecar.firewall.packet import Hook, Journey, Packet, common, from_peer, from_this_node
-from sidecar.firewall.walk import Passage, passage
+from sidecar.firewall.packet import UNTRACKED, Hook, Journey, Packet, common, from_peer, from_this_node
+from sidecar.firewall.walk import Met, Passage, passage
 from sidecar.node.routes import IPNetwork
 from sidecar.state.model import Address, Family, IPAddress
 
@@ -38,6 +38,7 @@ class Client:
     name: str
     request: Passage
     reply: Passage
+    rewritten: Met | None = None  # the rule that would give its requests another destination if they were tracked
 
     @property
     def is_clear(self) -> bool:
@@ -76,8 +77,10 @@ def _passages(view: View, address: Address) -> Passages:
     for number, (interface, (known, networks)) in enumerate(behind.items()):
         if number >= _SEVERAL and view.is_late():
             return Passages(rules, tuple(clients), other_users, len(behind) - number)
-        for client in (*known, *islice(_within(networks, named, known), _MOST_NAMED)):
-            clients.append(_client(f"{interface} ({client})", rules, from_peer(ip, port, interface, client)))
+        clients += (
+            _client(f"{interface} ({client})", rules, from_peer(ip, port, interface, client))
+            for client in (*known, *islice(_within(networks, named, known), _MOST_NAMED))
+        )
     return Passages(rules, tuple(clients), other_users)
 
 
@@ -125,10 +128,21 @@ def _within(
 ) -> Iterator[IPAddress]:
     """Yield an address of each named network that lies behind an interface and has none of the known addresses."""
     for each in named:
-        if any(each.subnet_of(network) for network in networks) and not any(ip in each for ip in known):
+        if any(each[0] in network and each[-1] in network for network in networks) and not any(
+            ip in each for ip in known
+        ):
             yield each[0] if each.num_addresses == 1 else each[1]
 
 
 def _client(name: str, rules: Ruleset, journeys: tuple[Journey, Journey]) -> Client:
     request = passage(rules.chains, journeys[0])
-    return Client(name, request, passage(rules.chains, journeys[1], request))
+    reply = passage(rules.chains, journeys[1], request)
+    if request.state != UNTRACKED:
+        return Client(name, request, reply)
+    tracked = passage([each for each in rules.chains if each.is_nat], journeys[0])
+    return Client(name, request, reply, tracked.stopped)
+
+
+def place(met: Met) -> str:
+    """Return where a rule stands, for people."""
+    return f"chain {met.chain} of {met.base.table}" if met.base.table.startswith("table ") else met.base.table

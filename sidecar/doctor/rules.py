@@ -57,21 +57,19 @@ def _faults(view: View, rule: Rule) -> Iterator[Finding]:
         removal = view.commands(RemoveSurplus(rule, int(facts["copies"]) - 1))
         yield Finding(Level.WARNING, f"{item.detail}: {rule}", commands=removal, facts=facts)
     hindrance = view.observed().hindrances.get(rule)
-    if not hindrance:
-        return
-    facts, found = {**facts, "behind": hindrance.line}, hindrance.effect_on(rule)
-    if hindrance.certain:
+    if hindrance and hindrance.certain:  # what may hinder it is followed by the check of the policies
+        facts, found = {**facts, "behind": hindrance.line}, hindrance.effect_on(rule)
         level = Level.FAULT if rule.match[-1] == "ACCEPT" else Level.WARNING
         remedy = "" if view.desired.insert else "to keep it there, run with --rule-position=insert"
         yield Finding(level, found, remedy, view.commands(MoveToFront(rule, hindrance.line)), facts)
-    else:
-        yield Finding(Level.NOTE, found, facts=facts)
 
 
 def _left_over(view: View, family: Family) -> Iterator[Finding]:
     """Yield rules for our addresses and another port that no running instance needs, left by an earlier setting."""
     places = dict.fromkeys(rule.place for rule in view.desired.rules if rule.family == family)
-    listed = [(*place, line) for place in places for line in _lines(view, family, *place)]
+    backend = view.backends[family]
+    there = [place for place in places if backend.sees(place[0]) is not False]  # to ask legacy for one creates it
+    listed = [(*place, line) for place, lines in backend.listed_if_possible(there).items() for line in lines]
     for address in (each for each in view.desired.addresses if each.ip.version == family):
         found: dict[int, list[RemoveRule]] = {}
         for table, chain, line in listed:
@@ -85,13 +83,6 @@ def _left_over(view: View, family: Family) -> Iterator[Finding]:
                 text = f"{rules} left for {address.ip} and port {port}, perhaps from an earlier --port"
                 facts: Facts = {**address.facts, "port": port}
                 yield Finding(Level.WARNING, text, commands=view.commands(*removals), facts=facts)
-
-
-def _lines(view: View, family: Family, table: str, chain: str) -> tuple[str, ...]:
-    """Return the rules of a chain; none if its table does not exist, as asking legacy for it would create it."""
-    if view.backends[family].sees(table) is False:
-        return ()
-    return view.listed(family, table, [chain]).get(chain, ())
 
 
 def _is_claimed(rules: RuleSet) -> bool:

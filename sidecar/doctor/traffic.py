@@ -1,44 +1,39 @@
-"""Checks of what happens to the traffic: nat, IPVS, chains that drop it, connections that are tracked."""
+"""Checks of what the firewall does to the traffic, on the way of requests and replies: who takes it, who drops it."""
 
-import contextlib
-import shlex
-from collections.abc import Callable, Collection, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from sidecar.doctor.findings import Finding, Level, counted, unknown
+from sidecar.doctor.opening import opening
+from sidecar.doctor.passages import Passages, passages, place
 from sidecar.doctor.view import NO_TIME, View
-from sidecar.errors import CommandError, SidecarError
-from sidecar.firewall.conditions import Traffic
-from sidecar.firewall.walk import BLOCKING, Met, way
+from sidecar.errors import SidecarError
+from sidecar.firewall.verdicts import Effect
+from sidecar.firewall.walk import Met
 from sidecar.node import proc, proc_formats
-from sidecar.node.programs import is_installed
-from sidecar.state.actions import AddRule, MoveToFront, RemoveRule
-from sidecar.state.model import LOOPBACK, Address, Facts, Family, Rule
-
-_REDIRECTING: Final = frozenset(("DNAT", "REDIRECT", "NETMAP"))
-
-#: The chains that the traffic comes to, by table; requests in these, replies in the others (man iptables).
-_CHAINS: Final = {
-    "raw": ("PREROUTING", "OUTPUT"),
-    "mangle": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-    "filter": ("INPUT", "OUTPUT"),
-}
-_INWARD: Final = frozenset(("PREROUTING", "INPUT"))
-
-#: Prefixes of the names of policy engines' chains.
-_POLICY_CHAINS: Final = {"cali-": "Calico", "KUBE-ROUTER-": "kube-router", "KUBE-NWPLCY-": "kube-router"}
+from sidecar.state.actions import AddRule, MoveToFront
+from sidecar.state.model import Address, Facts, Rule
 
 #: Prefix of a chain → its owner, which puts a removed rule back.
 _OWNED: Final = {"KUBE-": "a Service", "DOCKER": "a container", "CNI-": "a pod's hostPort", "cali-": "Calico"}
 
-_SYSCTLS: Final = Path("/proc/sys/net")
-_COUNT: Final = _SYSCTLS / "netfilter/nf_conntrack_count"
+_UNREWRITTEN: Final = "or run with --setup-iptables instead: untracked traffic is not rewritten"
+_SHOWN: Final = 3  # how many clients are named
+
+
+@dataclass(slots=True)
+class _Stop:
+    """A rule that stops requests to an address, or the replies, and whose."""
+
+    met: Met
+    is_reply: bool
+    clients: list[str] = field(default_factory=list)
 
 
 def taken(view: View) -> Iterator[Finding]:
-    """Yield whether something else takes the traffic first: IPVS, or a rule in nat that redirects it."""
+    """Yield whether something else takes the traffic first: IPVS, or a rule that gives it another destination."""
     servers = proc.of_network("ip_vs", Path.read_text) or ""  # only if IPVS is loaded
     services = proc_formats.virtual_servers(servers)
     by_ipvs = [address for address in view.desired.addresses if (address.ip, view.port) in services]
@@ -46,105 +41,135 @@ def taken(view: View) -> Iterator[Finding]:
         found = f"IPVS takes traffic to {view.where(address)}: it is the address of a Service (kube-proxy in mode ipvs)"
         remedy = "choose an address that no Service uses; see: ipvsadm -Ln"
         yield Finding(Level.FAULT, found, remedy, facts=address.facts)
-    yield from _for_each_address(view, partial(_redirections, by_ipvs=by_ipvs))
+    for address, found_out in _for_each_address(view):
+        if isinstance(found_out, Finding):
+            yield found_out
+            continue
+        findings = [_redirection(view, address, found_out, stop) for stop in _stops(found_out, Effect.TAKE)]
+        findings += _perhaps_taken(view, address, found_out)
+        yield from findings
+        if not findings and address not in by_ipvs and not found_out.ruleset.unread:
+            yield Finding(Level.OK, f"neither a rule nor IPVS takes traffic to {view.where(address)}")
 
 
 def policies(view: View) -> Iterator[Finding]:
-    """Yield whether chains of other programs, before our rules, drop the traffic."""
-    yield from _for_each_address(view, _drops)
+    """Yield which rules drop the traffic, and whose, wherever they stand."""
+    for address, found_out in _for_each_address(view):
+        if isinstance(found_out, Finding):
+            yield found_out
+            continue
+        stops = list(_stops(found_out, Effect.DROP))
+        yield from filter(None, (_drop(view, address, found_out, stop) for stop in stops))
+        yield from _of_other_users(address, found_out)
+        yield from _perhaps_dropped(address, found_out)
+        for left_out in found_out.ruleset.unread:
+            yield Finding(Level.UNKNOWN, f"cannot tell whether other rules stop traffic of {address.ip}: {left_out}")
+        if found_out.left_out:
+            left = counted(found_out.left_out, "interface")
+            yield Finding(Level.UNKNOWN, f"not followed {NO_TIME}: traffic to {address.ip} from {left}")
+        if not stops and not found_out.ruleset.unread:
+            yield Finding(
+                Level.OK,
+                f"no rule drops traffic to or from {address.ip}, from {_list([each.name for each in found_out.clients])}",
+            )
 
 
-def _for_each_address(view: View, check: Callable[[View, Address], Iterator[Finding]]) -> Iterator[Finding]:
-    """Check one address after the other, as long as there is time."""
+def _for_each_address(view: View) -> Iterator[tuple[Address, Passages | Finding]]:
+    """Follow the traffic of one address after the other, as long as there is time."""
     addresses = view.desired.addresses
     for number, address in enumerate(addresses):
         subject = f"cannot tell what other programs' rules do to {address.ip}"
         if number and view.is_late():
             left = f"{address.ip}" + (f" and {len(addresses) - number - 1} more" if number + 1 < len(addresses) else "")
-            yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
+            yield address, Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
             return
         if not view.has_seen(address.ip.version):
-            yield Finding(Level.UNKNOWN, f"{subject}: the rules could not be listed, see above")
+            yield address, Finding(Level.UNKNOWN, f"{subject}: the rules could not be listed, see above")
             continue
         try:
-            yield from check(view, address)
+            yield address, passages(view, address)
         except SidecarError as error:
-            yield unknown(error, subject)
+            yield address, unknown(error, subject)
 
 
-def _redirections(view: View, address: Address, *, by_ipvs: Collection[Address]) -> Iterator[Finding]:
-    traffic = Traffic(address.cidr, view.port, inward=True, untracked=False)
-    starts = dict.fromkeys(("PREROUTING", "OUTPUT"), traffic)
-    listings, left_out = view.chains("nat", starts, address.ip.version, certain=False)
-    reported = set()
-    for start in starts:
-        found = way(listings, start, traffic)
-        certain, perhaps = found.certainly(_REDIRECTING), found.perhaps(_REDIRECTING)
-        if (met := certain or perhaps) and met.line not in reported:
-            reported.add(met.line)
-            yield _redirection(view, address, met, certain=bool(certain))
-    if left_out:
-        yield Finding(Level.UNKNOWN, f"cannot tell whether nat rules take traffic to {address.ip}: {left_out}")
-    elif not reported and address not in by_ipvs:
-        yield Finding(Level.OK, f"neither nat rules nor IPVS take traffic to {view.where(address)}")
+def _stops(found: Passages, effect: Effect) -> Iterable[_Stop]:
+    """Return the rules that certainly stop traffic in this way, each with the clients whose traffic it is."""
+    stops: dict[tuple[str, str, bool], _Stop] = {}
+    for client in found.clients:
+        for each, is_reply in ((client.request, False), (client.reply, True)):
+            met = each.stopped
+            if met and met.effect is effect:
+                stop = stops.setdefault((met.line, met.base.table, is_reply), _Stop(met, is_reply))
+                stop.clients.append(client.name)
+                break  # there is no reply to what does not arrive
+    return stops.values()
 
 
-def _redirection(view: View, address: Address, met: Met, *, certain: bool) -> Finding:
-    where = view.where(address)
-    facts: Facts = {"rule": met.line}
-    if view.is_untracked(address):
-        found = (
-            f"`{met.line}` in nat would take traffic to {where} without our NOTRACK rules: untracked traffic is not "
-            "rewritten"
-        )
-        return Finding(Level.NOTE, found)
-    level, verb = (Level.FAULT, "takes") if certain else (Level.WARNING, "may take")
-    found = f"`{met.line}` in nat {verb} traffic to {where}"
-    remedy = "" if view.desired.rules else "or run with --setup-iptables instead: untracked traffic is not rewritten"
+def _whose(found: Passages, stop: _Stop) -> str:
+    """Return whose traffic it is, if it is not everybody's."""
+    if len(stop.clients) == len(found.clients):
+        return ""
+    return f" {'to' if stop.is_reply else 'from'} {_list(stop.clients)}"
+
+
+def _list(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _redirection(view: View, address: Address, found: Passages, stop: _Stop) -> Finding:
+    """Return the finding that a rule gives requests another destination."""
+    met = stop.met
+    text = f"`{met.line}` in {place(met)} takes traffic to {view.where(address)}{_whose(found, stop)}"
+    remedy = _UNREWRITTEN if not view.desired.rules and met.base.is_nat else ""
     if owner := next((name for prefix, name in _OWNED.items() if met.chain.startswith(prefix)), None):
         remedy = f"choose an address and port that {owner} does not use; {remedy}".removesuffix("; ")
-        return Finding(level, found, remedy, facts=facts)
-    return Finding(level, found, remedy, _removal(view, address.ip.version, "nat", met), facts)
+        return Finding(Level.FAULT, text, remedy, facts={"rule": met.line})
+    return Finding(
+        Level.FAULT, text, remedy, opening(view, address, found.ruleset, met, is_reply=False), {"rule": met.line}
+    )
 
 
-def _drops(view: View, address: Address) -> Iterator[Finding]:
-    untracked = view.is_untracked(address)
-    is_dropped = False
-    unread = []
-    engines: set[str] = set()
-    for table, chains in _CHAINS.items():
-        starts = {
-            chain: Traffic(address.cidr, view.port, inward=chain in _INWARD, untracked=untracked and table != "raw")
-            for chain in chains
-        }
-        listings, left_out = view.chains(table, starts, address.ip.version, certain=True)
-        unread += [left_out] if left_out else []
-        for chain, traffic in starts.items():
-            if met := way(listings, chain, traffic).certainly(BLOCKING):
-                is_dropped = True
-                found = f"`{met.line}` in {table} drops traffic {'to' if traffic.inward else 'from'} {address.ip}"
-                ours = _our_rule(view, address, table, chain)
-                if not ours:
-                    yield _drop(view, address, table, met, found)
-                elif met.chain != chain or not _is_reported(view, ours):
-                    yield _drop_before(view, ours, met, found)
-        lines = [line for lines in listings.values() for line in lines]
-        engines |= {name for prefix, name in _POLICY_CHAINS.items() if any(f" {prefix}" in line for line in lines)}
-    for left_out in unread:
-        yield Finding(Level.UNKNOWN, f"cannot tell whether other chains drop traffic of {address.ip}: {left_out}")
-    if engines and untracked:
-        found = (
-            f"policy chains of {' and '.join(sorted(engines))}: rules that rely on connection tracking do not "
-            f"recognise replies from {address.ip}, as they are untracked"
-        )
-        yield Finding(Level.NOTE, found, "allow them by address and port")
-    elif not is_dropped and not unread:
-        yield Finding(Level.OK, f"no rule was found that drops traffic to or from {address.ip}")
+def _perhaps_taken(view: View, address: Address, found: Passages) -> Iterator[Finding]:
+    """Yield the rules that may give requests another destination, or would without our NOTRACK rules."""
+    where = view.where(address)
+    for met in _once(met for client in found.clients for met in client.request.doubts if met.effect is Effect.TAKE):
+        text = f"`{met.line}` in {place(met)} may take traffic to {where}"
+        commands = opening(view, address, found.ruleset, met, is_reply=False)
+        yield Finding(Level.WARNING, text, "" if view.desired.rules else _UNREWRITTEN, commands, {"rule": met.line})
+    for met in _once(client.rewritten for client in found.clients if client.rewritten):
+        text = f"`{met.line}` in {place(met)} would take traffic to {where} without our NOTRACK rules: untracked "
+        yield Finding(Level.NOTE, f"{text}traffic is not rewritten")
 
 
-def _our_rule(view: View, address: Address, table: str, chain: str) -> Rule | None:
-    """Return our rule that lets the traffic through a chain, if one is desired."""
-    ours = (rule for rule in view.desired.rules if table == "filter" and rule.place == (table, chain))
+def _drop(view: View, address: Address, found: Passages, stop: _Stop) -> Finding | None:
+    """Return the finding that a rule drops traffic; None if the check of our rules has it already."""
+    met, facts = stop.met, _facts(stop.met)
+    text = f"`{met.line}` in {place(met)} drops "
+    if stop.is_reply:
+        text += f"traffic from {address.ip}{_whose(found, stop)}"
+    else:
+        text += f"traffic to {address.ip}{_whose(found, stop)}"
+    if met.base.table != "filter":
+        remedy = "the program that set it may set it again: allow the address and port there"
+        return Finding(Level.FAULT, text, remedy, opening(view, address, found.ruleset, met, is_reply=False), facts)
+    ours = _our_rule(view, address, stop)
+    if not ours:
+        return Finding(Level.FAULT, text, "let it pass: --setup-iptables --rule-position=insert", facts=facts)
+    if met.chain == met.base.name and _is_reported(view, ours):
+        return None
+    is_there = view.observed().copies.get(ours)
+    action = MoveToFront(ours, met.line) if is_there else AddRule(ours, insert=True)
+    remedy = "or allow the address and port there, if the program that set it puts its rules in front again"
+    return Finding(
+        Level.FAULT, f"{text}, before our rule in {ours.chain} lets it pass", remedy, view.commands(action), facts
+    )
+
+
+def _our_rule(view: View, address: Address, stop: _Stop) -> Rule | None:
+    """Return our rule that lets the traffic through a base chain of filter, if one is desired."""
+    place = ("filter", stop.met.base.name)
+    ours = (rule for rule in view.desired.rules if rule.place == place)
     return next((rule for rule in ours if address.cidr in rule.match), None)
 
 
@@ -154,74 +179,32 @@ def _is_reported(view: View, rule: Rule) -> bool:
     return not view.observed().copies.get(rule) or (hindrance is not None and hindrance.certain)
 
 
-def _drop_before(view: View, ours: Rule, met: Met, found: str) -> Finding:
-    is_there = view.observed().copies.get(ours)
-    action = MoveToFront(ours, met.line) if is_there else AddRule(ours, insert=True)
-    remedy = "or allow the address and port there, if the program that set it puts its rules in front again"
-    text = f"{found}, before our rule in {ours.chain} lets it pass"
-    return Finding(Level.FAULT, text, remedy, view.commands(action), {"rule": met.line})
-
-
-def _drop(view: View, address: Address, table: str, met: Met, found: str) -> Finding:
-    facts: Facts = {"rule": met.line}
-    if table == "filter":
-        return Finding(Level.FAULT, found, "let it pass: --setup-iptables --rule-position=insert", facts=facts)
-    remedy = "the program that set it may set it again: allow the address and port there"
-    return Finding(Level.FAULT, found, remedy, _removal(view, address.ip.version, table, met), facts)
-
-
-def drops_replies_to_this_node(view: View, address: Address) -> Met | None:
-    """Return the rule that drops the replies to this node's own connections: they come in over lo, from the port."""
-    untracked = view.is_untracked(address)
-    traffic = Traffic(address.cidr, view.port, inward=False, untracked=untracked, interface=LOOPBACK)
-    listings, _ = view.chains("filter", {"INPUT": traffic}, address.ip.version, certain=True)
-    return way(listings, "INPUT", traffic).certainly(BLOCKING)
-
-
-def _removal(view: View, family: Family, table: str, met: Met) -> tuple[str, ...]:
-    """Return the command that removes a rule, or resets a chain's policy."""
-    verb, chain, *words = shlex.split(met.line)
-    if verb == "-P":
-        return (f"{view.backends[family].command} -t {table} -P {chain} ACCEPT",)
-    return view.commands(RemoveRule(Rule(family, table, chain, tuple(words)), 1))
-
-
-def conntrack(view: View) -> Iterator[Finding]:
-    """Yield whether connections to each address are in the kernel's table of tracked connections."""
-    try:
-        lines, complete = _connections(view)
-    except (OSError, CommandError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        yield Finding(Level.UNKNOWN, f"the tracked connections could not be listed: {reason}")
+def _of_other_users(address: Address, found: Passages) -> Iterator[Finding]:
+    """Yield the rules that drop traffic of processes of some users of this node."""
+    mine = found.clients[0]
+    if mine.request.stopped:
         return
-    for address in view.desired.addresses:
-        number = proc_formats.tracked(lines, address.ip, view.port)
-        where = view.where(address)
-        connections = counted(number, f"connection to {where} is", f"connections to {where} are")
-        facts = {**address.facts, "connections": number}
-        if number and view.desired.rules:
-            deletion = f"conntrack -D -p tcp -d {address.ip} --dport {view.port}"
-            found = f"{connections} tracked, though our rules should prevent that"
-            yield Finding(Level.WARNING, found, commands=(deletion,), facts=facts)
-        elif number:
-            yield Finding(Level.NOTE, f"{connections} tracked, as expected without --setup-iptables", facts=facts)
-        elif complete:
-            yield Finding(Level.OK, f"no connection to {where} is tracked")
-    if not complete:
-        yield Finding(Level.UNKNOWN, f"only the first {len(lines)} tracked connections were checked, {NO_TIME}")
+    for met in found.other_users.request.doubts:
+        if met.effect is Effect.DROP and met not in mine.request.doubts:
+            text = f"`{met.line}` in {place(met)} drops traffic to {address.ip} of some users of this node"
+            yield Finding(Level.WARNING, text, "allow the address and port before it", facts=_facts(met))
 
 
-def _connections(view: View) -> tuple[list[str], bool]:
-    """Return a line for each tracked connection, and whether these are all."""
-    with contextlib.suppress(FileNotFoundError):  # without the whole of /proc, the program conntrack knows
-        if listed := proc.of_network("nf_conntrack", proc.lines):
-            return listed
-    if is_installed("conntrack"):
-        argv = ("conntrack", "-L", "-p", "tcp")
-        result = view.run(*argv)
-        if result.exit:
-            raise CommandError(argv, "", f"exited with {result.exit}", result.stderr)
-        return result.stdout.splitlines(), True
-    if _SYSCTLS.is_dir() and not _COUNT.exists():
-        return [], True  # the kernel tracks nothing at all
-    raise OSError(0, "there is no /proc/net/nf_conntrack, and conntrack is not installed: apt-get install conntrack")
+def _perhaps_dropped(address: Address, found: Passages) -> Iterator[Finding]:
+    """Yield one note on all rules that may drop traffic, as far as can be seen from here."""
+    dropping = (Effect.DROP, Effect.UNKNOWN)
+    passing = [each for each in found.clients if not (each.request.stopped or each.reply.stopped)]
+    doubts = (met for each in passing for met in (*each.request.doubts, *each.reply.doubts))
+    if met := _once(met for met in doubts if met.effect in dropping):
+        others = f", and {counted(len(met) - 1, 'other rule')}" if len(met) > 1 else ""
+        text = f"`{met[0].line}` in {place(met[0])}{others} may drop traffic of {address.ip}"
+        yield Finding(Level.NOTE, f"{text}: that depends on more than can be seen here", facts=_facts(met[0]))
+
+
+def _once(found: Iterable[Met]) -> list[Met]:
+    """Return each rule once, in order."""
+    return list({(met.line, met.base.table): met for met in found}.values())
+
+
+def _facts(met: Met) -> Facts:
+    return {"rule": met.line, "table": met.base.table}

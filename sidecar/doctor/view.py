@@ -5,11 +5,8 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final, TypeVar, cast
 
-from sidecar.doctor.findings import counted
 from sidecar.doctor.probe import Answer
-from sidecar.errors import CommandError, NotSupported, OutputUnreadable, SidecarError, pasteable
-from sidecar.firewall.conditions import Traffic
-from sidecar.firewall.walk import jumps
+from sidecar.errors import CommandError, OutputUnreadable, SidecarError, pasteable
 from sidecar.node import iproute
 from sidecar.node.backends import Backend
 from sidecar.node.command import Command, Run
@@ -24,10 +21,6 @@ NO_TIME: Final = "for lack of time"  # why something was left out
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
-_Result = TypeVar("_Result")
-
-#: The rules of each chain; None: iptables cannot print them.
-_Listings = dict[str, tuple[str, ...] | None]
 
 
 class View:
@@ -52,9 +45,8 @@ class View:
         """What a connection to an address has brought; the check of that fills it in."""
         self._links: dict[str, tuple[Link, ...] | SidecarError] = {}
         self._seen: dict[Family, Seen | SidecarError] = {}
-        self._listings: dict[tuple[Family, str], _Listings] = {}
         self._walk_until: float | None = None
-        self._parsed: dict[tuple[str, ...], object] = {}  # what commands that look have printed
+        self._found: dict[Hashable, object] = {}
 
     def links(self) -> tuple[Link, ...]:
         """Return all interfaces; raise a SidecarError if they could not be listed."""
@@ -72,11 +64,15 @@ class View:
             return True
         return False
 
-    def parsed(self, argv: tuple[str, ...], parse: Callable[[str], _Result]) -> _Result:
+    def parsed(self, argv: tuple[str, ...], parse: Callable[[str], _Value]) -> _Value:
         """Return what a command that looks prints, parsed; raise a SidecarError if it fails."""
-        return cast("_Result", _once(self._parsed, argv, lambda: self._parse(argv, parse)))
+        return self.once(argv, lambda: self._parse(argv, parse))
 
-    def _parse(self, argv: tuple[str, ...], parse: Callable[[str], object]) -> object:
+    def once(self, key: Hashable, find_out: Callable[[], _Value]) -> _Value:
+        """Return what was found out the first time under this key; or raise the SidecarError that it then was."""
+        return cast("_Value", _once(self._found, key, find_out))
+
+    def _parse(self, argv: tuple[str, ...], parse: Callable[[str], _Value]) -> _Value:
         result = self.run(*argv)
         if result.exit:
             raise CommandError(argv, "", f"exited with {result.exit}", result.stderr)
@@ -118,7 +114,7 @@ class View:
         observed = self.observed()
         rules = [rule for rule in self.desired.rules if rule.table == "raw" and address.cidr in rule.match]
         idle = {rule for rule, hindrance in observed.hindrances.items() if hindrance.certain}
-        idle |= {rule for rule in rules if observed.isdormant(rule)}
+        idle |= {rule for rule in rules if observed.is_dormant(rule)}
         return bool(rules) and all(observed.copies.get(rule) and rule not in idle for rule in rules)
 
     def commands(self, *actions: Action) -> tuple[str, ...]:
@@ -137,19 +133,6 @@ class View:
         """Whether there is no time to read more chains of other programs; the time begins with the first question."""
         self._walk_until = self._walk_until or time.monotonic() + PATIENCE
         return time.monotonic() > self._walk_until
-
-    def listed(self, family: Family, table: str, chains: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Return the rules of those of the chains that iptables can print; each is read once."""
-        known = self._listings.setdefault((family, table), {})
-        if new := [chain for chain in chains if chain not in known]:
-            try:
-                listed = self.backends[family].listed([(table, chain) for chain in new])
-            except (CommandError, NotSupported) as error:  # it can print none of them
-                if error.transient:
-                    raise
-                listed = {}
-            known |= {chain: listed.get((table, chain)) for chain in new}
-        return {chain: lines for chain in chains if (lines := known[chain]) is not None}
 
 
 def _once(results: dict[_Key, _Value | SidecarError], key: _Key, observe: Callable[[], _Value]) -> _Value:

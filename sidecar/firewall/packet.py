@@ -76,7 +76,7 @@ def common(packets: Sequence[Packet]) -> Packet:
         for each in fields(Packet)
         if any(getattr(other, each.name) != getattr(first, each.name) for other in others)
     }
-    return replace(first, **{**differing, "mark": None, "state": None})
+    return replace(first, **{**differing, "mark": None, "state": None})  # type: ignore[arg-type]  # never the family
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Met:
     line: str
     effect: Effect
     certain: bool  # whether every packet that fits comes to its target
-    base: BaseChain[Any] | None = None  # the base chain by which it came here
+    base: BaseChain[Any]  # the base chain by which it came here
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def passage(chains: Sequence[BaseChain[Any]], journey: Journey, before: Passage 
                 packet = replace(packet, state=packet.state or tracked)
             if base.is_nat and packet.state != NEW:
                 continue
-            found = way(base.rules, base.name, packet, base)
+            found = way(base, packet)
             packet = found.packet
             if stopped := found.certainly(Effect.DROP) or found.certainly(Effect.TAKE):
                 return Passage(stopped, tuple(doubts), marks, packet.state)
@@ -88,13 +88,13 @@ def passage(chains: Sequence[BaseChain[Any]], journey: Journey, before: Passage 
     return Passage(None, tuple(doubts), marks, state)
 
 
-def way(rules: Rules[Any], start: str, packet: Packet, base: BaseChain[Any] | None = None) -> Way:
-    """Return what happens to a packet that enters the base chain `start`; nothing if its rules are not known.
+def way(base: BaseChain[Any], packet: Packet) -> Way:
+    """Return what happens to a packet that enters a base chain; nothing if its rules are not known.
 
     A jump to a chain whose rules are not known may end it.
     """
-    walk = _Walk(rules, packet, base)
-    met = tuple(walk.follow(start))
+    walk = _Walk(base, packet)
+    met = tuple(walk.follow(base.name))
     return Way(met, walk.ends, walk.packet)
 
 
@@ -117,9 +117,9 @@ class _Outcome(enum.Enum):
 
 
 class _Walk(Generic[_Rule]):
-    def __init__(self, rules: Rules[_Rule], packet: Packet, base: BaseChain[Any] | None) -> None:
-        self._rules = rules
+    def __init__(self, base: BaseChain[_Rule], packet: Packet) -> None:
         self._base = base
+        self._rules = base.rules
         self._left = MOST_RULES
         self.packet = packet  # as it is now; what may have changed is not known any more
         self.ends = False  # whether the way ends for every packet; known once it has been followed

@@ -188,9 +188,9 @@ class Backend:
             known = self._tables(self._family) if not tool.is_legacy() else self._candidates.tables("legacy")
             yield tool, frozenset(self._candidates.tables("nft") if known is None else known)
 
-    def listed(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
-        """Return the rules of these chains, as Iptables.listed does; their tables must exist."""
-        return self._settle([]).listed(chains)
+    def listed_if_possible(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
+        """Return the rules of those of the chains that iptables can print; their tables must exist."""
+        return self._settle([]).list_all(chains)[0]
 
     def listed_in_other(self, rules: Sequence[Rule]) -> tuple[Iptables, Mapping[Rule, int], int]:
         """Return the iptables of the backend that is not in use, our rules there, and the number of others."""

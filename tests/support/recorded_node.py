@@ -119,7 +119,10 @@ class RecordedNode:
 
     def view(self) -> View:
         families: list[Family] = sorted({address.ip.version for address in self.desired.addresses})
-        backends = {family: Backend(self.run, family, self.backend, 5.0, longest_look=1.0) for family in families}
+        backends = {
+            family: Backend(self.run, family, self.backend, 5.0, longest_look=1.0, tables=lambda _: frozenset(TABLES))
+            for family in families
+        }
         return View(self.desired, self.port, self.run, backends, warnings=self.warnings)
 
     def findings(self, *topics: str) -> list[Finding]:

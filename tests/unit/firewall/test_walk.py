@@ -8,7 +8,7 @@ import pytest
 from sidecar.firewall.iptables import IptablesRules
 from sidecar.firewall.packet import UNTRACKED, Hook, Packet, from_peer, from_this_node
 from sidecar.firewall.verdicts import BaseChain, Effect
-from sidecar.firewall.walk import Passage, jumps, passage, way
+from sidecar.firewall.walk import Passage, Way, jumps, passage, way
 
 ADDRESS, POD = IPv4Address("10.96.0.2"), IPv4Address("10.244.0.5")
 TRACKED = Packet(4, None, ADDRESS, None, 443)
@@ -22,6 +22,11 @@ def chains(*lines: str) -> IptablesRules:
     for line in lines:
         listed.setdefault(line.split()[1], []).append(line)
     return IptablesRules(listed)
+
+
+def followed(rules: IptablesRules, chain: str, packet: Packet) -> Way:
+    """Return what happens to a packet that enters a chain, as a base chain."""
+    return way(BaseChain(Hook.INPUT, 0, "filter", chain, rules), packet)
 
 
 KUBE_PROXY = chains(
@@ -47,11 +52,11 @@ KUBE_PROXY = chains(
 
 
 def test_a_service_takes_what_is_for_its_address_by_whichever_endpoint() -> None:
-    met = way(KUBE_PROXY, "PREROUTING", TRACKED).certainly(Effect.TAKE)
+    met = followed(KUBE_PROXY, "PREROUTING", TRACKED).certainly(Effect.TAKE)
     assert met
     assert met.line.endswith("10.0.0.6:6443")
     other = replace(TRACKED, destination=IPv4Address("10.96.0.3"))
-    assert way(KUBE_PROXY, "PREROUTING", other).perhaps(Effect.TAKE) is None
+    assert followed(KUBE_PROXY, "PREROUTING", other).perhaps(Effect.TAKE) is None
 
 
 def test_only_chains_that_a_packet_may_come_to_are_followed() -> None:
@@ -99,7 +104,7 @@ def test_chains_behind_a_certain_end_are_not_followed() -> None:
     ],
 )
 def test_what_becomes_of_it(lines: list[str], target: str | None, certain: bool) -> None:  # noqa: FBT001 - a table
-    met = [each for each in way(chains(*lines), "INPUT", IN).met if each.effect in (Effect.DROP, Effect.ACCEPT)]
+    met = [each for each in followed(chains(*lines), "INPUT", IN).met if each.effect in (Effect.DROP, Effect.ACCEPT)]
     if target is None:
         assert not any(each.certain for each in met)
     else:
@@ -108,31 +113,33 @@ def test_what_becomes_of_it(lines: list[str], target: str | None, certain: bool)
 
 def test_after_a_certain_end_nothing_is_met() -> None:
     line = "-A OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j ACCEPT"
-    found = way(chains(line, "-A OUTPUT -j DROP"), "OUTPUT", OUT)
+    found = followed(chains(line, "-A OUTPUT -j DROP"), "OUTPUT", OUT)
     assert [(each.line, each.certain) for each in found.met] == [(line, True)]
     assert found.certainly(Effect.DROP) is None
 
 
 def test_a_return_from_a_base_chain_leads_to_its_policy() -> None:
-    found = way(chains("-A INPUT -j RETURN", "-A INPUT -j ACCEPT", "-P INPUT DROP"), "INPUT", IN).certainly(Effect.DROP)
+    found = followed(chains("-A INPUT -j RETURN", "-A INPUT -j ACCEPT", "-P INPUT DROP"), "INPUT", IN).certainly(
+        Effect.DROP
+    )
     assert found
     assert found.line == "-P INPUT DROP"
 
 
 def test_a_state_that_is_not_known_decides_nothing() -> None:
     listed = chains("-A INPUT -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP")
-    assert way(listed, "INPUT", IN).certainly(Effect.DROP)
-    assert way(listed, "INPUT", TRACKED).certainly(Effect.DROP) is None
+    assert followed(listed, "INPUT", IN).certainly(Effect.DROP)
+    assert followed(listed, "INPUT", TRACKED).certainly(Effect.DROP) is None
 
 
 def test_very_many_rules_are_no_certainty() -> None:
     listed = chains(*["-A INPUT -p udp -j DROP"] * 20_001, "-A INPUT -j DROP")
-    assert way(listed, "INPUT", IN).certainly(Effect.DROP) is None
+    assert followed(listed, "INPUT", IN).certainly(Effect.DROP) is None
 
 
 def test_rules_for_other_addresses_are_quickly_passed() -> None:
     listed = chains(*["-A INPUT -d 10.97.0.1/32 -p tcp -j DROP"] * 20_001, "-A INPUT -j DROP")
-    assert way(listed, "INPUT", IN).certainly(Effect.DROP)
+    assert followed(listed, "INPUT", IN).certainly(Effect.DROP)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +147,10 @@ def test_rules_for_other_addresses_are_quickly_passed() -> None:
     [
         # As Calico does it: a mark says whether a policy has accepted.
         (["-A INPUT -j c", "-A INPUT -m mark --mark 0x1/0x1 -j ACCEPT", "-A c -j MARK --set-xmark 0x1/0x1"], False),
-        (["-A INPUT -j c", "-A INPUT -m mark --mark 0x1/0x1 -j ACCEPT", "-A c -p udp -j MARK --set-xmark 0x1/0x1"], True),
-        (["-A INPUT -j c", "-A INPUT -m mark --mark 0x1/0x1 -j ACCEPT", "-A c -m limit -j MARK --set-xmark 0x1/0x1"], None),
+        (["-A INPUT -j c", "-A INPUT -m mark --mark 0x1/0x1 -j ACCEPT", "-A c -p udp -j MARK --set-xmark 0x1/0x1"],
+         True),
+        (["-A INPUT -j c", "-A INPUT -m mark --mark 0x1/0x1 -j ACCEPT", "-A c -m limit -j MARK --set-xmark 0x1/0x1"],
+         None),
         (["-A INPUT -j c", "-A INPUT -m mark --mark 0x1/0x1 -j ACCEPT", "-A c -m limit -j RETURN",
           "-A c -j MARK --set-xmark 0x1/0x1"], None),
         (["-A INPUT -j c", "-A INPUT -m mark --mark 0x1/0x1 -j ACCEPT", "-A c -m limit -j d", "-A d -j DROP",
@@ -150,8 +159,8 @@ def test_rules_for_other_addresses_are_quickly_passed() -> None:
           "-A c -j DROP"], None),
     ],
 )  # fmt: skip
-def test_the_mark_is_known_as_far_as_the_way_is(lines: list[str], is_dropped: bool | None) -> None:
-    found = way(chains(*lines, "-P INPUT DROP"), "INPUT", replace(IN, mark=0))
+def test_the_mark_is_known_as_far_as_the_way_is(lines: list[str], is_dropped: bool | None) -> None:  # noqa: FBT001 - a table
+    found = followed(chains(*lines, "-P INPUT DROP"), "INPUT", replace(IN, mark=0))
     certain = [each for each in found.met if each.certain and each.effect in (Effect.DROP, Effect.ACCEPT)]
     assert [each.effect is Effect.DROP for each in certain] == ([] if is_dropped is None else [is_dropped])
 
