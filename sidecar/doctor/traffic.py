@@ -68,10 +68,8 @@ def policies(view: View) -> Iterator[Finding]:
             left = counted(found_out.left_out, "interface")
             yield Finding(Level.UNKNOWN, f"not followed {NO_TIME}: traffic to {address.ip} from {left}")
         if not stops and not found_out.ruleset.unread:
-            yield Finding(
-                Level.OK,
-                f"no rule drops traffic to or from {address.ip}, from {_list([each.name for each in found_out.clients])}",
-            )
+            clients = _list([client.name for client in found_out.clients])
+            yield Finding(Level.OK, f"no rule drops traffic between {clients} and {address.ip}")
 
 
 def _for_each_address(view: View) -> Iterator[tuple[Address, Passages | Finding]]:
@@ -138,8 +136,8 @@ def _perhaps_taken(view: View, address: Address, found: Passages) -> Iterator[Fi
         commands = opening(view, address, found.ruleset, met, is_reply=False)
         yield Finding(Level.WARNING, text, "" if view.desired.rules else _UNREWRITTEN, commands, {"rule": met.line})
     for met in _once(client.rewritten for client in found.clients if client.rewritten):
-        text = f"`{met.line}` in {place(met)} would take traffic to {where} without our NOTRACK rules: untracked "
-        yield Finding(Level.NOTE, f"{text}traffic is not rewritten")
+        text = f"`{met.line}` in {place(met)} would take traffic to {where} without our NOTRACK rules"
+        yield Finding(Level.NOTE, f"{text}: untracked traffic is not rewritten")
 
 
 def _drop(view: View, address: Address, found: Passages, stop: _Stop) -> Finding | None:

@@ -1,11 +1,11 @@
 """Reads what `nft --json list` prints into base chains, and judges their rules, for the walker.
 
 What is not understood matches perhaps. The elements of named sets and maps, which a terse listing leaves out, have to
-be asked for: walk, answer the questions in `Elements`, and walk again until there are none.
+be asked for: walk, answer the questions in `Elements`, and walk again until no answer is new.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +20,9 @@ from sidecar.state.model import Family
 #: Families of tables that see packets of an address family, and those that see both.
 _OWN: Final[dict[Family, str]] = {4: "ip", 6: "ip6"}
 _BOTH: Final = ("inet", "netdev")
+
+#: Hooks whose base chains are for some devices only.
+_OF_DEVICES: Final = (Hook.INGRESS.value, Hook.EGRESS.value)
 
 #: What names stand for in priorities (man nft, "standard priority names"); most releases print numbers.
 _PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
@@ -61,7 +64,7 @@ class NftRules:
     def of(self, chain: str) -> Sequence[NftRule] | None:
         rules = self._table.chains.get(chain)
         base = self._table.bases.get(chain, {})
-        if rules is None or self._table.family != "netdev" and base.get("hook") != "ingress":  # noqa: RUF021
+        if rules is None or base.get("hook") not in _OF_DEVICES:
             return rules
         return [_elsewhere(base), *rules]
 
@@ -74,6 +77,9 @@ class NftRules:
 
     def text(self, rule: NftRule) -> str:
         return rule.text
+
+    def texts(self) -> Iterator[str]:
+        return (rule.text for rules in self._table.chains.values() for rule in rules)
 
 
 def read(listing: str) -> list[NftTable]:
@@ -109,7 +115,7 @@ def base_chains(tables: Sequence[NftTable], family: Family, elements: Elements) 
 
     Raises ValueError for one whose priority cannot be read.
     """
-    found = []
+    found: list[BaseChain[NftRule]] = []
     for table in tables:
         if table.is_dormant or table.family not in (_OWN[family], *_BOTH):
             continue

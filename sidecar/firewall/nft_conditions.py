@@ -1,7 +1,7 @@
-"""Decides whether a condition of nft matches a packet, and what a map has for it; asks for elements of named sets."""
+"""Decides whether a condition of nft matches a packet, and what a map has for it."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,30 +18,25 @@ _HAS_OTHER_DESTINATION: Final = {"op": "in", "left": {"ct": {"key": "status"}}, 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whether a named set or map has an element; `nft get element` answers it."""
+    """Which elements a named set or map has; `nft list set` or `nft list map` answers it.
+
+    `nft get element` would not be quicker: it reads the elements of every set, too (nftables' src/cache.c).
+    """
 
     family: str  # as nft names it
     table: str
+    kind: str  # set or map
     name: str
-    element: str  # as nft spells it: `10.244.0.5 . tcp . 443`
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Whether there is such an element, and what a map has for it: a verdict or a value, as in nft's JSON."""
-
-    is_there: bool
-    data: Json = None
 
 
 @dataclass(slots=True)
 class Elements:
-    """What is known of elements that a terse listing leaves out, and what has to be asked."""
+    """The elements of sets and maps that a terse listing leaves out, as far as they are known."""
 
-    answers: dict[Question, Answer] = field(default_factory=dict)
+    answers: dict[Question, Sequence[Json]] = field(default_factory=dict)  # as in nft's JSON
     questions: set[Question] = field(default_factory=set)  # those without an answer that a judgement depended on
 
-    def ask(self, question: Question) -> Answer | None:
+    def ask(self, question: Question) -> Sequence[Json] | None:
         """Return the answer; None, and note the question, if there is none yet."""
         answer = self.answers.get(question)
         if answer is None:
@@ -61,24 +56,17 @@ class Sets:
 
     def has(self, reference: Json, key: Sequence[Value]) -> bool | None:
         """Whether a set, named or not, has an element for a key; None: that is not known."""
-        elements = self._known(reference)
-        if elements is None:
-            answer = self._asked(reference, key)
-            return None if answer is None else answer.is_there
-        found = {_is_element(each, key) for each in elements}
-        return True if True in found else None if None in found else False
+        elements = self._elements_of(reference, key)
+        return None if elements is None else _any(_is_element(each, key) for each in elements)
 
     def data(self, reference: Json, key: Sequence[Value]) -> list[tuple[Matches, Json]] | None:
         """Return what a map may have for a key; if it has something for certain, the last one matches ALL.
 
         None: nothing is known.
         """
-        elements = self._known(reference)
+        elements = self._elements_of(reference, key)
         if elements is None:
-            answer = self._asked(reference, key)
-            if answer is None:
-                return None
-            return [(Matches.ALL, answer.data)] if answer.is_there else []
+            return None
         perhaps: list[tuple[Matches, Json]] = []
         catchall: list[tuple[Matches, Json]] = []
         for each, data in elements:
@@ -90,28 +78,22 @@ class Sets:
                 perhaps.append((Matches.PERHAPS, data))
         return perhaps + catchall
 
-    def _known(self, reference: Json) -> Sequence[Json] | None:
-        """Return the elements of a set, as far as they are listed."""
+    def _elements_of(self, reference: Json, key: Sequence[Value]) -> Sequence[Json] | None:
+        """Return the elements of a set; None if they are not known, or if nothing of the key is."""
         match reference:
             case {"set": list(elements)} | list(elements):
                 return elements
             case {"set": element}:
                 return [element]
             case str() if reference.startswith("@"):
-                found: Sequence[Json] | None = self._listed[reference[1:]].get("elem")
-                return found
+                name = reference[1:]
+                listed: Sequence[Json] | None = self._listed[name].get("elem")
+                if listed is not None or all(each.data is None for each in key):
+                    return listed
+                kind = "map" if "map" in self._listed[name] else "set"
+                return self._elements.ask(Question(self._family, self._table, kind, name))
             case _:
                 raise ValueError
-
-    def _asked(self, reference: str, key: Sequence[Value]) -> Answer | None:
-        name = reference[1:]
-        parts = [None if each.data is None else each.kind.spelled(each.data) for each in key]
-        if None in parts:
-            return None
-        answer = self._elements.ask(Question(self._family, self._table, name, " . ".join(filter(None, parts))))
-        if answer and not answer.is_there:
-            return self._elements.ask(Question(self._family, self._table, name, CATCHALL))
-        return answer
 
 
 def holds(match: Json, packet: Packet, sets: Sets) -> Matches:  # noqa: PLR0911 - one for each operator
@@ -185,7 +167,7 @@ def _is_element(element: Json, key: Sequence[Value]) -> bool | None:
         return _is_value(plain, key[0])
     match plain:
         case {"concat": list(parts)} if len(parts) == len(key):
-            found = {_is_value(part, value) for part, value in zip(parts, key, strict=True)}
+            found = [_is_value(part, value) for part, value in zip(parts, key, strict=True)]
             return False if False in found else None if None in found else True
         case _:
             return None
@@ -205,8 +187,7 @@ def _is_value(literal: Json, value: Value) -> bool | None:  # noqa: PLR0911 - on
                 shift = value.kind.bits - length
                 return value.number is not None and value.number >> shift == value.kind.number(network) >> shift
             case {"set": list(elements)}:
-                found = {_is_value(_plain(each), value) for each in elements}
-                return True if True in found else None if None in found else False
+                return _any(_is_value(_plain(each), value) for each in elements)
             case str() if value.kind.is_text:
                 return _is_name(literal, str(value.data))
             case 0 | "0" if value.kind.is_text:  # no interface at all
@@ -216,6 +197,11 @@ def _is_value(literal: Json, value: Value) -> bool | None:  # noqa: PLR0911 - on
             case _:
                 return value.data == value.kind.value(literal)
     return None
+
+
+def _any(answers: Iterable[bool | None]) -> bool | None:
+    found = set(answers)
+    return True if True in found else None if None in found else False
 
 
 def _is_name(pattern: str, name: str) -> bool:

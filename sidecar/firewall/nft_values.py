@@ -53,14 +53,6 @@ class Kind:
             raise ValueError  # noqa: TRY004 - as for any other literal that has no number
         return found
 
-    def spelled(self, value: int | str) -> str | None:
-        """Return a value as nft reads it; None if it may take it for something else."""
-        if isinstance(value, str):
-            return f'"{value}"' if value and not set('"\\*') & set(value) else None
-        if self.ip_version:
-            return str(ip_address(value.to_bytes(self.bits // 8, "big")))
-        return next((name for name, number in self.names.items() if number == value), str(value))
-
 
 _NAME: Final = Kind(128, is_text=True)
 _ADDRESS: Final = {4: Kind(32, ip_version=4), 6: Kind(128, ip_version=6)}
