@@ -117,12 +117,16 @@ class PodNode:
     def sh(self, script: str, *flags: str) -> None:
         """Run a script on the node.
 
-        In it, $ipt and $ipt6 are the backend's, $other the other one's, $run the program with the flags, $in_pod what
-        runs a command in the pod's network.
+        In it, $ipt and $ipt6 are the backend's, $other the other one's, $run the program with the flags, $pod the
+        pod's process, $in_pod what runs a command in the pod's network.
         """
         other = "legacy" if self.backend == "nft" else "nft"
-        names = f"ipt=iptables-{self.backend}; ipt6=ip6tables-{self.backend}; other=iptables-{other}; "
-        names += f"in_pod='nsenter --target={self.pod.pid} --net'; run='{PROGRAM} {' '.join(flags)}'; set -e\n"
+        names = f"""
+ipt=iptables-{self.backend}; ipt6=ip6tables-{self.backend}; other=iptables-{other}
+run='{PROGRAM} {" ".join(flags)} --iptables-backend={self.backend}'
+pod={self.pod.pid}; in_pod="nsenter --target=$pod --net"
+set -e
+"""
         self.node.run("sh", "-c", names + script)
 
     def put_in_place(self, *flags: str) -> None:
