@@ -1,7 +1,7 @@
 """Reads what `nft --json list` prints into base chains, and judges their rules, for the walker.
 
 What is not understood matches perhaps. The elements of named sets and maps, which a terse listing leaves out, have to
-be asked for: walk, answer the questions in `Elements`, and walk again until no answer is new.
+be asked for: walk, answer the questions in `Elements`, and walk again until there are none.
 """
 
 import json
@@ -108,6 +108,18 @@ def read(listing: str) -> list[NftTable]:
     except MALFORMED as error:
         raise ValueError(f"this is no listing of nft: {error!r}") from error
     return list(tables.values())
+
+
+def read_elements(listing: str) -> Sequence[Json]:
+    """Return the elements in what `nft --json list set` (or map) prints. Raises ValueError if it cannot be read."""
+    try:
+        for each in json.loads(listing, strict=False)["nftables"]:
+            for kind in ("set", "map"):
+                if kind in each:
+                    return list(each[kind].get("elem", ()))
+    except MALFORMED as error:
+        raise ValueError(f"this is no listing of nft: {error!r}") from error
+    raise ValueError("it has no set")
 
 
 def base_chains(tables: Sequence[NftTable], family: Family, elements: Elements) -> list[BaseChain[NftRule]]:

@@ -33,15 +33,14 @@ class Question:
 class Elements:
     """The elements of sets and maps that a terse listing leaves out, as far as they are known."""
 
-    answers: dict[Question, Sequence[Json]] = field(default_factory=dict)  # as in nft's JSON
+    answers: dict[Question, Sequence[Json] | None] = field(default_factory=dict)  # None: they could not be read
     questions: set[Question] = field(default_factory=set)  # those without an answer that a judgement depended on
 
     def ask(self, question: Question) -> Sequence[Json] | None:
-        """Return the answer; None, and note the question, if there is none yet."""
-        answer = self.answers.get(question)
-        if answer is None:
+        """Return the elements, as in nft's JSON; None if they are not known. Without an answer, note the question."""
+        if question not in self.answers:
             self.questions.add(question)
-        return answer
+        return self.answers.get(question)
 
 
 class Sets:

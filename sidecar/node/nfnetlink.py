@@ -37,9 +37,13 @@ def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def dump(family: Family, kind: int, attributes: bytes = b"") -> list[bytes]:
-    """Return the payload of each message of an answer. Raises OSError if the kernel does not give all of it."""
-    return _ask(_message(_NFTABLES << 8 | kind, _DUMP, _PROTOCOLS[family], attributes))
+def dump(family: Family | None, kind: int, attributes: bytes = b"") -> list[bytes]:
+    """Return the payload of each message of an answer, of one family or of all.
+
+    Raises OSError if the kernel does not give all of it.
+    """
+    protocol = 0 if family is None else _PROTOCOLS[family]
+    return _ask(_message(_NFTABLES << 8 | kind, _DUMP, protocol, attributes))
 
 
 def ask(kind: int) -> list[bytes]:
