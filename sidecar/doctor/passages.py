@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import islice
 from typing import Final
@@ -18,6 +18,7 @@ from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
 from sidecar.firewall.packet import UNTRACKED, Hook, Journey, Packet, common, from_peer, from_this_node
 from sidecar.firewall.walk import Met, Passage, passage
+from sidecar.node.nft import NftProgram
 from sidecar.node.routes import IPNetwork
 from sidecar.state.model import Address, Family, IPAddress
 
@@ -25,6 +26,7 @@ THIS_NODE: Final = "this node"
 A_POD: Final = "pods"  # where no interface is known that has pods behind it
 
 _SEVERAL: Final = 8  # more interfaces than this are looked at together first
+_MOST_ROUNDS: Final = 3  # of questions for elements of sets: an answer may lead to a rule with another set
 _MOST_NAMED: Final = 16  # how many addresses behind an interface are looked at because a rule names them
 
 #: An address or a network in the text of a rule, of iptables or nft.
@@ -62,11 +64,24 @@ def passages(view: View, address: Address) -> Passages:
 
 
 def _passages(view: View, address: Address) -> Passages:
+    found = _followed(view, address)
+    for _ in range(_MOST_ROUNDS):
+        if not found.ruleset.elements.questions:
+            break
+        failures = NftProgram(view.run).answer(found.ruleset.elements, view.walk_until)
+        found = _followed(view, address)
+        unread = (*found.ruleset.unread, *(f"{name}: {error}" for name, error in failures.items()))
+        found = replace(found, ruleset=replace(found.ruleset, unread=unread))
+    return found
+
+
+def _followed(view: View, address: Address) -> Passages:
     ip, port = address.ip, view.port
     behind = _behind(view, ip.version)
     whole = [from_peer(ip, port, interface, None) for interface in behind] or [from_peer(ip, port, A_POD, None)]
     node = from_this_node(ip, port)
-    rules = ruleset.read(view, ip.version, {*_common([node]), *_common(whole)})
+    packets = {*_common([node]), *_common(whole)}
+    rules = view.once(("rules", address), lambda: ruleset.read(view, ip.version, packets))
     other_users = _client(THIS_NODE, rules, node)
     clients = [_client(THIS_NODE, rules, from_this_node(ip, port, os.geteuid()))]
     if not behind:

@@ -8,10 +8,15 @@ from sidecar.doctor.findings import counted
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import CommandError, NotSupported, SidecarError
 from sidecar.firewall.iptables import IptablesRules
+from sidecar.firewall.nft import NftTable, base_chains
+from sidecar.firewall.nft_conditions import Elements
 from sidecar.firewall.packet import Hook, Packet
 from sidecar.firewall.verdicts import BaseChain
 from sidecar.firewall.walk import jumps
+from sidecar.node import nft_tables
 from sidecar.node.iptables import Iptables
+from sidecar.node.nft import NftProgram
+from sidecar.node.programs import is_installed
 from sidecar.state.model import Chain, Family
 
 #: How many chains of other programs are read for one backend; a node can have tens of thousands.
@@ -34,7 +39,8 @@ class Ruleset:
 
     chains: tuple[BaseChain[Any], ...]
     tools: Mapping[str, Iptables]  # table, as the base chains name it → the iptables that has it
-    unread: tuple[str, ...] = ()  # what could not be read, and why
+    unread: tuple[str, ...]  # what could not be read, and why
+    elements: Elements  # of nft's sets, as far as they were asked for
 
 
 def read(view: View, family: Family, packets: Collection[tuple[Hook, Packet]]) -> Ruleset:
@@ -46,10 +52,10 @@ def read(view: View, family: Family, packets: Collection[tuple[Hook, Packet]]) -
     chains: list[BaseChain[Any]] = []
     tools: dict[str, Iptables] = {}
     unread: list[str] = []
-    for number, (tool, tables) in enumerate(view.backends[family].sources()):
+    for number, (tool, there) in enumerate(view.backends[family].sources()):
         reading = _Reading(view, tool, packets)
         try:
-            reading.read(tables - (frozenset() if tool.is_legacy() else view.dormant(family)))
+            reading.read(there - (frozenset() if tool.is_legacy() else view.dormant(family)))
         except SidecarError as error:
             if not number:  # the backend in use
                 raise
@@ -60,7 +66,30 @@ def read(view: View, family: Family, packets: Collection[tuple[Hook, Packet]]) -
             shown = f"{table} ({tool.command})" if number else table
             tools[shown] = tool
             chains += _base_chains(table, shown, rules)
-    return Ruleset(tuple(chains), tools, tuple(unread))
+    elements = view.once("elements of nft's sets", Elements)
+    tables, failures = view.once("nft's own tables", lambda: _native(view))
+    chains += base_chains(tables, family, elements)
+    return Ruleset(tuple(chains), tools, (*unread, *failures), elements)
+
+
+def _native(view: View) -> tuple[list[NftTable], list[str]]:
+    """Return nft's own tables, and why others could not be read."""
+    known = nft_tables.everywhere()
+    if known is not None and not any(_is_native(family, name) for family, name, _ in known):
+        return [], []
+    if not is_installed("nft"):
+        names = " and ".join(f"{family} {name}" for family, name, _ in known or () if _is_native(family, name))
+        return [], [f"nft is not installed, so the rules of table {names} cannot be read"] if names else []
+    try:
+        tables, failures = NftProgram(view.run).tables(view.walk_until)
+    except SidecarError as error:
+        return [], [str(error)]
+    return tables, [f"{name}: {error}" for name, error in failures.items()]
+
+
+def _is_native(family: str, name: str) -> bool:
+    """Whether a table may hold rules that iptables does not show."""
+    return family in ("inet", "netdev") or (family in ("ip", "ip6") and name not in _BASES)
 
 
 def _base_chains(table: str, shown: str, rules: IptablesRules) -> Iterator[BaseChain[str]]:

@@ -25,11 +25,11 @@ _SHOWN: Final = 3  # how many clients are named
 
 @dataclass(slots=True)
 class _Stop:
-    """A rule that stops requests to an address, or the replies, and whose."""
+    """A rule that stops requests to an address, or replies, or both; and whose."""
 
     met: Met
-    is_reply: bool
-    clients: list[str] = field(default_factory=list)
+    directions: dict[bool, None] = field(default_factory=dict)  # whether these are replies
+    clients: dict[str, None] = field(default_factory=dict)
 
 
 def taken(view: View) -> Iterator[Finding]:
@@ -92,22 +92,19 @@ def _for_each_address(view: View) -> Iterator[tuple[Address, Passages | Finding]
 
 def _stops(found: Passages, effect: Effect) -> Iterable[_Stop]:
     """Return the rules that certainly stop traffic in this way, each with the clients whose traffic it is."""
-    stops: dict[tuple[str, str, bool], _Stop] = {}
+    stops: dict[tuple[str, str], _Stop] = {}
     for client in found.clients:
         for each, is_reply in ((client.request, False), (client.reply, True)):
             met = each.stopped
             if met and met.effect is effect:
-                stop = stops.setdefault((met.line, met.base.table, is_reply), _Stop(met, is_reply))
-                stop.clients.append(client.name)
-                break  # there is no reply to what does not arrive
+                stop = stops.setdefault((met.line, met.base.table), _Stop(met))
+                stop.directions[is_reply] = stop.clients[client.name] = None
     return stops.values()
 
 
-def _whose(found: Passages, stop: _Stop) -> str:
+def _whose(found: Passages, stop: _Stop, word: str) -> str:
     """Return whose traffic it is, if it is not everybody's."""
-    if len(stop.clients) == len(found.clients):
-        return ""
-    return f" {'to' if stop.is_reply else 'from'} {_list(stop.clients)}"
+    return "" if len(stop.clients) == len(found.clients) else f" {word} {_list(list(stop.clients))}"
 
 
 def _list(names: Sequence[str]) -> str:
@@ -118,14 +115,13 @@ def _list(names: Sequence[str]) -> str:
 def _redirection(view: View, address: Address, found: Passages, stop: _Stop) -> Finding:
     """Return the finding that a rule gives requests another destination."""
     met = stop.met
-    text = f"`{met.line}` in {place(met)} takes traffic to {view.where(address)}{_whose(found, stop)}"
+    text = f"`{met.line}` in {place(met)} takes traffic to {view.where(address)}{_whose(found, stop, 'from')}"
     remedy = _UNREWRITTEN if not view.desired.rules and met.base.is_nat else ""
     if owner := next((name for prefix, name in _OWNED.items() if met.chain.startswith(prefix)), None):
         remedy = f"choose an address and port that {owner} does not use; {remedy}".removesuffix("; ")
         return Finding(Level.FAULT, text, remedy, facts={"rule": met.line})
-    return Finding(
-        Level.FAULT, text, remedy, opening(view, address, found.ruleset, met, is_reply=False), {"rule": met.line}
-    )
+    commands = opening(view, address, found.ruleset, met, is_reply=False)
+    return Finding(Level.FAULT, text, remedy, commands, _facts(met))
 
 
 def _perhaps_taken(view: View, address: Address, found: Passages) -> Iterator[Finding]:
@@ -142,32 +138,42 @@ def _perhaps_taken(view: View, address: Address, found: Passages) -> Iterator[Fi
 
 def _drop(view: View, address: Address, found: Passages, stop: _Stop) -> Finding | None:
     """Return the finding that a rule drops traffic; None if the check of our rules has it already."""
-    met, facts = stop.met, _facts(stop.met)
-    text = f"`{met.line}` in {place(met)} drops "
-    if stop.is_reply:
-        text += f"traffic from {address.ip}{_whose(found, stop)}"
-    else:
-        text += f"traffic to {address.ip}{_whose(found, stop)}"
-    if met.base.table != "filter":
-        remedy = "the program that set it may set it again: allow the address and port there"
-        return Finding(Level.FAULT, text, remedy, opening(view, address, found.ruleset, met, is_reply=False), facts)
-    ours = _our_rule(view, address, stop)
-    if not ours:
-        return Finding(Level.FAULT, text, "let it pass: --setup-iptables --rule-position=insert", facts=facts)
-    if met.chain == met.base.name and _is_reported(view, ours):
-        return None
-    is_there = view.observed().copies.get(ours)
-    action = MoveToFront(ours, met.line) if is_there else AddRule(ours, insert=True)
+    met, ours = stop.met, _our_rule(view, address, stop)
+    if ours and met.chain == met.base.name and _is_reported(view, ours):
+        del stop.directions[ours.match[0] == "-s"]
+        if not stop.directions:
+            return None
+        ours = None
+    ways: dict[tuple[bool, ...], tuple[str, str]] = {(False,): ("to", "from"), (True,): ("from", "to")}
+    way, whose = ways.get(tuple(stop.directions), ("to and from", "for"))
+    text = f"`{met.line}` in {place(met)} drops traffic {way} {address.ip}{_whose(found, stop, whose)}"
+    if not ours and _has_place_of_ours(stop) and not view.desired.rules:
+        remedy = "let it pass: --setup-iptables --rule-position=insert"
+        if met.base.name == "INPUT" and True in stop.directions:
+            remedy += "; and accept what comes in over lo"
+        return Finding(Level.FAULT, text, remedy, facts=_facts(met))
+    commands: list[str] = []
+    for is_reply in stop.directions:
+        if ours and (ours.match[0] == "-s") is is_reply:
+            text += f", before our rule in {ours.chain} lets it pass"
+            is_there = view.observed().copies.get(ours)
+            commands += view.commands(MoveToFront(ours, met.line) if is_there else AddRule(ours, insert=True))
+        else:
+            commands += opening(view, address, found.ruleset, met, is_reply=is_reply)
     remedy = "or allow the address and port there, if the program that set it puts its rules in front again"
-    return Finding(
-        Level.FAULT, f"{text}, before our rule in {ours.chain} lets it pass", remedy, view.commands(action), facts
-    )
+    return Finding(Level.FAULT, text, remedy, tuple(commands), _facts(met))
+
+
+def _has_place_of_ours(stop: _Stop) -> bool:
+    """Whether one of our rules would let this traffic pass there."""
+    base = stop.met.base
+    return base.table == "filter" and (base.name == "OUTPUT") in stop.directions
 
 
 def _our_rule(view: View, address: Address, stop: _Stop) -> Rule | None:
-    """Return our rule that lets the traffic through a base chain of filter, if one is desired."""
+    """Return our rule that lets the traffic pass there, if one is desired."""
     place = ("filter", stop.met.base.name)
-    ours = (rule for rule in view.desired.rules if rule.place == place)
+    ours = (rule for rule in view.desired.rules if rule.place == place and _has_place_of_ours(stop))
     return next((rule for rule in ours if address.cidr in rule.match), None)
 
 

@@ -129,10 +129,15 @@ class View:
             return self.backends[action.rule.family].commands(action)
         return [iproute.command(action)]
 
-    def is_late(self) -> bool:
-        """Whether there is no time to read more chains of other programs; the time begins with the first question."""
+    @property
+    def walk_until(self) -> float:
+        """Until when rules of other programs are read, on the monotonic clock; the time begins with the first use."""
         self._walk_until = self._walk_until or time.monotonic() + PATIENCE
-        return time.monotonic() > self._walk_until
+        return self._walk_until
+
+    def is_late(self) -> bool:
+        """Whether there is no time to read more rules of other programs."""
+        return time.monotonic() > self.walk_until
 
 
 def _once(results: dict[_Key, _Value | SidecarError], key: _Key, observe: Callable[[], _Value]) -> _Value:

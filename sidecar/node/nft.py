@@ -55,11 +55,11 @@ class NftProgram:
     """The program nft. Its answers are JSON."""
 
     def __init__(
-        self, run: Run, dormant: Callable[[], Collection[tuple[str, str]] | None] = nft_tables.all_dormant
+        self, run: Run, known: Callable[[], Collection[tuple[str, str, bool]] | None] = nft_tables.everywhere
     ) -> None:
-        """`dormant` returns family and name of the dormant tables; None: not known."""
+        """`known` returns the tables as the kernel tells, with whether they are dormant; None: not known."""
         self._run = run
-        self._dormant = dormant
+        self._known = known
 
     def tables(self, deadline: float) -> Listed:
         """Return the tables, with their rules, and why others could not be read.
@@ -78,10 +78,10 @@ class NftProgram:
                     failures[f"table {each.family} {each.name}"] = error
         for each in listed:
             each.bases = _own_base_chains(each)
-        dormant = self._dormant()
+        known = self._known()
         for each in listed:
-            if dormant is not None:
-                each.is_dormant = (each.family, each.name) in dormant
+            if known is not None:
+                each.is_dormant = (each.family, each.name, True) in known
         self._add_devices(listed)
         return listed, failures
 

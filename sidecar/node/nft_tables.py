@@ -43,5 +43,7 @@ def everywhere(family: Family | None = None) -> list[tuple[str, str, bool]] | No
 
 def _tables(family: Family | None) -> list[tuple[str, str, bool]]:
     return [
-        (_NAMES.get(payload[0], ""), *netlink.table(payload)) for payload in nfnetlink.dump(family, _GETTABLE) if payload
+        (_NAMES.get(payload[0], ""), *netlink.table(payload))
+        for payload in nfnetlink.dump(family, _GETTABLE)
+        if payload
     ]

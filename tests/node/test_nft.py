@@ -8,13 +8,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from sidecar.errors import CommandError, SidecarError
 from sidecar.firewall import nft
 from sidecar.firewall.nft_conditions import Elements
 from sidecar.firewall.packet import CLIENT_PORT, NEW, UNTRACKED, Hook, Packet, from_peer
 from sidecar.firewall.verdicts import Effect, Matches
-from sidecar.firewall.walk import Passage, passage
-from sidecar.node.command import Result
 from sidecar.node.nft import NftProgram
 from support.namespace import Namespace, NamespaceCommands
 
@@ -261,7 +258,7 @@ def connects(pod: Namespace, family: int, patience: float = 10) -> bool:
 
 
 def program(namespace: Namespace) -> NftProgram:
-    return NftProgram(NamespaceCommands(namespace).run, dormant=lambda: None)
+    return NftProgram(NamespaceCommands(namespace).run, known=lambda: None)
 
 
 def tables(namespace: Namespace) -> list[nft.NftTable]:
