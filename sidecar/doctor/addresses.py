@@ -1,21 +1,18 @@
-"""Checks of the interface, the addresses, and the routes to them."""
+"""Checks of the interface and the addresses."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from sidecar.doctor.findings import Finding, Level, counted
-from sidecar.doctor.view import NO_TIME, View
+from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.view import View
 from sidecar.errors import AddressUnusable
-from sidecar.node import iproute, proc_formats
 from sidecar.state import compare, inventory
 from sidecar.state.actions import AddAddress, CreateLink, DeprecateAddress, RemoveAddress, SetLinkUp
 from sidecar.state.inventory import State
-from sidecar.state.model import IPV4, IPV6, LOOPBACK, Address, AddressState, Facts, Link, LinkAddress
-from sidecar.state.plan import GLOBAL, creates_link, is_ours
-
-MOST_ADDRESSES: Final = 16  # how many routes are looked up, one by one; more would take too long
+from sidecar.state.model import IPV6, LOOPBACK, Address, AddressState, Facts, Link, LinkAddress
+from sidecar.state.plan import creates_link, is_ours
 
 #: Programs that manage interfaces, where they keep a file for each by its index, and what it says if they do.
 _MANAGERS: Final = (
@@ -105,7 +102,7 @@ def _missing(view: View, address: Address) -> Finding:
 
 
 def _unusable(view: View, address: Address, held: LinkAddress) -> Finding:
-    again = _added_again(view, address)
+    again = added_again(view, address)
     if held.state is AddressState.DUPLICATE:
         found = f"another host on the link has {address} (dadfailed): it is not used here"
         return Finding(Level.FAULT, found, "remove it on the other host first", again, address.facts)
@@ -118,69 +115,10 @@ def _usable(view: View, address: Address, held: LinkAddress) -> Finding:
         return Finding(Level.NOTE, compare.taken_as_it_is(held, address.interface), facts=address.facts)
     if not compare.has_scope(view.desired, held):
         found = f"{address} has scope {held.scope} instead of {view.desired.scope}"
-        return Finding(Level.WARNING, found, commands=_added_again(view, address), facts=address.facts)
+        return Finding(Level.WARNING, found, commands=added_again(view, address), facts=address.facts)
     return Finding(Level.OK, f"{address}, scope {held.scope}", facts=address.facts)
 
 
-def _added_again(view: View, address: Address) -> tuple[str, ...]:
+def added_again(view: View, address: Address) -> tuple[str, ...]:
+    """Return the commands that remove an address, and add it as it should be."""
     return view.commands(RemoveAddress(address), AddAddress(address, view.desired.scope))
-
-
-def route(view: View) -> Iterator[Finding]:
-    """Yield whether packets to each address stay on this node, and which others leave it with one as their source."""
-    present = [
-        each
-        for each in view.desired.addresses
-        if any(found.state is AddressState.USABLE for _, found in view.places(each))
-    ]
-    for each in present[:MOST_ADDRESSES]:
-        result = view.run(iproute.COMMAND, "-json", "route", "get", str(each.ip))
-        if result.exit:
-            reason = result.stderr.strip().splitlines()
-            found, kind = f"{each.ip} cannot be reached: {reason[0] if reason else ''}", ""
-        else:
-            kind, leads = proc_formats.route(result.stdout)
-            found = f"{each.ip} does not stay on this node: {kind} {leads}"
-        if kind == "local":
-            yield Finding(Level.OK, f"{each.ip} is local")
-        else:
-            remedy = f"if that does not help, see: ip -{each.ip.version} route show table all {each.ip}"
-            yield Finding(Level.FAULT, found, remedy, _detour(view, each), each.facts)
-    if len(present) > MOST_ADDRESSES:
-        left = counted(len(present) - MOST_ADDRESSES, "more address", "more addresses")
-        yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
-    yield from _sources(view)
-
-
-def _sources(view: View) -> Iterator[Finding]:
-    """Yield for which destinations the kernel chooses one of the addresses as the source; every node has them."""
-    # The kernel never chooses an IPv4 address with scope host, but IPv6 has no such scope.
-    eligible = {
-        str(each.ip): each
-        for each in view.desired.addresses
-        if any(each.ip.version == IPV6 or found.scope == GLOBAL for _, found in view.places(each))
-    }
-    for family in sorted({each.ip.version for each in eligible.values()}):
-        routes = view.run(iproute.COMMAND, f"-{family}", "-json", "route", "show").stdout
-        for destination in proc_formats.destinations(routes, family)[:MOST_ADDRESSES]:
-            result = view.run(iproute.COMMAND, "-json", "route", "get", destination)
-            chosen = None if result.exit else eligible.get(proc_formats.source(result.stdout))
-            if chosen:
-                found = f"the source address for {destination} is {chosen.ip} (ip route get {destination})"
-                other = ", or set --address-scope=host" if family == IPV4 else ""
-                remedy = f"replies do not come back to this node: give the route another source (`src`){other}"
-                yield Finding(Level.WARNING, found, remedy, facts=chosen.facts)
-
-
-def _detour(view: View, address: Address) -> tuple[str, ...]:
-    """Return commands that remove the routing rules before the table local, or else commands that repair that table."""
-    family = f"-{address.ip.version}"
-    result = view.run(iproute.COMMAND, family, "-json", "rule", "show")
-    with contextlib.suppress(ValueError):
-        if before := proc_formats.rules_before_local(result.stdout, address.ip):
-            return tuple(f"ip {family} rule delete priority {rule.priority} {rule.text}" for rule in before)
-    # The kernel routes an address that is added; a route of another kind to it would come first all the same.
-    shown = view.run(iproute.COMMAND, family, "-json", "route", "show", "table", "local", "exact", address.cidr)
-    kinds = proc_formats.routes_that_are_not_local(shown.stdout)
-    deletions = (f"ip {family} route delete {kind} {address.cidr} table local" for kind in kinds)
-    return (*deletions, *_added_again(view, address))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, TypeAlias
 
-from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, rules, traffic
+from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, routes, rules, traffic
 from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
@@ -29,7 +29,7 @@ CHECKS: Final[dict[str, Check]] = {
     "kernel": node.kernel_support,
     "interface": addresses.interface,
     "address": addresses.address,
-    "route": addresses.route,
+    "route": routes.route,
     "rules": rules.rules,
     "taken": traffic.taken,
     "policies": traffic.policies,

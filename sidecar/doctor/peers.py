@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.view import View
 from sidecar.node import iproute, routes
-from sidecar.node.routes import UNICAST, IPNetwork, Route
+from sidecar.node.routes import DEAD, UNICAST, IPNetwork, Route
 from sidecar.state.model import Family, IPAddress
 
 #: Kinds of links that have pods behind them (`ip -details link show`).
 _KINDS: Final = frozenset(("veth", "bridge", "netkit", "openvswitch", "ipvlan", "macvlan"))
+
+_OF_ONE_POD: Final = frozenset(("veth", "netkit"))  # kinds that are one pod's, and have no network of their own
 
 _MOST_TRIED: Final = 64  # addresses of a network that are tried, until one is found that is not this node's
 
@@ -29,18 +32,73 @@ class Peer:
 
 
 def peers(view: View, family: Family) -> list[Peer]:
-    """Return one address behind each interface that may have pods behind it."""
+    """Return one address behind each interface that may have pods behind it; or those that --from names."""
+    if view.origins:
+        return [peer for ip in view.origins if ip.version == family and (peer := _behind(view, ip))]
     own = _own_addresses(view)
     every = all_routes(view, family)
     neighbours = all_neighbours(view, family)
+    routed = networks(view, family)
     found = []
-    for interface, behind in networks(view, family).items():
+    for interface, behind in routed.items():
         known = [ip for name, ip in neighbours if name == interface]
         for ip in _candidates(behind, known):
             if ip not in own and not _leads_elsewhere(every, interface, ip):
                 found.append(Peer(interface, ip))
                 break
+    links = _possible(view, family, _OF_ONE_POD) - routed.keys()
+    unrouted = {name: ip for name, ip in neighbours if name in links and ip not in own and not ip.is_link_local}
+    return [*found, *(Peer(interface, ip) for interface, ip in unrouted.items())]
+
+
+def cut_off(view: View, family: Family) -> list[Peer]:
+    """Return addresses of networks behind an interface to which a narrower route says that nobody is there."""
+    if view.origins:
+        return []
+    neighbours = all_neighbours(view, family)
+    found = []
+    for interface, behind in networks(view, family).items():
+        for dead in all_routes(view, family):
+            first, length = dead.network[0], dead.network.prefixlen
+            if dead.kind in DEAD and any(first in each and length > each.prefixlen for each in behind):
+                ips = [ip for name, ip in neighbours if name == interface and ip in dead.network]
+                ips += [first] if dead.network.num_addresses == 1 else []
+                found += [Peer(interface, ip) for ip in ips[:1]]
     return found
+
+
+def origins(view: View, family: Family) -> Iterator[Finding]:
+    """Yield what the kernel says of the addresses that --from names, unless pods may have them."""
+    for ip in view.origins:
+        if ip.version != family:
+            continue
+        peer = _behind(view, ip)
+        if ip in _own_addresses(view):
+            yield Finding(Level.NOTE, f"--from={ip} is an address of this node, not of a pod")
+        elif peer is None:
+            commands = f"ip route get {ip}; ip route show table all"
+            yield Finding(Level.FAULT, f"--from={ip}: there is no route to it", f"see: {commands}")
+        elif peer.interface not in _possible(view, family, _KINDS):
+            yield Finding(Level.NOTE, f"--from={ip} is not a pod of this node: {peer.interface} leads to it")
+
+
+def _behind(view: View, ip: IPAddress) -> Peer | None:
+    """Return the interface that an address is behind, as far as is known; None: it is this node's, or nowhere."""
+    family = ip.version
+    if ip in _own_addresses(view):
+        return None
+    routed = [
+        (each.prefixlen, name) for name, behind in networks(view, family).items() for each in behind if ip in each
+    ]
+    links = _possible(view, family, _OF_ONE_POD)
+    seen = [name for name, neighbour in all_neighbours(view, family) if neighbour == ip and name in links]
+    if routed or seen:
+        return Peer(max(routed)[1] if routed else seen[0], ip)
+    shown = view.run(iproute.COMMAND, "-json", "route", "get", str(ip))
+    if shown.exit:
+        return None
+    (leads,) = routes.leads(1, shown.stdout, "")
+    return Peer(leads.interface, ip) if leads.kind == UNICAST else None
 
 
 def _candidates(behind: Sequence[IPNetwork], known: Sequence[IPAddress]) -> Iterator[IPAddress]:
@@ -56,14 +114,20 @@ def _candidates(behind: Sequence[IPNetwork], known: Sequence[IPAddress]) -> Iter
 def networks(view: View, family: Family) -> Mapping[str, tuple[IPNetwork, ...]]:
     """Return what is routed to each interface that may have pods behind it."""
     every = all_routes(view, family)
-    uplinks = {each.interface for each in every if each.network.prefixlen <= 1}  # a default route can be two halves
-    possible = {link.name for link in view.links() if link.is_up and link.kind in _KINDS} - uplinks
+    possible = _possible(view, family, _KINDS)
     own = _own_addresses(view)
     found: defaultdict[str, list[IPNetwork]] = defaultdict(list)
     for each in every:
         if each.interface in possible and _has_pods(each, own) and each.network not in found[each.interface]:
             found[each.interface].append(each.network)
     return {interface: tuple(behind) for interface, behind in found.items() if behind}
+
+
+def _possible(view: View, family: Family, kinds: frozenset[str]) -> set[str]:
+    """Return the interfaces of these kinds that are no uplinks."""
+    # A default route can be two halves.
+    uplinks = {each.interface for each in all_routes(view, family) if each.network.prefixlen <= 1}
+    return {link.name for link in view.links() if link.is_up and link.kind in kinds} - uplinks
 
 
 def _has_pods(route: Route, own: frozenset[IPAddress]) -> bool:

@@ -13,7 +13,7 @@ from sidecar.node.command import Command, Run
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables_looks import Seen
 from sidecar.state.actions import Action, RuleAction
-from sidecar.state.model import Address, Desired, Family, Link, LinkAddress, Observed, socket_name
+from sidecar.state.model import Address, Desired, Family, IPAddress, Link, LinkAddress, Observed, socket_name
 from sidecar.text import quoted
 
 PATIENCE: Final = 0.8  # seconds after which no more chains of other programs are read, for whichever address
@@ -40,6 +40,7 @@ class View:
         self.run = run
         self.backends = backends
         self.warnings = warnings
+        self.origins: Sequence[IPAddress] = ()  # the pods' addresses to look from; empty: those that can be found
         self.listening: list[Address] = []  # the addresses on which something listens; the check of that fills it in
         self.answers = dict[Address, Answer]()
         """What a connection to an address has brought; the check of that fills it in."""

@@ -1,4 +1,4 @@
-"""Parses files of /proc/net, /proc/locks and the output of `ip route` and `ip rule`. Pure, no I/O."""
+"""Parses files of /proc/net, /proc/locks and the output of `ip route`. Pure, no I/O."""
 
 import ipaddress
 import json
@@ -42,14 +42,6 @@ class Listener:
     ip: IPAddress
     port: int
     inode: int
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRule:
-    """A line of `ip rule`: its priority and its text."""
-
-    priority: int
-    text: str
 
 
 def held_locks(text: str) -> Iterator[Lock]:
@@ -132,30 +124,6 @@ def source(text: str) -> str:
     """Parse `ip -json route get`: the source address of packets that leave this node, or an empty text."""
     shown = _objects(text)[0]
     return "" if shown.get("type") == "local" else str(shown.get("prefsrc", ""))
-
-
-def routes_that_are_not_local(text: str) -> tuple[str, ...]:
-    """Parse `ip -json route show` for the table local: the types of the routes that do not lead to this node."""
-    return tuple(each["type"] for each in _several(text) if each.get("type", "local") != "local")
-
-
-def rules_before_local(text: str, ip: IPAddress) -> tuple[PolicyRule, ...]:
-    """Parse `ip -json rule show`: the rules for all traffic to `ip` that come before the lookup in the table local.
-
-    Rules for only some of the traffic, for example by mark or interface, are left out: network plugins add such rules.
-    """
-    found: list[PolicyRule] = []
-    for shown in _objects(text):
-        if shown.get("table") == "local" and not shown.keys() & {"dst", *_FOR_SOME}:
-            break
-        to = f"{shown['dst']}/{shown.get('dstlen', ip.max_prefixlen)}" if "dst" in shown else ""
-        if shown.get("src") == "all" and not shown.keys() & _FOR_SOME and (not to or ip in ipaddress.ip_network(to)):
-            words = ["from all", *([f"to {to}"] if to else []), f"lookup {shown.get('table', '')}"]
-            found.append(PolicyRule(int(shown["priority"]), " ".join(words)))
-    return tuple(found)
-
-
-_FOR_SOME: Final = frozenset(("fwmark", "iif", "oif", "not", "tos", "ipproto", "sport", "dport", "uid_start", "tun_id"))
 
 
 def _several(text: str) -> list[dict[str, Any]]:

@@ -285,6 +285,7 @@ def _answers() -> Iterator[tuple[str, Result]]:
     for family in (4, 6):
         yield f"ip -{family} -json -N route show table all", ok("[ ]")
         yield f"ip -{family} -json neighbour show", ok("[ ]")
+        yield f"ip -{family} -json -N rule show", ok('[{"priority":0,"src":"all","table":"255"}]')
     yield "nft list tables", ok("table ip raw\ntable ip filter\ntable ip6 raw\ntable ip6 filter\n")
 
 

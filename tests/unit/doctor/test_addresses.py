@@ -1,6 +1,5 @@
-"""The checks of the interface, the addresses and their routes, on recorded answers."""
+"""The checks of the interface and the addresses, on recorded answers."""
 
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,9 @@ from pytest_mock import MockerFixture
 
 from sidecar.doctor.findings import Level
 from sidecar.errors import AddressUnusable
-from sidecar.node.command import Result
 from sidecar.state.desired import desired
-from support.findings import finding
 from support.namespace import IPV4
-from support.recorded_node import BOTH, NO_RULES, ONLY_IPV6, UNREACHABLE, Change, RecordedNode, ok
+from support.recorded_node import BOTH, ONLY_IPV6, Change, RecordedNode
 
 OK, NOTE, WARNING, FAULT, UNKNOWN = Level.OK, Level.NOTE, Level.WARNING, Level.FAULT, Level.UNKNOWN
 
@@ -149,97 +146,3 @@ def test_address(node: RecordedNode, change: Change, expected: list[tuple[Level,
 def test_the_facts_of_an_address(node: RecordedNode, cidrs: list[str], interface: str) -> None:
     show(node.set(desired=desired([IPV4], interface=interface, port=443)), *cidrs, link=interface)
     assert node.findings("address")[0].facts == {"address": CIDR, "interface": interface}
-
-
-LOCAL_FIRST = '[{"priority":0,"src":"all","table":"local"},{"priority":32766,"src":"all","table":"main"}]'
-LOCAL_LATER = (
-    '[{"priority":50,"src":"all","dst":"10.96.0.2","table":"77"},{"priority":60,"src":"all","fwmark":"0x1",'
-    '"table":"78"},{"priority":100,"src":"all","table":"local"},{"priority":32766,"src":"all","table":"main"}]'
-)
-LEADS_AWAY = '[{"dst":"10.96.0.2","dev":"link0","table":"77","flags":[],"uid":0,"cache":[]}]'
-UNICAST6 = (
-    '[{"dst":"fd00:10:96::2","from":"::","dev":"lo","protocol":"kernel","prefsrc":"fd00:10:96::2","metric":256,'
-    '"flags":[],"pref":"medium"}]'
-)
-
-
-def routes(family: int, get: Result, rules: str, table: str = "[]") -> Change:
-    """Return what lets the kernel have these routes and rules for the address of a family."""
-    desired, cidr = (ONLY_IPV6, CIDR6) if family == 6 else (NO_RULES, CIDR)
-    answers = {
-        f"ip -json route get {desired.addresses[0].ip}": get,
-        f"ip -{family} -json rule show": ok(rules),
-        f"ip -{family} -json route show table local exact {cidr}": ok(table),
-    }
-    return lambda node: node.set(desired=desired).answers.update(answers)
-
-
-NOT_REACHED = "10.96.0.2 cannot be reached: RTNETLINK answers: "
-
-
-@pytest.mark.parametrize(
-    ("change", "found", "commands"),
-    [
-        (routes(4, ok(LEADS_AWAY), LOCAL_LATER), "10.96.0.2 does not stay on this node: unicast dev link0 table 77",
-         ("ip -4 rule delete priority 50 from all to 10.96.0.2/32 lookup 77",)),
-        (routes(4, UNREACHABLE, LOCAL_FIRST), f"{NOT_REACHED}Network is unreachable", (DELETE, ADD)),
-        (routes(4, Result(2, "", "RTNETLINK answers: Invalid argument\n"), LOCAL_FIRST,
-                '[{"type":"blackhole","dst":"10.96.0.2","flags":[]}]'),
-         f"{NOT_REACHED}Invalid argument", (f"ip -4 route delete blackhole {CIDR} table local", DELETE, ADD)),
-        (routes(6, ok(UNICAST6), LOCAL_FIRST), "fd00:10:96::2 does not stay on this node: unicast dev lo",
-         (DELETE6, ADD6)),
-        (routes(4, UNREACHABLE, "", ""), f"{NOT_REACHED}Network is unreachable", (DELETE, ADD)),
-    ],
-)  # fmt: skip
-def test_a_route_that_leads_elsewhere(
-    node: RecordedNode, change: Change, found: str, commands: tuple[str, ...]
-) -> None:
-    change(node)
-    (address,) = node.desired.addresses
-    remedy = f"if that does not help, see: ip -{address.ip.version} route show table all {address.ip}"
-    assert node.findings("route") == [finding(FAULT, "route", found, remedy, commands, address.facts)]
-
-
-def test_a_route_that_stays_on_this_node(node: RecordedNode) -> None:
-    node.desired = BOTH
-    assert node.texts("route") == ["ok: 10.96.0.2 is local", "ok: fd00:10:96::2 is local"]
-
-
-@pytest.mark.parametrize("change", [show, lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, tentative=True)])
-def test_there_is_no_route_to_an_address_that_cannot_be_used(node: RecordedNode, change: Change) -> None:
-    change(node)
-    assert node.texts("route") == []  # what is wrong is told of the address
-
-
-def test_of_very_many_addresses_some_routes_are_left_out(node: RecordedNode) -> None:
-    ips = [ip_address(f"10.96.1.{number}") for number in range(18)]
-    node.desired = desired(ips, interface="lo", port=443)
-    show(node, *(f"{ip}/32" for ip in ips))
-    node.answers |= {f"ip -json route get {ip}": ok('[{"type":"local","dev":"lo"}]') for ip in ips}
-    told = node.texts("route")
-    assert told[15:] == ["ok: 10.96.1.15 is local", "unknown: not checked for lack of time: 2 more addresses"]
-
-
-ROUTES = (
-    '[{"dst":"default","gateway":"192.168.7.1","dev":"up0","flags":[]},'
-    '{"dst":"192.168.7.0/24","dev":"up0","protocol":"kernel","scope":"link","prefsrc":"192.168.7.2","flags":[]},'
-    '{"dst":"10.244.0.5","dev":"cali0","scope":"link","flags":[]},'
-    '{"dst":"10.244.0.6","dev":"cali0","scope":"link","flags":[]},'
-    '{"type":"blackhole","dst":"10.9.0.0/16","flags":[]}]'
-)
-
-
-def test_destinations_that_are_reached_from_one_of_the_addresses(node: RecordedNode) -> None:
-    node.desired = desired([IPV4], interface="lo", port=443, scope="global")
-    show(node, CIDR, scope="global")
-    node.answers |= {
-        "ip -4 -json route show": ok(ROUTES),
-        "ip -json route get 192.0.2.1": ok('[{"dst":"192.0.2.1","gateway":"192.168.7.1","prefsrc":"192.168.7.2"}]'),
-        "ip -json route get 10.244.0.5": ok('[{"dst":"10.244.0.5","dev":"cali0","prefsrc":"10.96.0.2"}]'),
-    }
-    assert node.texts("route") == [
-        "ok: 10.96.0.2 is local",
-        "warning: the source address for 10.244.0.5 is 10.96.0.2 (ip route get 10.244.0.5)",
-    ]
-    show(node, CIDR, scope="host")
-    assert node.texts("route") == ["ok: 10.96.0.2 is local"]

@@ -8,12 +8,9 @@ import pytest
 from sidecar.node.proc_formats import (
     Listener,
     Lock,
-    PolicyRule,
     held_locks,
     listeners,
     route,
-    routes_that_are_not_local,
-    rules_before_local,
     tracked,
     virtual_servers,
 )
@@ -75,32 +72,7 @@ def test_routes() -> None:
     assert route(caught) == ("unicast", "via 192.0.2.1 dev eth0 table 100")
 
 
-def test_policy_rules_before_local_that_are_for_all_that_goes_to_the_address() -> None:
-    text = (
-        '[{"priority":5,"src":"all","fwmark":"0x200","fwmask":"0xf00","table":"2004"},'
-        '{"priority":10,"src":"all","dst":"10.96.0.2","table":"100"},'
-        '{"priority":11,"src":"all","dst":"10.96.0.0","dstlen":16,"table":"101"},'
-        '{"priority":12,"src":"all","dst":"10.97.0.0","dstlen":16,"table":"102"},'
-        '{"priority":20,"src":"10.0.0.0","srclen":8,"table":"200"},{"priority":30,"src":"all","table":"300"},'
-        '{"priority":100,"src":"all","table":"local"},{"priority":32766,"src":"all","table":"main"}]'
-    )
-    assert rules_before_local(text, IPV4) == (
-        PolicyRule(10, "from all to 10.96.0.2/32 lookup 100"),
-        PolicyRule(11, "from all to 10.96.0.0/16 lookup 101"),
-        PolicyRule(30, "from all lookup 300"),
-    )
-    assert rules_before_local('[{"priority":0,"src":"all","table":"local"}]', IPV4) == ()
-
-
 @pytest.mark.parametrize("text", ["", "[]", "[{}]", "{", "[1]", "null"])
 def test_what_ip_does_not_print(text: str) -> None:
     with pytest.raises(ValueError, match="not the output of"):
         route(text)
-    with pytest.raises(ValueError, match="not the output of"):
-        rules_before_local(text, IPV4)
-
-
-def test_routes_that_are_not_local() -> None:
-    text = '[{"type":"blackhole","dst":"10.96.0.2","flags":[]},{"type":"local","dst":"10.96.0.2","dev":"lo"}]'
-    assert routes_that_are_not_local(text) == ("blackhole",)
-    assert routes_that_are_not_local("") == ()

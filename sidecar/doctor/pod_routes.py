@@ -1,0 +1,173 @@
+"""Asks the kernel for the way from the pods to each address, and for the way back."""
+
+import contextlib
+import enum
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sidecar.doctor import detours
+from sidecar.doctor.detours import Cause, Remedy
+from sidecar.doctor.findings import Finding, Level, counted, unknown
+from sidecar.doctor.peers import Peer, all_routes, cut_off, networks, origins, peers
+from sidecar.doctor.view import View
+from sidecar.errors import OutputUnreadable, SidecarError
+from sidecar.node import iproute
+from sidecar.node.policy_rules import Packet
+from sidecar.node.routes import UNICAST, Leads, leads
+from sidecar.state.model import IPV4, Address, Facts
+
+MOST_PEERS: Final = 16  # for how many interfaces the way is asked for; pods behind the others are no different
+
+_PORT: Final = 40000  # a client's port
+
+_SYSCTLS: Final = Path("/proc/sys/net/ipv4/conf")
+_MOST_NAMES: Final = 3  # how many interfaces are named
+
+_ASK: Final = (iproute.COMMAND, "-json", "-force", "-batch", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """The way from a pod to an address, and back, as the kernel says."""
+
+    address: Address
+    peer: Peer
+    there: Leads
+    back: Leads
+
+
+class _Problem(enum.Enum):
+    THERE = "packets from the pod do not come to the address"
+    FILTERED = "they would, but the kernel does not believe their source"
+    BACK = "replies do not come to the pod"
+
+
+def from_pods(view: View, addresses: Sequence[Address], mark: int = 0) -> Iterator[Finding]:
+    """Yield whether packets from the pods come to each address, and the replies to them; `mark` is what both have."""
+    for family in sorted({each.ip.version for each in addresses}):
+        try:
+            yield from origins(view, family)
+            asked = list(dict.fromkeys((*peers(view, family)[:MOST_PEERS], *cut_off(view, family)[:MOST_PEERS])))
+            for address in addresses:
+                if asked and address.ip.version == family:
+                    yield from _for_address(view, address, asked, mark)
+        except SidecarError as error:
+            yield unknown(error, "cannot tell whether pods reach the address, and replies the pods")
+
+
+def _for_address(view: View, address: Address, asked: Sequence[Peer], mark: int) -> Iterator[Finding]:
+    broken = defaultdict[tuple[_Problem, Cause], list[_Way]](list)
+    for way in _ways(view, address, asked, mark):
+        for found in _problems(view, way, mark):
+            broken[found].append(way)
+    for (problem, cause), ways in broken.items():
+        yield _fault(view, problem, cause, ways)
+    if not broken:
+        names = sorted({each.interface for each in asked})
+        more = f" and {counted(len(names) - _MOST_NAMES, 'more interface')}" if len(names) > _MOST_NAMES else ""
+        yield Finding(
+            Level.OK, f"pods behind {', '.join(names[:_MOST_NAMES])}{more} are routed to {address.ip} and back"
+        )
+
+
+def _ways(view: View, address: Address, asked: Sequence[Peer], mark: int) -> Iterator[_Way]:
+    """Ask the kernel for all of it in one process."""
+    marked = f" mark {mark}" if mark else ""
+    lines = ""
+    for peer in asked:
+        there = f"from {peer.ip} iif {peer.interface} ipproto tcp sport {_PORT} dport {view.port}"
+        lines += f"route get {address.ip} {there}{marked}\n"
+        lines += f"route get {peer.ip} from {address.ip} ipproto tcp sport {view.port} dport {_PORT}{marked}\n"
+    result = view.run(*_ASK, stdin=lines)
+    try:
+        told = leads(2 * len(asked), result.stdout, result.stderr)
+    except (ValueError, IndexError) as error:
+        raise OutputUnreadable(_ASK, lines, f"cannot be understood: {error}", result.stderr) from error
+    for number, peer in enumerate(asked):
+        yield _Way(address, peer, told[2 * number], told[2 * number + 1])
+
+
+def _problems(view: View, way: _Way, mark: int) -> Iterator[tuple[_Problem, Cause]]:
+    address, peer = way.address.ip, way.peer
+    back = detours.cause(view, Packet(peer.ip, address, source_port=view.port, port=_PORT, mark=mark))
+    comes_back = _comes_back(view, way, back)
+    if not comes_back:
+        yield _Problem.BACK, back
+    if way.there.kind != "local":
+        there = detours.cause(view, Packet(address, peer.ip, peer.interface, _PORT, view.port, mark))
+        if not there.route or there.route.kind != "local":
+            yield _Problem.THERE, there
+        elif comes_back:  # otherwise the source is not believed as long as replies go elsewhere
+            yield _Problem.FILTERED, back
+
+
+def _comes_back(view: View, way: _Way, cause: Cause) -> bool:
+    """Whether a reply reaches the pod: by its interface, or by another one where that is no detour."""
+    if way.back.kind != UNICAST or way.back.interface == way.peer.interface:
+        return way.back.kind == UNICAST
+    family = way.peer.ip.version
+    routes = [each for each in all_routes(view, family) if each.interface == way.peer.interface]
+    tables = {each.table for each in routes if each.kind == UNICAST and way.peer.ip in each.network}
+    is_detour = bool(tables) and (cause.route is None or cause.route.table not in tables)
+    # Cilium takes what comes from each pod's own link back by cilium_host.
+    return way.back.interface in networks(view, family) and not is_detour
+
+
+def _fault(view: View, problem: _Problem, cause: Cause, ways: Sequence[_Way]) -> Finding:
+    """Return the finding of one problem with one cause, on as many ways as it concerns."""
+    first = ways[0]
+    address, peer, there, back = first.address, first.peer, first.there, first.back
+    others = f" (and behind {counted(len(ways) - 1, 'more interface')})" if len(ways) > 1 else ""
+    facts: Facts = {**address.facts, "pod": str(peer.ip), "behind": peer.interface}
+    match problem:
+        case _Problem.BACK:
+            found = f"replies from {address.ip} to {peer.ip} behind {peer.interface}{others} "
+            found += f"leave by {back.interface}" if back.kind else f"are lost: {back.error}"
+            found += cause.words
+            remedies = [detours.replies_first(view, cause, address, way.peer) for way in ways]
+        case _Problem.THERE:
+            found = f"packets to {address.ip} from {peer.ip} behind {peer.interface}{others} "
+            found += f"do not stay on this node: {there}" if there.kind else f"are lost: {there.error}"
+            found += detours.local_is_behind(view, cause, address.ip.version)
+            remedies = [detours.local_first(view, cause, address)]
+        case _Problem.FILTERED:
+            found = f"packets to {address.ip} from {peer.ip} behind {peer.interface}{others} are lost: {there.error}"
+            found += _filter(peer)
+            remedies = [_unfiltered(view, way.peer) for way in ways]
+    commands = dict.fromkeys(command for _, some in remedies for command in some)
+    return Finding(Level.FAULT, found, remedies[0][0], tuple(commands), facts)
+
+
+def _filter(peer: Peer) -> str:
+    """Return that the kernel does not believe the source, as it goes on after what was found."""
+    values = _rp_filter(peer)
+    name = max(values, key=lambda each: values[each])
+    return f"; by {_sysctl(name)}={values[name]}, as the route to {peer.ip} leads elsewhere" if values[name] else ""
+
+
+def _unfiltered(view: View, peer: Peer) -> Remedy:
+    """Return what lets the kernel believe the source (net/ipv4/fib_frontend.c, __fib_validate_source)."""
+    values = _rp_filter(peer)
+    if not any(values.values()):
+        return f"see: ip route get {peer.ip}", ()
+    addresses = [each for link in view.links() if link.goes_by(peer.interface) for each in link.addresses]
+    if any(each.ip.version == IPV4 for each in addresses):  # of the two values, the higher one counts
+        return "", (f"sysctl -w {_sysctl(peer.interface)}=2",)
+    remedy = f"2 is not enough for {peer.interface}, as it has no address; other interfaces keep their own value"
+    return remedy, tuple(f"sysctl -w {_sysctl(name)}=0" for name, value in values.items() if value)
+
+
+def _rp_filter(peer: Peer) -> dict[str, int]:
+    """Return the values that count for an interface; none for IPv6."""
+    values = dict.fromkeys(("all", peer.interface), 0)
+    for name in values if peer.ip.version == IPV4 else ():
+        with contextlib.suppress(OSError, ValueError):
+            values[name] = int((_SYSCTLS / name / "rp_filter").read_text())
+    return values
+
+
+def _sysctl(interface: str) -> str:
+    return f"net.ipv4.conf.{interface.replace('.', '/')}.rp_filter"
