@@ -51,7 +51,9 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
         logger.remove()  # the findings say it all
     commands = Commands(options.command_timeout)
     node = access(options, commands, creates=False, has_rules=True, longest_look=LONGEST_LOOK)
-    return diagnose(View(node.desired, options.port, commands.run, node.backends, warnings=warnings))
+    view = View(node.desired, options.port, commands.run, node.backends, warnings=warnings)
+    view.origins = options.from_
+    return diagnose(view)
 
 
 def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:

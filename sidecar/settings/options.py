@@ -26,6 +26,11 @@ _NAME_OF_OTHERS: Final = (
 )
 
 
+def variable(field: str) -> str:
+    """Return the variable of a field; one that ends in an underscore would be a word of Python without it."""
+    return PREFIX + field.rstrip("_").upper()
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """One setting as an operator sees it. `default` is spelled as an operator would spell it; None means required."""
@@ -44,7 +49,7 @@ class Flag:
     @property
     def name(self) -> str:
         """The name of the flag; klog's own flags are spelled with underscores."""
-        return self.field if self.is_klog else self.field.replace("_", "-")
+        return self.field if self.is_klog else self.field.rstrip("_").replace("_", "-")
 
     @property
     def spelled(self) -> str:
@@ -53,7 +58,7 @@ class Flag:
 
     @property
     def variable(self) -> str:
-        return PREFIX + self.field.upper()
+        return variable(self.field)
 
     @property
     def is_boolean(self) -> bool:
@@ -110,6 +115,7 @@ class Options:
 
     output: str = flag(_L, "text", "format of the answer: text or json", one_of("text", "json"))
     watch: bool = flag(_L, "false", "status: print again at each change", boolean)
+    from_: tuple[IPAddress, ...] = flag(_L, "", "doctor: look from these pods, a,b", values.pods, is_list=True)
     dry_run: bool = flag(_L, "false", "cleanup: only print the commands", boolean)
 
     v: int = flag(_V, "0", "2 each pass, 4 each command, 6 output", klog.parse_level)

@@ -24,7 +24,7 @@ from sidecar.errors import ConfigError
 from sidecar.settings import durations, values
 from sidecar.settings.invocation import Invocation
 from sidecar.settings.klog import Vmodule
-from sidecar.settings.options import FLAGS, PREFIX, Options
+from sidecar.settings.options import FLAGS, PREFIX, Options, variable
 from sidecar.state.model import IPV4
 from sidecar.text import nearest, quoted
 
@@ -39,7 +39,7 @@ _BY_VARIABLE: Final = {flag.variable: flag for flag in FLAGS.values()}
 
 class _Sources(BaseSettings):
     model_config = SettingsConfigDict(
-        alias_generator=lambda field: PREFIX + field.upper(), case_sensitive=True, env_ignore_empty=True, extra="ignore"
+        alias_generator=variable, case_sensitive=True, env_ignore_empty=True, extra="ignore"
     )
 
 
@@ -169,6 +169,8 @@ def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str
         yield f"{origins('dry-run')} works only with `cleanup`; `plan` shows what `run` would do"
     if options.watch and command != "status":
         yield f"{origins('watch')} works only with `status`"
+    if options.from_ and command != "doctor":
+        yield f"{origins('from')} works only with `doctor`"
 
 
 def _advice(options: Options, origins: Origins) -> Iterator[str]:

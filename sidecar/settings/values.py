@@ -113,6 +113,22 @@ def addresses(text: str) -> tuple[IPAddress, ...]:
     return tuple(_address(part.strip()) for part in text.split(","))
 
 
+def pods(text: str) -> tuple[IPAddress, ...]:
+    """Parse addresses of pods, separated by commas; an empty text means none."""
+    return tuple(_pod(part.strip()) for part in text.split(",")) if text else ()
+
+
+def _pod(text: str) -> IPAddress:
+    right = "write the address of a pod, like 10.244.0.5 or fd00:10:244::5"
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{quoted(text)} is not an IP address: {right}") from None
+    if ip.is_loopback or ip.is_multicast or ip.is_unspecified or ip.is_link_local or ip == _BROADCAST:
+        raise ValueError(f"{ip} is not a pod's: {right}")
+    return ip
+
+
 def _address(text: str) -> IPAddress:
     if not text:
         raise ValueError("contains an empty address: write it like 10.96.0.2 or fd00:10:96::2")

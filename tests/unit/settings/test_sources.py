@@ -60,6 +60,7 @@ SETTINGS = {
     "health_address": (Endpoint(), "[FD00::1]:9180", Endpoint("fd00::1", 9180)),
     "output": ("text", "json", "json"),
     "watch": (False, "true", True),
+    "from_": ((), "10.244.0.5, fd00:10:244::5", (ip_address("10.244.0.5"), ip_address("fd00:10:244::5"))),
     "dry_run": (False, "true", True),
     "v": (0, "4", 4),
     "vmodule": (Vmodule(), "reconcile=2,command=6", Vmodule((("reconcile", 2), ("command", 6)))),
@@ -96,19 +97,24 @@ def test_the_defaults_are_spelled_as_they_are_shown() -> None:
     }
 
 
+@pytest.mark.parametrize(("command", "of_another"), [("status", "from_"), ("doctor", "watch")])
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])
-def test_every_setting_comes_from_every_source(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    argv = ["status"]  # which may have them all
+def test_every_setting_comes_from_every_source(
+    source: str, command: str, of_another: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    argv = [command]  # which may have them all, but one
+    texts = {name.rstrip("_"): text for name, text in TEXTS.items() if name != of_another}
     if source == "flags":
-        argv += [f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()]
+        argv += [f"--{name.replace('_', '-')}={text}" for name, text in texts.items()]
     elif source == "environment":
-        for name, text in TEXTS.items():
+        for name, text in texts.items():
             monkeypatch.setenv(f"SIDECAR_{name.upper()}", text)
     else:
         file = tmp_path / "env"
-        file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, text in TEXTS.items()))
+        file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, text in texts.items()))
         argv += [f"--env-file={file}"]
-    assert without_file(load(*argv)) == {name: value for name, (_, _, value) in SETTINGS.items()}
+    expected = {name: default if name == of_another else value for name, (default, _, value) in SETTINGS.items()}
+    assert without_file(load(*argv)) == expected
 
 
 def test_flags_win_over_environment_over_file_over_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,6 +166,8 @@ def test_gardeners_arguments_are_understood() -> None:
 # A command line behind a good --ip-address, and how the one fault begins and what it contains.
 FAULTY = {
     "--ip-address=10.96.0.300": "is not an IP address: write it like",
+    "--from=10.244.0.300": "10.244.0.300 is not an IP address: write the address of a pod",
+    "--from=fe80::1": "fe80::1 is not a pod's: write the address of a pod",
     "--ip-address=10.96.0.2/32": "has a prefix length: leave it out",
     "--ip-address=fe80::1%eth0": "has a zone: leave it out",
     "--ip-address=127.0.0.1": "is a loopback address",
@@ -357,8 +365,9 @@ def test_the_example_env_file_has_every_variable_with_its_default() -> None:
 
 
 def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
-    given = load("status", *(f"--{name.replace('_', '-')}={text}" for name, text in TEXTS.items()))
-    again = load("status", *(f"--{name}={text}" for name, text in given.texts().items()))
+    texts = {name.rstrip("_"): text for name, text in TEXTS.items() if name != "watch"}
+    given = load("doctor", *(f"--{name.replace('_', '-')}={text}" for name, text in texts.items()))
+    again = load("doctor", *(f"--{name}={text}" for name, text in given.texts().items()))
     assert again == given
 
 
@@ -385,6 +394,7 @@ def test_a_flag_that_does_nothing_or_more_than_one_might_think_is_a_warning(argv
         (["--dry-run"], "--dry-run works only with `cleanup`; `plan` shows what `run` would do"),
         (["run", "--watch"], "--watch works only with `status`"),
         (["doctor", "--watch"], "--watch works only with `status`"),
+        (["run", "--from=10.244.0.5"], "--from works only with `doctor`"),
     ],
 )
 def test_what_belongs_to_another_command_is_not_passed_over(argv: list[str], fault: str) -> None:
