@@ -6,10 +6,10 @@ The commands only add: a rule of somebody else may carry the rest of the node's 
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from sidecar.doctor.peers import Peer, all_routes
+from sidecar.doctor.peers import Peer, all_routes, all_rules, routes_in_use
 from sidecar.doctor.view import View
 from sidecar.node import iproute
-from sidecar.node.policy_rules import Packet, PolicyRule, decision, policy_rules
+from sidecar.node.policy_rules import Packet, PolicyRule, decision
 from sidecar.node.routes import LOCAL, MAIN, UNICAST, Route, table_name
 from sidecar.state.model import IPV4, Address, Family
 
@@ -53,11 +53,6 @@ def cause(view: View, packet: Packet) -> Cause:
     return Cause(*decision(all_rules(view, family), all_routes(view, family), packet))
 
 
-def all_rules(view: View, family: Family) -> tuple[PolicyRule, ...]:
-    """Return the policy rules, in their order."""
-    return view.parsed((iproute.COMMAND, f"-{family}", "-json", "-N", "rule", "show"), policy_rules)
-
-
 def local_first(view: View, cause: Cause, address: Address) -> Remedy:
     """Return what lets the table local come first: for all, or for one address."""
     ip, rules, local = _ip(address.ip.version), all_rules(view, address.ip.version), _local(view, address.ip.version)
@@ -90,7 +85,7 @@ def local_is_behind(view: View, cause: Cause, family: Family) -> str:
 def replies_first(view: View, cause: Cause, address: Address, peer: Peer) -> Remedy:
     """Return what lets the replies to a pod leave by its interface."""
     family = address.ip.version
-    ip, every = _ip(family), all_routes(view, family)
+    ip, every = _ip(family), routes_in_use(view, family)
     leading = [each for each in every if each.interface == peer.interface and peer.ip in each.network]
     right = max(leading, key=lambda each: each.network.prefixlen, default=None)
     if right and cause.rule and cause.rule.table != right.table:

@@ -7,12 +7,14 @@ other nodes are left out.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.view import View
 from sidecar.node import iproute, routes
-from sidecar.node.routes import DEAD, UNICAST, IPNetwork, Route
+from sidecar.node.policy_rules import PolicyRule, policy_rules
+from sidecar.node.routes import DEAD, MAIN, UNICAST, IPNetwork, Route
 from sidecar.state.model import Family, IPAddress
 
 #: Kinds of links that have pods behind them (`ip -details link show`).
@@ -36,19 +38,29 @@ def peers(view: View, family: Family) -> list[Peer]:
     if view.origins:
         return [peer for ip in view.origins if ip.version == family and (peer := _behind(view, ip))]
     own = _own_addresses(view)
-    every = all_routes(view, family)
+    every = routes_in_use(view, family)
     neighbours = all_neighbours(view, family)
     routed = networks(view, family)
     found = []
     for interface, behind in routed.items():
         known = [ip for name, ip in neighbours if name == interface]
+        hosts = {network[0] for network in behind if network.num_addresses == 1}
         for ip in _candidates(behind, known):
-            if ip not in own and not _leads_elsewhere(every, interface, ip):
+            if ip not in own and (ip in hosts or not _leads_elsewhere(every, interface, ip)):
                 found.append(Peer(interface, ip))
                 break
-    links = _possible(view, family, _OF_ONE_POD) - routed.keys()
-    unrouted = {name: ip for name, ip in neighbours if name in links and ip not in own and not ip.is_link_local}
-    return [*found, *(Peer(interface, ip) for interface, ip in unrouted.items())]
+    return [*found, *(Peer(name, ip) for name, ip in _unrouted(view, family).items())]
+
+
+def _unrouted(view: View, family: Family) -> dict[str, IPAddress]:
+    """Return an address that was seen on a pod's own link, but is not routed there, for each such link."""
+    links, routed, own = _possible(view, family, _OF_ONE_POD), networks(view, family), _own_addresses(view)
+    return {
+        name: ip
+        for name, ip in all_neighbours(view, family)
+        if name in links and ip not in own and not ip.is_link_local
+        if not any(ip in network for network in routed.get(name, ()))
+    }
 
 
 def cut_off(view: View, family: Family) -> list[Peer]:
@@ -58,7 +70,7 @@ def cut_off(view: View, family: Family) -> list[Peer]:
     neighbours = all_neighbours(view, family)
     found = []
     for interface, behind in networks(view, family).items():
-        for dead in all_routes(view, family):
+        for dead in routes_in_use(view, family):
             first, length = dead.network[0], dead.network.prefixlen
             if dead.kind in DEAD and any(first in each and length > each.prefixlen for each in behind):
                 ips = [ip for name, ip in neighbours if name == interface and ip in dead.network]
@@ -90,10 +102,13 @@ def _behind(view: View, ip: IPAddress) -> Peer | None:
     routed = [
         (each.prefixlen, name) for name, behind in networks(view, family).items() for each in behind if ip in each
     ]
+    length, interface = max(routed, default=(0, ""))
     links = _possible(view, family, _OF_ONE_POD)
     seen = [name for name, neighbour in all_neighbours(view, family) if neighbour == ip and name in links]
-    if routed or seen:
-        return Peer(max(routed)[1] if routed else seen[0], ip)
+    if length == ip.max_prefixlen or (routed and not seen):
+        return Peer(interface, ip)
+    if seen:
+        return Peer(seen[0], ip)
     shown = view.run(iproute.COMMAND, "-json", "route", "get", str(ip))
     if shown.exit:
         return None
@@ -113,7 +128,7 @@ def _candidates(behind: Sequence[IPNetwork], known: Sequence[IPAddress]) -> Iter
 
 def networks(view: View, family: Family) -> Mapping[str, tuple[IPNetwork, ...]]:
     """Return what is routed to each interface that may have pods behind it."""
-    every = all_routes(view, family)
+    every = routes_in_use(view, family)
     possible = _possible(view, family, _KINDS)
     own = _own_addresses(view)
     found: defaultdict[str, list[IPNetwork]] = defaultdict(list)
@@ -135,9 +150,8 @@ def _has_pods(route: Route, own: frozenset[IPAddress]) -> bool:
     if route.kind != UNICAST or route.is_down or network.is_link_local or network.is_multicast:
         return False
     # Cilium routes the pods of this node and those of the others by an address of this node.
-    by_itself = next((ip for ip in own if str(ip) == route.gateway), None)
-    if by_itself:
-        return by_itself in network
+    if route.gateway and (gateway := ip_address(route.gateway)) in own:
+        return gateway in network
     return network.num_addresses > 1 or network[0] not in own  # IPv6 has such a route for each address of the node
 
 
@@ -146,6 +160,17 @@ def _leads_elsewhere(every: Sequence[Route], interface: str, ip: IPAddress) -> b
     leading = [each for each in every if each.kind == UNICAST and ip in each.network]
     longest = max((each.network.prefixlen for each in leading), default=0)
     return all(each.interface != interface for each in leading if each.network.prefixlen == longest)
+
+
+def routes_in_use(view: View, family: Family) -> tuple[Route, ...]:
+    """Return the routes of the tables that a policy rule looks up; not those of a VRF, which is a world of its own."""
+    tables = {MAIN, *(rule.table for rule in all_rules(view, family))}
+    return tuple(each for each in all_routes(view, family) if each.table in tables)
+
+
+def all_rules(view: View, family: Family) -> tuple[PolicyRule, ...]:
+    """Return the policy rules, in their order."""
+    return view.parsed((iproute.COMMAND, f"-{family}", "-json", "-N", "rule", "show"), policy_rules)
 
 
 def all_routes(view: View, family: Family) -> tuple[Route, ...]:

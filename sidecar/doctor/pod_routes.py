@@ -11,15 +11,15 @@ from typing import Final
 from sidecar.doctor import detours
 from sidecar.doctor.detours import Cause, Remedy
 from sidecar.doctor.findings import Finding, Level, counted, unknown
-from sidecar.doctor.peers import Peer, all_routes, cut_off, networks, origins, peers
-from sidecar.doctor.view import View
+from sidecar.doctor.peers import Peer, all_neighbours, cut_off, networks, origins, peers, routes_in_use
+from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import OutputUnreadable, SidecarError
 from sidecar.node import iproute
 from sidecar.node.policy_rules import Packet
 from sidecar.node.routes import UNICAST, Leads, leads
 from sidecar.state.model import IPV4, Address, Facts
 
-MOST_PEERS: Final = 16  # for how many interfaces the way is asked for; pods behind the others are no different
+MOST_PEERS: Final = 512  # for how many interfaces the way is asked for; by default a node has at most 110 pods
 
 _PORT: Final = 40000  # a client's port
 
@@ -50,10 +50,14 @@ def from_pods(view: View, addresses: Sequence[Address], mark: int = 0) -> Iterat
     for family in sorted({each.ip.version for each in addresses}):
         try:
             yield from origins(view, family)
-            asked = list(dict.fromkeys((*peers(view, family)[:MOST_PEERS], *cut_off(view, family)[:MOST_PEERS])))
+            every = peers(view, family)
+            asked = list(dict.fromkeys((*every[:MOST_PEERS], *cut_off(view, family)[:MOST_PEERS])))
             for address in addresses:
                 if asked and address.ip.version == family:
                     yield from _for_address(view, address, asked, mark)
+            if len(every) > MOST_PEERS:
+                left = counted(len(every) - MOST_PEERS, "more interface")
+                yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: pods behind {left}")
         except SidecarError as error:
             yield unknown(error, "cannot tell whether pods reach the address, and replies the pods")
 
@@ -92,6 +96,8 @@ def _ways(view: View, address: Address, asked: Sequence[Peer], mark: int) -> Ite
 
 def _problems(view: View, way: _Way, mark: int) -> Iterator[tuple[_Problem, Cause]]:
     address, peer = way.address.ip, way.peer
+    if way.back.interface == peer.interface and way.there.kind == "local":
+        return
     back = detours.cause(view, Packet(peer.ip, address, source_port=view.port, port=_PORT, mark=mark))
     comes_back = _comes_back(view, way, back)
     if not comes_back:
@@ -109,11 +115,15 @@ def _comes_back(view: View, way: _Way, cause: Cause) -> bool:
     if way.back.kind != UNICAST or way.back.interface == way.peer.interface:
         return way.back.kind == UNICAST
     family = way.peer.ip.version
-    routes = [each for each in all_routes(view, family) if each.interface == way.peer.interface]
-    tables = {each.table for each in routes if each.kind == UNICAST and way.peer.ip in each.network}
-    is_detour = bool(tables) and (cause.route is None or cause.route.table not in tables)
-    # Cilium takes what comes from each pod's own link back by cilium_host.
-    return way.back.interface in networks(view, family) and not is_detour
+    if way.back.interface not in networks(view, family):
+        return False
+    here = [each for each in routes_in_use(view, family) if each.interface == way.peer.interface]
+    tables = {each.table for each in here if each.kind == UNICAST and way.peer.ip in each.network}
+    if not tables:
+        return True  # Cilium takes what comes from each pod's own link back by cilium_host
+    seen = {name for name, ip in all_neighbours(view, family) if ip == way.peer.ip}
+    is_only_here = way.peer.interface in seen and way.back.interface not in seen
+    return cause.route is not None and cause.route.table in tables and not is_only_here
 
 
 def _fault(view: View, problem: _Problem, cause: Cause, ways: Sequence[_Way]) -> Finding:

@@ -14,7 +14,7 @@ from sidecar.state.model import LOOPBACK, IPAddress
 #: How `ip -N` prints the actions of rules without a table.
 _ACTIONS: Final = {"6": "blackhole", "7": "unreachable", "8": "prohibit"}
 
-_TCP: Final = "6"
+_PROTOCOLS: Final = {"6": "tcp", "17": "udp"}  # others go by their number
 _ALL_BITS: Final = 0xFFFFFFFF
 
 #: Whatever else `ip` may print for a rule is not known: such a rule is not taken for the cause, nor deleted.
@@ -109,7 +109,7 @@ class PolicyRule:
             and (packet.mark ^ _number(shown, "fwmark", packet.mark)) & _number(shown, "fwmask", _ALL_BITS) == 0
             and _is_in(packet.source, shown, "src")
             and _is_in(packet.destination, shown, "dst")
-            and _protocol(shown) in ("", _TCP)
+            and _protocol(shown) in ("", "tcp")
             and all(not last or first <= port <= last for port, (first, last) in ports)
         )
 
@@ -134,7 +134,8 @@ def _is_in(ip: IPAddress | None, shown: Mapping[str, Any], name: str) -> bool:
 
 
 def _protocol(shown: Mapping[str, Any]) -> str:
-    return str(shown.get("ipproto", "")).removeprefix("ipproto-")
+    protocol = str(shown.get("ipproto", "")).removeprefix("ipproto-")
+    return _PROTOCOLS.get(protocol, protocol)
 
 
 def _ports(shown: Mapping[str, Any], name: str) -> tuple[int, int]:

@@ -112,6 +112,7 @@ NETWORK = {"dst": "10.244.1.0/24", "dev": "cni0"}
         ([{"dst": "10.244.1.0/31", "dev": "cni0"}], [], "10.244.1.0"),
         ([{"dst": "10.244.1.1", "dev": "cni0"}], [], ""),
         ([{"dst": "10.244.1.4", "dev": "cni0", "table": "77"}], [], "10.244.1.4"),
+        ([{"dst": "10.244.1.4", "dev": "cni0", "table": "78"}], [], ""),  # as of a VRF, which no rule looks up
         ([{"dst": "10.244.1.4", "via": {"family": "inet6", "host": "fe80::1"}, "dev": "cni0"}], [], "10.244.1.4"),
     ],
 )
@@ -122,6 +123,7 @@ def test_which_address_of_a_network(
     expected: str,
 ) -> None:
     node.kernel.addresses["cni0"] = ["10.244.1.1/24"]
+    node.answers["ip -4 -json -N rule show"] = ok('[{"priority":50,"src":"10.0.0.0","srclen":8,"table":"77"}]')
     show(node, 4, routes, neighbours)
     assert found(node, 4) == ([f"{expected} cni0"] if expected else [])
 
