@@ -1,0 +1,36 @@
+"""The way from a pod and back, as the kernel of a real node says."""
+
+from sidecar.doctor.pod_routes import from_pods
+from sidecar.doctor.view import View
+from sidecar.state.desired import desired
+from support.namespace import IPV4, Namespace, NamespaceCommands
+
+NODE = """
+ip link add up0 type veth peer name up1
+ip link add cali0 type veth peer name pod0
+for link in up0 up1 cali0 pod0; do ip link set $link up; done
+ip address add 192.168.7.2/24 dev up0
+ip route add default via 192.168.7.1
+ip route add 10.244.0.5 dev cali0
+ip address add 10.96.0.2/32 dev lo scope host
+ip route add default via 192.168.7.1 table 64
+"""
+
+
+def found(namespace: Namespace, mark: int) -> list[tuple[str, tuple[str, ...]]]:
+    state = desired([IPV4], interface="lo", port=443)
+    view = View(state, 443, NamespaceCommands(namespace).run, {})
+    return [(each.found, each.commands) for each in from_pods(view, state.addresses, mark)]
+
+
+def test_a_detour_of_marked_packets(namespace: Namespace) -> None:
+    namespace.run("sh", "-e", "-c", NODE + "ip rule add pref 50 fwmark 0x5/0xf lookup 64")
+    healthy = [("pods behind cali0 are routed to 10.96.0.2 and back", ())]
+    assert found(namespace, 0) == healthy
+    ((text, commands),) = found(namespace, 0x15)
+    assert text == (
+        "replies from 10.96.0.2 to 10.244.0.5 behind cali0 leave by up0; "
+        "by the policy rule `50: from all fwmark 0x5/0xf lookup 64`"
+    )
+    namespace.run("sh", "-e", "-c", "\n".join(commands))
+    assert found(namespace, 0x15) == healthy
