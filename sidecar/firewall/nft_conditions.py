@@ -187,12 +187,12 @@ def _is_value(literal: Json, value: Value) -> bool | None:  # noqa: PLR0911 - on
                 return value.number is not None and value.number >> shift == value.kind.number(network) >> shift
             case {"set": list(elements)}:
                 return _any(_is_value(_plain(each), value) for each in elements)
+            case 0 | "0" if value.kind.is_text:  # an index: no interface at all
+                return value.data == ""
+            case int() if value.kind.is_text:  # of an interface that is gone, else nft prints its name
+                return False
             case str() if value.kind.is_text:
                 return _is_name(literal, str(value.data))
-            case 0 | "0" if value.kind.is_text:  # no interface at all
-                return value.data == ""
-            case int() if value.kind.is_text:  # an interface that is gone, else nft prints its name
-                return False
             case _:
                 return value.data == value.kind.value(literal)
     return None

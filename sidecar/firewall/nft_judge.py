@@ -40,6 +40,7 @@ _XT_TARGETS: Final = {
     "LOG": "log",
     "NFLOG": "log",
 }
+_XT_MARKS: Final = ("MARK", "CONNMARK")
 
 #: What `mangle` may set of a payload, by which the packet becomes another one.
 _IDENTITY: Final = frozenset(("saddr", "daddr", "sport", "dport"))
@@ -76,11 +77,11 @@ class Judge:
             found.append(Judgement(Matches.ALL, Effect.CONTINUE, change=_becomes(self._certain, self._packet)))
         return found
 
-    def _statement(self, statement: Json) -> Sequence[Judgement] | None:
+    def _statement(self, statement: Json) -> Sequence[Judgement] | None:  # noqa: C901 - a case for each
         """Carry out a statement; return what becomes of the packet if it ends the rule."""
         name: str = statement if isinstance(statement, str) else next(iter(statement))
         value: Json = None if isinstance(statement, str) else statement[name]
-        if name == "xt" and value["type"] == "target":
+        if name == "xt" and value["type"] == "target" and value["name"] not in _XT_MARKS:
             name = _XT_TARGETS.get(value["name"], "queue")
         if name in _IDLE:
             return None
@@ -93,7 +94,11 @@ class Judge:
                 self._becomes(replace(self._packet, mark=mark(made, self._packet)))
             case "mangle", {"key": {"payload": {"field": field}}} if field in _IDENTITY:
                 return [Judgement(self._matches, Effect.TAKE, field)]
-            case "mangle", _:
+            case "mangle", {"key": dict()}:
+                pass
+            case "xt", {"type": "target"}:
+                self._becomes(replace(self._packet, mark=None))
+            case "xt", {"type": "match", "name": "comment"}:
                 pass
             case "notrack", _:
                 # It has no effect once connection tracking has seen the packet (net/netfilter/nft_ct.c).

@@ -51,6 +51,8 @@ def _known(name: str, value: Json) -> str:  # noqa: C901, PLR0911, PLR0912 - one
             return f"log prefix {json.dumps(prefix)}"
         case "limit", {"rate": rate, "per": per}:
             return f"limit rate {'over ' if value.get('inv') else ''}{rate}/{per}"
+        case "reject", {"expr": "port-unreachable"}:  # which is not shown
+            return name
         case "reject", {"type": kind}:
             return " ".join(("reject with", kind, *filter(None, (value.get("expr"),))))
         case "dnat" | "snat" | "redirect" | "masquerade" | "tproxy", dict():

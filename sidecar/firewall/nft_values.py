@@ -22,9 +22,10 @@ class Kind:
     bits: int
     names: Mapping[str, int] = field(default_factory=dict)
     is_text: bool = False  # the name of an interface
+    other: int | None = None  # stands for all other names
     ip_version: int | None = None
 
-    def value(self, literal: Json) -> int | str:
+    def value(self, literal: Json) -> int | str:  # noqa: PLR0911 - one for each form
         """Return what a literal stands for; raise ValueError if that is not known."""
         match literal:
             case str() if self.is_text:
@@ -39,6 +40,8 @@ class Kind:
                     return int(ip)
             case str() if literal.isdecimal():
                 return int(literal)
+            case str() if self.other is not None:
+                return self.other
             case list() | {"|": list()}:  # flags
                 found = 0
                 for each in literal if isinstance(literal, list) else literal["|"]:
@@ -60,24 +63,7 @@ _PORT: Final = Kind(16)
 _MARK: Final = Kind(32)
 _USER: Final = Kind(32)
 _BOOLEAN: Final = Kind(1)
-_PROTOCOL: Final = Kind(
-    8,
-    {
-        "tcp": 6,
-        "icmp": 1,
-        "igmp": 2,
-        "udp": 17,
-        "dccp": 33,
-        "gre": 47,
-        "esp": 50,
-        "ah": 51,
-        "icmpv6": 58,
-        "ipv6-icmp": 58,
-        "comp": 108,
-        "sctp": 132,
-        "udplite": 136,
-    },
-)
+_PROTOCOL: Final = Kind(8, {"tcp": 6}, other=-1)
 _TCP: Final = _PROTOCOL.names["tcp"]
 _TCP_FLAGS: Final = Kind(
     8, {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64, "ece": 64, "cwr": 128}
@@ -236,7 +222,7 @@ def _fib(result: str, flags: Sequence[str], packet: Packet) -> Value:
         if is_here is None or (is_here and {"iif", "oif"} & {*flags}):
             return Value(_ADDRESS_TYPE)
         return Value(_ADDRESS_TYPE, _ADDRESS_TYPE.names["local" if is_here else "unicast"])
-    if "saddr" not in flags or "daddr" in flags or ("mark" in flags and packet.mark != 0):
+    if "saddr" not in flags or "daddr" in flags:
         return Value(_BOOLEAN)
     if packet.came_in == LOOPBACK and "iif" in flags:  # found without a look at the routes (nft_fib_is_loopback)
         return Value(_BOOLEAN, 1)

@@ -1,5 +1,8 @@
 """nftables' own tables: what the judge says of a rule is what the kernel does with a packet."""
 
+import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -8,12 +11,16 @@ from ipaddress import ip_address
 
 import pytest
 
+from sidecar.errors import CommandError, PermissionMissing, SidecarError
 from sidecar.firewall import nft
 from sidecar.firewall.nft_conditions import Elements
 from sidecar.firewall.packet import CLIENT_PORT, NEW, UNTRACKED, Hook, Packet, from_peer
 from sidecar.firewall.verdicts import Effect, Matches
+from sidecar.firewall.walk import passage
+from sidecar.node import nft_tables
+from sidecar.node.command import Result
 from sidecar.node.nft import NftProgram
-from support.namespace import Namespace, NamespaceCommands
+from support.namespace import ENVIRONMENT, Namespace, NamespaceCommands
 
 pytestmark = pytest.mark.usefixtures("privileged")
 
@@ -272,8 +279,9 @@ def judged(here: Namespace, packet: Packet) -> Mapping[str, Matches]:
     (table,) = tables(here)
     elements = Elements()
     rules = nft.NftRules(table, elements)
+    found: dict[str, Matches] = {}
     for _ in range(2):
-        found = {}
+        found.clear()
         for number, rule in enumerate(rules.of("rules") or ()):
             judgements = rules.judge(rule, packet) or ()
             matches = {each.matches for each in judgements if each.effect in (Effect.JUMP, Effect.UNKNOWN)}
@@ -313,3 +321,165 @@ def test_what_cannot_be_known_matches_perhaps(here: Namespace) -> None:
     packet = replace(dict(request.steps)[Hook.INPUT], state=NEW)
     found = {UNKNOWABLE[int(name.removeprefix("hit"))]: matches for name, matches in judged(here, packet).items()}
     assert found == dict.fromkeys(UNKNOWABLE, Matches.PERHAPS)
+
+
+#: Rule sets for a real connection, which passes or not; and the rule that stops it, as it is shown.
+VERDICTS = {
+    "chain c { type filter hook input priority 0; ip saddr 10.244.0.5 drop; }": "ip saddr 10.244.0.5 drop",
+    "chain c { type filter hook input priority 0; policy drop; iifname lo accept; }": "policy drop",
+    "chain c { type filter hook input priority 0; policy drop; tcp dport 443 accept; }": None,
+    "chain c { type filter hook input priority 0; ip saddr @many_networks drop; }": "ip saddr @many_networks drop",
+    "chain c { type filter hook input priority 0; ip saddr @many drop; }": None,
+    "chain c { type filter hook input priority 0; iifname @pods reject; }": "iifname @pods reject",
+    "chain c { type filter hook prerouting priority raw; fib saddr . iif oif missing drop; }": None,
+    "chain d { drop; }; chain c { type filter hook input priority 0; goto d; accept; }": "drop",
+    "chain d { tcp dport 443 return; drop; }; chain c { type filter hook input priority 0; jump d; }": None,
+    "chain d { drop; }; chain c { type filter hook input priority 0; tcp dport vmap { 443 : jump d }; }": "drop",
+    "chain c { type filter hook input priority 0; accept; };"
+    "chain d { type filter hook input priority 1; tcp dport 443 drop; }": "tcp dport 443 drop",
+    "chain c { type filter hook prerouting priority mangle; meta mark set 0x7; };"
+    "chain d { type filter hook input priority 1; meta mark 0x7 drop; }": "meta mark 0x00000007 drop",
+    "chain c { type filter hook prerouting priority raw; notrack; };"
+    "chain d { type filter hook input priority 0; policy drop; ct state new,established accept; }": "policy drop",
+    "chain c { type nat hook prerouting priority dstnat; meta l4proto tcp redirect to :444; }": "meta l4proto tcp "
+    "redirect to :444",
+    "chain c { type filter hook output priority 0; tcp sport 443 drop; }": "tcp sport 443 drop",
+    "chain c { type filter hook postrouting priority 0; oifname pod0 drop; }": 'oifname "pod0" drop',
+    "chain c { type filter hook ingress device pod0 priority 0; tcp sport 32768 drop; }": "tcp sport 32768 drop",
+    "chain c { type filter hook ingress device lo priority 0; drop; }": None,
+}
+NETDEV = {
+    "chain c { type filter hook ingress device pod0 priority 0; tcp dport 443 drop; }": "tcp dport 443 drop",
+    "chain c { type filter hook egress devices = { lo, pod0 } priority 0; tcp sport 443 drop; }": "tcp sport 443 drop",
+    "chain c { type filter hook egress device lo priority 0; drop; }": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "chains", "rule"),
+    [*(("inet", *each) for each in VERDICTS.items()), *(("netdev", *each) for each in NETDEV.items())],
+)
+def test_a_connection_ends_where_the_walk_says(
+    here: Namespace, pod: Namespace, family: str, chains: str, rule: str | None
+) -> None:
+    sets = SETS if "@" in chains else ""
+    here.run("nft", "-f", "-", stdin=f"table {family} own {{ {sets}\n{chains}; }}\n")
+    assert connects(pod, 4, 10 if rule is None else 0.5) is (rule is None)
+    request, reply = from_peer(ip_address(ADDRESSES[4]), PORT, "pod0", ip_address(CLIENTS[4]))
+    request = replace(request, steps=tuple((hook, replace(each, returns=True)) for hook, each in request.steps))
+    elements = Elements()
+    asked = program(here)
+    bases = nft.base_chains(tables(here), 4, elements)
+    there = passage(bases, request)
+    assert not asked.answer(elements, time.monotonic() + 60)
+    there = passage(bases, request)
+    back = passage(bases, reply, there)
+    stopped = there.stopped or back.stopped
+    assert not there.doubts
+    assert not back.doubts
+    assert (stopped and stopped.line.partition(" # handle")[0]) == rule
+
+
+def test_only_tables_are_read_that_packets_pass_and_iptables_does_not_list(here: Namespace) -> None:
+    here.run("iptables-nft", "-A", "INPUT", "-p", "tcp", "-j", "ACCEPT")
+    here.run("nft", "add table inet empty; add table ip other { chain c { type filter hook forward priority 0; }; }")
+    here.run("nft", "add table bridge br { chain c { type filter hook input priority 0; }; }")
+    here.run("nft", "add table ip own { chain c { type filter hook input priority 0; }; }")
+    commands = NamespaceCommands(here)
+    found, failures = NftProgram(commands.run, known=lambda: None).tables(time.monotonic() + 60)
+    assert ([each.name for each in found], failures) == (["own"], {})
+    assert len(commands.calls) == 2
+    here.run("nft", "add chain ip filter mine { type filter hook input priority 0; policy drop; }")
+    found, _ = NftProgram(commands.run, known=lambda: None).tables(time.monotonic() + 60)
+    assert sorted((each.name, *each.bases) for each in found) == [("filter", "mine"), ("own", "c")]
+
+
+def test_rules_that_iptables_cannot_list_can_be_asked_for(here: Namespace) -> None:
+    here.run("iptables-nft", "-A", "INPUT", "-p", "tcp", "-j", "ACCEPT")
+    here.run("nft", "insert rule ip filter INPUT ct mark 5 drop")
+    (table,) = program(here).table("ip", "filter")
+    rules = nft.NftRules(table, Elements())
+    assert [rules.text(each).partition(" # ")[0] for each in rules.of("INPUT") or ()] == [
+        "ct mark 0x00000005 drop",
+        "meta l4proto tcp counter accept",
+    ]
+    assert program(here).table("ip", "absent") == []
+
+
+def test_a_listing_is_terse(here: Namespace) -> None:
+    here.run("nft", "-f", "-", stdin=ruleset((), untracked=False))
+    (table,) = tables(here)
+    assert not any("elem" in each for each in table.sets.values())
+
+
+def test_dormant_tables_are_known_by_the_kernel(namespace: Namespace) -> None:
+    namespace.run("nft", "add table inet asleep { flags dormant; chain c { type filter hook input priority 0; }; }")
+    namespace.run("nft", "add table netdev awake")
+    child = namespace.fork(lambda: print(sorted(nft_tables.all_dormant() or ())))
+    assert child.communicate()[0] == "[('inet', 'asleep')]\n"
+    found, _ = NftProgram(NamespaceCommands(namespace).run, dormant=lambda: {("inet", "asleep")}).tables(
+        time.monotonic() + 60
+    )
+    assert nft.base_chains(found, 4, Elements()) == []
+
+
+def test_a_name_cannot_be_a_command(here: Namespace) -> None:
+    with pytest.raises(CommandError, match="nft cannot be given such a name"):
+        program(here).table("inet", "x; flush ruleset")
+
+
+def test_one_table_that_cannot_be_read_does_not_hide_the_others(here: Namespace) -> None:
+    for name in ("first", "second"):
+        here.run("nft", f"add table inet {name} {{ chain c {{ type filter hook input priority 0; }}; }}")
+    commands = NamespaceCommands(here)
+
+    def run(*argv: str, stdin: str = "") -> Result:
+        return Result(0, '{"nftables": [', "") if "first" in argv else commands.run(*argv, stdin=stdin)
+
+    found, failures = NftProgram(run, known=lambda: None).tables(time.monotonic() + 60)
+    assert [each.name for each in found] == ["second"]
+    assert list(failures) == ["table inet first"]
+    assert "`nft --json --terse list table inet first` cannot be understood" in str(failures["table inet first"])
+
+
+def test_no_command_is_started_after_the_deadline(here: Namespace) -> None:
+    here.run("nft", "-f", "-", stdin=ruleset(CONDITIONS, untracked=False))
+    elements = Elements()
+    request, _ = from_peer(ip_address(ADDRESSES[4]), PORT, "pod0", ip_address(CLIENTS[4]))
+    passage(nft.base_chains(tables(here), 4, elements), request)
+    asked = len(elements.questions)
+    assert asked
+    failures = program(here).answer(elements, deadline=0)
+    assert len(failures) == asked
+    assert not elements.questions
+    assert "no time left to run `nft --json list set inet probes many`" in map(str, failures.values())
+    assert program(here).tables(deadline=0)[1].keys() == {"table inet probes"}
+
+
+@pytest.mark.parametrize(
+    ("stderr", "error"),
+    [
+        ("Error: JSON support not compiled-in", "install nftables 0.9.3 or newer"),
+        ("nft: unrecognized option '--json'", "install nftables 0.9.3 or newer"),
+        ("netlink: Error: cache initialization failed: Operation not permitted", "missing CAP_NET_ADMIN: run as root"),
+        ("netlink: Error: cache initialization failed: Invalid argument", "exited with 1: netlink: Error"),
+    ],
+)
+def test_a_failure_says_what_to_do(stderr: str, error: str) -> None:
+    with pytest.raises(SidecarError, match=re.escape(error)):
+        NftProgram(lambda *_, **__: Result(1, "", stderr)).tables(deadline=0)
+
+
+def test_an_ordinary_user_is_told_what_is_missing() -> None:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+    if os.geteuid():
+        command = []
+
+    def run(*argv: str, stdin: str = "") -> Result:
+        done = subprocess.run(
+            [*command, *argv], input=stdin, capture_output=True, text=True, check=False, env=ENVIRONMENT
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    with pytest.raises(PermissionMissing, match="CAP_NET_ADMIN"):
+        NftProgram(run).tables(deadline=0)
