@@ -99,7 +99,7 @@ def read(listing: str) -> list[NftTable]:
                     found = table(item, item["table"])
                     found.chains.setdefault(item["name"], [])
                     if "hook" in item:
-                        found.bases[item["name"]] = item
+                        found.bases[item["name"]] = {**item, "prio": _priority(item["prio"])}
                 case {"rule": item}:
                     rule = NftRule(item["expr"], item.get("handle"), item.get("comment", ""))
                     table(item, item["table"]).chains.setdefault(item["chain"], []).append(rule)
@@ -123,10 +123,7 @@ def read_elements(listing: str) -> Sequence[Json]:
 
 
 def base_chains(tables: Sequence[NftTable], family: Family, elements: Elements) -> list[BaseChain[NftRule]]:
-    """Return the base chains that packets of a family to or from this node pass. Dormant tables have none.
-
-    Raises ValueError for one whose priority cannot be read.
-    """
+    """Return the base chains that packets of a family to or from this node pass. Dormant tables have none."""
     found: list[BaseChain[NftRule]] = []
     for table in tables:
         if table.is_dormant or table.family not in (_OWN[family], *_BOTH):
@@ -136,7 +133,7 @@ def base_chains(tables: Sequence[NftTable], family: Family, elements: Elements) 
             if item["hook"] in HOOKS:
                 hook = Hook(item["hook"])
                 place = f"table {table.family} {table.name}"
-                found.append(BaseChain(hook, _priority(item["prio"]), place, name, rules, item.get("type") == "nat"))
+                found.append(BaseChain(hook, item["prio"], place, name, rules, item.get("type") == "nat"))
     return found
 
 

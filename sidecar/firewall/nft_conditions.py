@@ -1,6 +1,5 @@
 """Decides whether a condition of nft matches a packet, and what a map has for it."""
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -176,7 +175,7 @@ def _is_value(literal: Json, value: Value) -> bool | None:  # noqa: PLR0911 - on
     """Whether a value is in a literal, a range or a network."""
     if value.data is None:
         return None
-    with contextlib.suppress(*MALFORMED):
+    try:
         match literal:
             case {"range": [first, last]}:
                 return value.number is not None and (
@@ -195,7 +194,8 @@ def _is_value(literal: Json, value: Value) -> bool | None:  # noqa: PLR0911 - on
                 return _is_name(literal, str(value.data))
             case _:
                 return value.data == value.kind.value(literal)
-    return None
+    except MALFORMED:
+        return None
 
 
 def _any(answers: Iterable[bool | None]) -> bool | None:

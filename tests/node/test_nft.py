@@ -415,9 +415,9 @@ def test_a_listing_is_terse(here: Namespace) -> None:
 def test_dormant_tables_are_known_by_the_kernel(namespace: Namespace) -> None:
     namespace.run("nft", "add table inet asleep { flags dormant; chain c { type filter hook input priority 0; }; }")
     namespace.run("nft", "add table netdev awake")
-    child = namespace.fork(lambda: print(sorted(nft_tables.all_dormant() or ())))
-    assert child.communicate()[0] == "[('inet', 'asleep')]\n"
-    found, _ = NftProgram(NamespaceCommands(namespace).run, dormant=lambda: {("inet", "asleep")}).tables(
+    child = namespace.fork(lambda: print(nft_tables.everywhere()))
+    assert child.communicate()[0] == "[('inet', 'asleep', True), ('netdev', 'awake', False)]\n"
+    found, _ = NftProgram(NamespaceCommands(namespace).run, known=lambda: [("inet", "asleep", True)]).tables(
         time.monotonic() + 60
     )
     assert nft.base_chains(found, 4, Elements()) == []

@@ -282,7 +282,17 @@ class TestBaseChains:
         assert text(follow(tables, of_pod()).stopped) == "drop # handle 1"
 
     @pytest.mark.parametrize(
-        "text", ["", "{}", "[]", '{"nftables": [{"rule": {}}]}', '{"nftables": [{"chain": 1}]}', "null"]
+        "text",
+        [
+            "",
+            "{}",
+            "[]",
+            '{"nftables": [{"rule": {}}]}',
+            '{"nftables": [{"chain": 1}]}',
+            listing(prio="odd"),
+            listing(prio=None),
+            "null",
+        ],
     )
     def test_what_is_no_listing_is_an_error(self, text: str) -> None:
         with pytest.raises(ValueError, match="no listing of nft"):
