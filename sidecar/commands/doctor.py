@@ -95,7 +95,9 @@ def summary(findings: Sequence[Finding]) -> str:
     worst = next((level for level in (Level.FAULT, Level.WARNING) if numbers[level]), None)
     if worst is None:
         return ", ".join(("nothing wrong found", *counted))
-    first = next(each for each in findings if each.level is worst)
+    first = next((each for each in findings if each.leads), None) or next(
+        each for each in findings if each.level is worst
+    )
     return f"{', '.join(counted)}; first: {first.topic}: {visible(first.found)}"
 
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Final
 
+from sidecar.state.model import IPAddress
+
 #: Tags (X.690).
 _OBJECT_IDENTIFIER: Final = 0x06
 _OCTET_STRING: Final = 0x04
@@ -18,6 +20,9 @@ _VERSION: Final = 0xA0
 _EXTENSIONS: Final = 0xA3
 _DNS_NAME: Final = 0x82
 _IP_ADDRESS: Final = 0x87
+
+#: The names of the API server in a cluster (its first Service); the name of the cluster's domain may follow.
+_SERVICE: Final = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
 
 _SUBJECT_ALT_NAME: Final = bytes((0x55, 0x1D, 0x11))  # 2.5.29.17, as it is encoded
 
@@ -29,6 +34,16 @@ class Certificate:
     names: tuple[str, ...]
     not_before: datetime
     not_after: datetime
+
+    def is_for(self, ip: IPAddress) -> bool:
+        """Whether it names the address."""
+        return str(ip) in self.names
+
+    def is_for_service(self) -> bool:
+        """Whether it names the API server as pods do; a wildcard stands for one whole label (RFC 9525, 6.3)."""
+        names = [name.lower().rstrip(".") for name in self.names]
+        meant = [f"{_SERVICE[0]}.{name.removeprefix('*.')}" if name.startswith("*.") else name for name in names]
+        return any(name in _SERVICE or name.startswith(f"{_SERVICE[-1]}.") for name in meant)
 
 
 def read(der: bytes) -> Certificate:

@@ -38,6 +38,7 @@ class Finding:
     """Whether the node cannot do it as it is: a command, a privilege or kernel support is missing."""
 
     topic: str = ""  # the check that found it; whoever runs the check sets it
+    leads: bool = False  # whether it is likely the cause of others: the summary names it first
 
 
 def unknown(error: SidecarError, subject: str = "") -> Finding:

@@ -4,13 +4,13 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from typing import Final
 
 from sidecar.doctor import probe
 from sidecar.doctor.certificate import Certificate
 from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.passages import passages, place
+from sidecar.doctor.probe import Answer, Instead
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import SidecarError
 from sidecar.node import proc
@@ -18,8 +18,25 @@ from sidecar.node.proc_formats import Listener
 from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, socket_name
 
 PATIENCE: Final = 1.5  # seconds for all connections together
+_SHORTEST: Final = 0.3  # seconds. With less, a connection is not tried: a busy node takes that long to answer
 SOON: Final = timedelta(days=3)  # how long before its end a certificate should have been renewed
 _SHOWN: Final = 6  # how many names of a certificate, or addresses, are shown
+
+#: What is said of an address where something came instead of a certificate.
+_CAME_INSTEAD: Final = {
+    Instead.SILENCE: "accepts connections, but no TLS answer came within {0.waited:.1g} s: is its upstream reachable?",
+    Instead.CLOSE: "accepts connections, but closes them at once: is its upstream reachable?",
+    Instead.RESET: "accepts connections, but resets them: is its upstream reachable?",
+    Instead.REFUSAL: (
+        "accepts connections, but closes them after a TLS hello: is its upstream reachable, and does it take clients "
+        f"that ask for `{probe.SERVER_NAME}` or for no name (SNI)?"
+    ),
+    Instead.ALERT: "answers a TLS hello with the alert `{0.detail}`: does it serve other names (SNI) only?",
+    Instead.HTTP: "answers in plain HTTP (`{0.detail}`): is this the right port?",
+    Instead.OTHER: "answers, but not in TLS (`{0.detail}`): is this the right port?",
+    Instead.BROKEN: "answers in TLS, but without a certificate that can be read: {0.detail}",
+}
+_WRONG_PORT: Final = (Instead.HTTP, Instead.OTHER)
 
 
 def listener(view: View) -> Iterator[Finding]:
@@ -32,8 +49,8 @@ def listener(view: View) -> Iterator[Finding]:
         if not here:
             yield _silence(view, address, everywhere)
             continue
-        view.listening.append(address)
-        who = sorted({str(owner) for each in here if (owner := owners.get(each.inode))})
+        view.listening[address] = {owner for each in here if (owner := owners.get(each.inode))}
+        who = sorted(map(str, view.listening[address]))
         if not all(each.inode in owners for each in here):
             who.append("a process that cannot be seen from here (other user, or other container)")
         verb = "listens" if len(who) == 1 else "listen"
@@ -64,12 +81,13 @@ def connect(view: View) -> Iterator[Finding]:
     deadline = time.monotonic() + PATIENCE
     for address in view.listening:
         where = view.where(address)
+        left = deadline - time.monotonic()
         if not any(place.state is AddressState.USABLE and link.is_up for link, place in view.places(address)):
             yield Finding(Level.NOTE, f"not tried: {address.ip} cannot be used on this node as it is")
-        elif time.monotonic() > deadline:
+        elif left < _SHORTEST:
             yield Finding(Level.UNKNOWN, f"{address.ip} was not tried {NO_TIME}")
         else:
-            answer = view.answers[address] = probe.connect(address.ip, view.port)
+            answer = view.answers[address] = probe.connect(address.ip, view.port, left)
             facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6)}
             if answer.failure:
                 text = f"no connection to {where} from this node: {answer.failure}"
@@ -94,28 +112,50 @@ def _no_connection(view: View, address: Address, found: str, facts: Facts) -> Fi
 
 
 def tls(view: View) -> Iterator[Finding]:
-    """Yield whether what answers speaks TLS, and for whom and how long its certificate is valid."""
+    """Yield whether an API server is behind the address, and for whom and how long its certificate is valid."""
     for address, answer in view.answers.items():
-        if answer.failure:
-            continue
-        where = view.where(address)
-        if not answer.certificate:
-            found = f"{where} does not speak TLS, as an API server would: {answer.tls_failure}"
-            remedy = "see the proxy's log: can it reach the API server, and is this the right port?"
-            facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6)}
-            yield Finding(Level.WARNING, found, remedy, facts=facts)
-            continue
-        certificate = answer.certificate
-        names, until = certificate.names, f"{certificate.not_after:%Y-%m-%d %H:%M} UTC"
-        facts = {**address.facts, "not_after": certificate.not_after.isoformat(), "names": ",".join(names)}
-        yield from _validity(certificate, f"the certificate on {where}", until, facts)
-        shown = ", ".join(names[:_SHOWN]) or "nothing"
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        found = f"certificate for {shown}{more}, until {until}; its chain of trust was not verified"
-        yield Finding(Level.OK, found, facts=facts)
-        if not any(_is_ip(name, address) for name in names):
-            found = f"the certificate is not for {address.ip}: clients have to use one of its names"
-            yield Finding(Level.NOTE, found, facts=facts)
+        if answer.certificate:
+            yield from _certificate(view, address, answer, answer.certificate)
+        elif answer.instead:
+            yield _no_certificate(view, address, answer, answer.instead)
+
+
+def _no_certificate(view: View, address: Address, answer: Answer, instead: Instead) -> Finding:
+    """Return the finding that no API server answers behind an address, and where to look."""
+    owners = sorted(view.listening[address], key=str)
+    who = " or ".join(map(str, owners)) or "the proxy"
+    if instead in _WRONG_PORT:
+        remedy = f"let {who} pass TLS through on port {view.port}, or set --port to the port where it does"
+    else:
+        remedy = f"see the log of {who}, and whether it can reach the API server"
+        remedy += "".join(f"; its connections: ss -tnp | grep pid={owner.pid}," for owner in owners[:1])
+    facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6), "answer": instead.value}
+    found = f"{view.where(address)} {_CAME_INSTEAD[instead].format(answer)}"
+    return Finding(Level.FAULT, found, remedy, facts=facts, leads=True)
+
+
+def _certificate(view: View, address: Address, answer: Answer, certificate: Certificate) -> Iterator[Finding]:
+    names, until = certificate.names, f"{certificate.not_after:%Y-%m-%d %H:%M} UTC"
+    facts: Facts = {**address.facts, "not_after": certificate.not_after.isoformat(), "names": ",".join(names)}
+    yield from _validity(certificate, f"the certificate on {view.where(address)}", until, facts)
+    if answer.refuses_name:
+        found = (
+            f"{view.where(address)} refuses clients that ask for `{probe.SERVER_NAME}` (SNI), not those without a name"
+        )
+        yield Finding(Level.NOTE, found, facts=facts)
+    shown = ", ".join(names[:_SHOWN]) or "nothing"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    found = f"certificate for {shown}{more}, until {until}; its chain of trust was not verified"
+    yield Finding(Level.OK, found, facts=facts)
+    if certificate.is_for(address.ip):
+        return
+    if certificate.is_for_service():
+        found = f"the certificate is not for {address.ip}: clients have to use one of its names"
+        yield Finding(Level.NOTE, found, facts=facts)
+    else:
+        found = f"the certificate is neither for {address.ip} nor for `kubernetes`: is this the API server?"
+        remedy = f"clients in pods need {address.ip} or kubernetes.default.svc in it, unless they use one of its names"
+        yield Finding(Level.WARNING, found, remedy, facts=facts)
 
 
 def _validity(certificate: Certificate, which: str, until: str, facts: Facts) -> Iterator[Finding]:
@@ -127,10 +167,3 @@ def _validity(certificate: Certificate, which: str, until: str, facts: Facts) ->
         yield Finding(Level.FAULT, found, "set the clock of this node, or renew the certificate", facts=facts)
     elif certificate.not_after - now < SOON:
         yield Finding(Level.WARNING, f"{which} expires soon: {until}", "renew it", facts=facts)
-
-
-def _is_ip(name: str, address: Address) -> bool:
-    try:
-        return ip_address(name) == address.ip
-    except ValueError:
-        return False

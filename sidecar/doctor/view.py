@@ -12,6 +12,7 @@ from sidecar.node.backends import Backend
 from sidecar.node.command import Command, Run
 from sidecar.node.iproute import IpRoute
 from sidecar.node.iptables_looks import Seen
+from sidecar.node.proc import Process
 from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Address, Desired, Family, IPAddress, Link, LinkAddress, Observed, socket_name
 from sidecar.text import quoted
@@ -41,7 +42,8 @@ class View:
         self.backends = backends
         self.warnings = warnings
         self.origins: Sequence[IPAddress] = ()  # the pods' addresses to look from; empty: those that can be found
-        self.listening: list[Address] = []  # the addresses on which something listens; the check of that fills it in
+        self.listening = dict[Address, set[Process]]()
+        """The addresses on which something listens, and what can be seen of it; the check of that fills it in."""
         self.answers = dict[Address, Answer]()
         """What a connection to an address has brought; the check of that fills it in."""
         self._links: dict[str, tuple[Link, ...] | SidecarError] = {}

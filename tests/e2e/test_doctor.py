@@ -91,7 +91,7 @@ class Node:
             self.sh("$run --daemon=false", *flags, *broken.then)
 
     def listen(self, address: str = "10.96.0.2", port: int = 443, way: str = "tls") -> None:
-        arguments = [address, str(port), way, *([str(self.certificate)] if way == "tls" else [])]
+        arguments = [address, str(port), way, *([str(self.certificate)] if way in ("tls", "strict") else [])]
         process = self.namespace.fork(partial(proxy.main, *arguments))
         self.processes.append(process)
         assert process.stdout
@@ -329,10 +329,27 @@ NODES_THAT_ARE_BROKEN: Final = (
     Broken("another port is listened on", "true", "fault", "listener",
            "^nothing listens on 10.96.0.2:443, only on 10.96.0.2:8443$", proxy="10.96.0.2 8443 plain",
            by_hand="proxy"),
-    Broken("no TLS", "true", "warning", "tls", "^10.96.0.2:443 does not speak TLS, as an API server would", 0,
+    Broken("plain HTTP", "true", "fault", "tls",
+           r"^10.96.0.2:443 answers in plain HTTP \(`HTTP/1.0 400 Bad Request`\): is this the right port",
            proxy="plain", by_hand="proxy"),
-    Broken("the proxy hangs", "true", "warning", "tls", "does not speak TLS, .*: no answer within 1s$", 0,
+    Broken("another protocol", "true", "fault", "tls",
+           r"^10.96.0.2:443 answers, but not in TLS \(`220 mail.example.org ESMTP`\): is this the right",
+           proxy="mail", by_hand="proxy"),
+    Broken("the proxy hangs", "true", "fault", "tls",
+           "^10.96.0.2:443 accepts connections, but no TLS answer came within 1 s: is its upstream reach",
            proxy="silent", by_hand="proxy"),
+    Broken("the proxy closes", "true", "fault", "tls",
+           "^10.96.0.2:443 accepts connections, but closes them at once: is its upstream reachable",
+           proxy="close", by_hand="proxy"),
+    Broken("the proxy resets", "true", "fault", "tls",
+           "^10.96.0.2:443 accepts connections, but resets them: is its upstream reachable",
+           proxy="reset", by_hand="proxy"),
+    Broken("the proxy closes after a hello", "true", "fault", "tls",
+           "^10.96.0.2:443 accepts connections, but closes them after a TLS hello: is its",
+           proxy="hello", by_hand="proxy"),
+    Broken("a TLS alert", "true", "fault", "tls",
+           "^10.96.0.2:443 answers a TLS hello with the alert `unrecognized name`",
+           proxy="strict", by_hand="proxy"),
     Broken("certificate expired", "true", "fault", "tls", "^the certificate on 10.96.0.2:443 has expired",
            proxy="expired", by_hand="proxy"),
     Broken("certificate of the future", "true", "fault", "tls", "^the certificate on 10.96.0.2:443 is not valid before",
@@ -413,15 +430,68 @@ def test_a_listener_on_all_addresses_counts(node_with: Callable[..., Node], addr
     assert doctor(node.namespace, *WANTED).alarms() == []
 
 
-def test_the_names_of_the_certificate_are_told(node_with: Callable[..., Node], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "level", "told"),
+    [
+        ("DNS:api.example.org", "warning", "is neither for 10.96.0.2 nor for `kubernetes`: is this the API server"),
+        ("DNS:*.default.svc", "note", "is not for 10.96.0.2: clients have to use one of its names"),
+        ("DNS:api.example.org,IP:10.96.0.2", "ok", "^certificate for api.example.org, 10.96.0.2, until"),
+    ],
+)
+def test_the_names_of_the_certificate_are_told(
+    node_with: Callable[..., Node], tmp_path: Path, names: str, level: str, told: str
+) -> None:
     node = node_with("", "nft", *WANTED)
     node.stop_listening()
-    node.certificate = proxy.make_certificate(tmp_path / "pem", names="DNS:api.example.org")
+    node.certificate = proxy.make_certificate(tmp_path / "pem", names=names)
     node.listen()
     report = doctor(node.namespace, *WANTED)
-    assert report.having("ok", "tls", "certificate for api.example.org, until .*; its chain of trust was not verified")
-    assert report.having("note", "tls", "is not for 10.96.0.2")
-    assert report.alarms() == []
+    assert report.having("ok", "tls", "its chain of trust was not verified")
+    assert report.having(level, "tls", told)
+    assert report.exit == 0
+    assert len(report.alarms()) == (level == "warning")
+
+
+HAPROXY: Final = "defaults\n mode tcp\n timeout connect 1s\n timeout client 9s\n timeout server 9s\n"
+BY_NAME: Final = (
+    " tcp-request inspect-delay 2s\n tcp-request content accept if { req.ssl_sni -m found }\n"
+    " tcp-request content reject\n use_backend %[req.ssl_sni]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("listens", "upstream", "told"),
+    [
+        ("", "127.0.0.1:6443", ""),
+        ("", "127.0.0.1:6444", "accepts connections, but no TLS answer came within 1 s: is its upstream reachable"),
+        (BY_NAME, "127.0.0.1:6443",
+         "accepts connections, but closes them after a TLS hello: .* that ask for `kubernetes.default.svc` or for no"),
+    ],
+    ids=["its upstream answers", "its upstream is down", "it knows other names"],
+)  # fmt: skip
+def test_haproxy(node_with: Callable[..., Node], tmp_path: Path, listens: str, upstream: str, told: str) -> None:
+    if not shutil.which("haproxy"):
+        pytest.skip("HAProxy is not installed")
+    node = node_with("", "nft", *WANTED)
+    node.stop_listening()
+    node.listen("127.0.0.1", 6443)
+    bind = f"bind 10.96.0.2:443\n{listens}"
+    backend = f"backend blue.example\n server it {upstream}\n"
+    default = "" if listens else " default_backend blue.example\n"
+    (tmp_path / "cfg").write_text(f"{HAPROXY}frontend it\n {bind}{default}{backend}")
+    haproxy = node.namespace.start("haproxy", "-db", "-q", "-f", str(tmp_path / "cfg"))
+    try:
+        until(lambda: node.namespace.run("ss", "--no-header", "--listening", "--tcp", "src 10.96.0.2"))
+        report = doctor(node.namespace, *WANTED)
+    finally:
+        haproxy.kill()
+        haproxy.communicate()
+    assert report.exit == bool(told)
+    if told:
+        (found,) = report.having("fault", "tls", told)
+        assert f"see the log of pid {haproxy.pid} (haproxy)" in found["remedy"]
+        assert f"ss -tnp | grep pid={haproxy.pid}," in found["remedy"]
+        assert report.summary == f"1 fault; first: tls: {found['found']}"
 
 
 def test_who_holds_the_lock(node_with: Callable[..., Node]) -> None:

@@ -34,7 +34,8 @@ _FENCE: Final = re.compile(r"```\n(.*?)```\n", re.DOTALL)
 _MASKS: Final = (
     (r"\d\d:\d\d:\d\d\.\d{6} +\d+ (\w+\.py):\d+", r"TIME \1"),
     (r"^([IWE])\d{4} ", r"\1 "),
-    (r"\b(pid|kill) \d+", r"\1 N"),
+    (r"\b(pid[ =]|kill )\d+", r"\1N"),
+    (r"\(python\)", "(haproxy)"),  # the listener
     (r"(?<![\d.])\d\.\d+\.\d+\b(?!\.)", "VERSION"),
     (r"\d+\.\d ms", "N ms"),
     (r"\d\.\d+s", "N s"),

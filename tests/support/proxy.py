@@ -1,6 +1,6 @@
 """Stands in for the apiserver-proxy: listens on an address and port, and answers in one of several ways.
 
-proxy.py ADDRESS PORT tls CERTIFICATE | plain | silent
+proxy.py ADDRESS PORT tls CERTIFICATE | strict CERTIFICATE | plain | mail | silent | close | reset | hello
 """
 
 import base64
@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -47,26 +48,40 @@ def make_certificate(path: Path, *, names: str = "DNS:kubernetes,IP:10.96.0.2", 
     return path
 
 
-def main(address: str, port: str, way: str, certificate: str = "") -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.create_server((address, int(port)), family=family, dualstack_ipv6=address == "::")
+def _context(certificate: str, *, is_strict: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if certificate:
         context.load_cert_chain(certificate)
+    if is_strict:  # it serves a name that nobody asks for
+        context.sni_callback = lambda *_: ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+    return context
+
+
+def main(address: str, port: str, way: str, certificate: str = "") -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, int(port)), family=family, dualstack_ipv6=address == "::")
+    context = _context(certificate, is_strict=way == "strict")
     os.write(1, b"ready\n")
     held = []
     while True:
         connection, _ = listener.accept()
         with contextlib.suppress(OSError):
             match way:
-                case "tls":
+                case "tls" | "strict":
                     context.wrap_socket(connection, server_side=True).close()
-                case "plain":
-                    connection.recv(1)
-                    connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
-                    connection.close()
                 case "silent":
                     held.append(connection)
+                case "reset":  # man 7 socket, SO_LINGER: without a word of goodbye
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                case "mail":
+                    connection.sendall(b"220 mail.example.org ESMTP\r\n")
+                case "hello":
+                    connection.recv(4096)
+                case "plain":
+                    connection.recv(4096)
+                    connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            if connection not in held:
+                connection.close()
 
 
 if __name__ == "__main__":

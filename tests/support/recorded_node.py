@@ -248,7 +248,7 @@ class RecordedNode:
     def _path_of(self, name: str, **_: object) -> str | None:
         return f"/usr/sbin/{name}" if name in self.programs else None
 
-    def _connect(self, _: IPAddress, __: int) -> Answer:
+    def _connect(self, _: IPAddress, __: int, ___: float) -> Answer:
         self.now += self.seconds
         return self.answer
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.doctor import certificate
+from sidecar.doctor.certificate import Certificate
 
 OPENSSL = shutil.which("openssl")
 
@@ -50,6 +51,31 @@ def test_many_names(tmp_path: Path) -> None:
 def test_a_time_behind_2050_is_written_in_another_way(tmp_path: Path) -> None:
     read = certificate.read(made(tmp_path, "-days", str(365 * 40)))
     assert read.not_after.year == datetime.now(UTC).year + 39 or read.not_after.year == datetime.now(UTC).year + 40
+
+
+@pytest.mark.parametrize(
+    ("name", "is_for_service"),
+    [
+        ("kubernetes", True),
+        ("kubernetes.default", True),
+        ("kubernetes.default.svc", True),
+        ("Kubernetes.Default.svc.example.org.", True),
+        ("*.default.svc", True),
+        ("*.default.svc.cluster.local", True),
+        ("*.default", True),
+        ("*", False),
+        ("*.svc", False),
+        ("*.kubernetes.default.svc", False),
+        ("kube*.default.svc", False),
+        ("kubernetes.default.svcs", False),
+        ("kubernetes.default.example.org", False),
+        ("notkubernetes", False),
+        ("10.96.0.1", False),
+    ],
+)
+def test_the_names_of_the_api_server(name: str, *, is_for_service: bool) -> None:
+    made = Certificate(("other.example.org", name), datetime.now(UTC), datetime.now(UTC))
+    assert made.is_for_service() is is_for_service
 
 
 def test_one_that_is_cut_short(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from sidecar.doctor.findings import Level
-from sidecar.doctor.probe import Answer
+from sidecar.doctor.findings import Level, exit_code
+from sidecar.doctor.probe import Answer, Instead
 from sidecar.node.proc import Process
 from sidecar.node.proc_formats import Listener
 from sidecar.state.model import Facts
@@ -133,11 +133,43 @@ def test_no_connection(node: RecordedNode, change: Change, reason: str, remedy: 
     assert node.findings("connect", "tls") == [found]
 
 
-def test_no_tls(node: RecordedNode) -> None:
-    node.answer = Answer(0.002, tls_failure="wrong version number")
-    assert node.texts("tls") == [f"warning: {WHERE} does not speak TLS, as an API server would: wrong version number"]
+SEE_ITS_LOG = "see the log of {}, and whether it can reach the API server"
+ENVOY = {17: Process(7, "envoy")}
+
+
+@pytest.mark.parametrize(
+    ("owners", "instead", "said", "remedy"),
+    [
+        (ENVOY, Instead.SILENCE, "accepts connections, but no TLS answer came within 0.5 s: is its upstream reachable?",
+         f"{SEE_ITS_LOG.format('pid 7 (envoy)')}; its connections: ss -tnp | grep pid=7,"),
+        ({}, Instead.CLOSE, "accepts connections, but closes them at once: is its upstream reachable?",
+         SEE_ITS_LOG.format("the proxy")),
+        (ENVOY, Instead.HTTP, "answers in plain HTTP (`x`): is this the right port?",
+         "let pid 7 (envoy) pass TLS through on port 443, or set --port to the port where it does"),
+    ],
+)  # fmt: skip
+def test_what_came_instead_of_a_certificate(
+    node: RecordedNode, owners: dict[int, Process], instead: Instead, said: str, remedy: str
+) -> None:
+    node.owners = owners
+    node.answer = Answer(0.002, instead=instead, detail="x", waited=0.5)
+    facts = {**ADDRESS, "seconds": 0.002, "answer": instead.value}
+    fault = finding(Level.FAULT, "tls", f"{WHERE} {said}", remedy, facts=facts)
+    assert node.findings("tls") == [replace(fault, leads=True)]
+
+
+@pytest.mark.parametrize("instead", Instead)
+def test_no_certificate_is_a_fault_whatever_came(node: RecordedNode, instead: Instead) -> None:
+    node.answer = Answer(0.002, instead=instead)
     (found,) = node.findings("tls")
-    assert found.remedy == "see the proxy's log: can it reach the API server, and is this the right port?"
+    assert found.level is Level.FAULT
+    assert exit_code(node.findings("tls")) == 1
+
+
+def test_one_that_answers_without_a_name_only(node: RecordedNode) -> None:
+    node.answer = Answer(0.002, certificate=CERTIFICATE, refuses_name=True)
+    said = f"note: {WHERE} refuses clients that ask for `kubernetes.default.svc` (SNI), not those without a name"
+    assert said in node.texts("tls")
 
 
 NOW = datetime.now(UTC)
@@ -165,17 +197,22 @@ def test_when_the_certificate_is_valid(
     assert last.facts["not_after"] == end.isoformat()
 
 
+NOT_FOR_IT = "note: the certificate is not for 10.96.0.2: clients have to use one of its names"
+FOR_NEITHER = "warning: the certificate is neither for 10.96.0.2 nor for `kubernetes`: is this the API server?"
+
+
 @pytest.mark.parametrize(
-    ("names", "shown", "is_ours"),
+    ("names", "shown", "more"),
     [
-        (["kubernetes", "10.96.0.2"], "kubernetes, 10.96.0.2", True),
-        (["10.96.0.1", "*.example.org"], "10.96.0.1, *.example.org", False),
-        ([f"n{number}" for number in range(8)], "n0, n1, n2, n3, n4, n5 and 2 more", False),
-        ([], "nothing", False),
+        (["kubernetes", "10.96.0.2"], "kubernetes, 10.96.0.2", []),
+        (["10.96.0.2"], "10.96.0.2", []),
+        (["10.96.0.1", "kubernetes"], "10.96.0.1, kubernetes", [NOT_FOR_IT]),
+        (["10.96.0.1", "*.example.org"], "10.96.0.1, *.example.org", [FOR_NEITHER]),
+        ([f"n{number}" for number in range(8)], "n0, n1, n2, n3, n4, n5 and 2 more", [FOR_NEITHER]),
+        ([], "nothing", [FOR_NEITHER]),
     ],
 )
-def test_for_whom_the_certificate_is(node: RecordedNode, names: list[str], shown: str, *, is_ours: bool) -> None:
+def test_for_whom_the_certificate_is(node: RecordedNode, names: list[str], shown: str, more: list[str]) -> None:
     node.answer = Answer(0.001, certificate=replace(CERTIFICATE, names=tuple(names)))
-    note = "note: the certificate is not for 10.96.0.2: clients have to use one of its names"
     told = f"ok: certificate for {shown}, until 2099-01-01 00:00 UTC; its chain of trust was not verified"
-    assert node.texts("tls") == [told, *([] if is_ours else [note])]
+    assert node.texts("tls") == [told, *more]
