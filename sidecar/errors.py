@@ -19,7 +19,8 @@
     ├── RuleUnknown             1  it cannot be known whether a rule is there that should be removed
     ├── CommandError            1  a command failed
     │   ├── CommandTimeout          it was killed when its time was up
-    │   │   └── CommandStuck            it was not started, as an earlier one was killed and does not end
+    │   │   ├── CommandStuck            it was not started, as an earlier one was killed and does not end
+    │   │   └── ProgramHangs            it, or an earlier one of its program, gave no answer to who waits for one
     │   ├── LockHeld                the xtables lock is held (exit status 4 of iptables-legacy)
     │   ├── RulesChanged            another program changed the rules at the same moment (nft)
     │   └── OutputUnreadable        it succeeded, but its output cannot be parsed
@@ -51,6 +52,11 @@ class SidecarError(Exception):
     def facts(self) -> dict[str, str | int | float]:
         """The same as values, for a log in JSON."""
         return {"err": str(self)}
+
+    @property
+    def cause(self) -> str:
+        """The same without the command that showed it, if the rest says enough."""
+        return str(self)
 
 
 class ConfigError(SidecarError):
@@ -94,7 +100,12 @@ class PermissionMissing(NodeError):
 
     def __init__(self, capabilities: Sequence[str], failure: str) -> None:
         names = " and ".join(capabilities)
-        super().__init__(f"missing {names}: run as root, or add it to the container's capabilities; {failure}")
+        self._cause = f"missing {names}: run as root, or add it to the container's capabilities"
+        super().__init__(f"{self._cause}; {failure}")
+
+    @property
+    def cause(self) -> str:
+        return self._cause
 
 
 class NotSupported(NodeError):
@@ -188,6 +199,15 @@ class CommandTimeout(CommandError):
 
 class CommandStuck(CommandTimeout):
     """The command was not started: one that was killed before has not ended, and this one might join it."""
+
+
+class ProgramHangs(CommandTimeout):
+    """A program gave no answer to somebody who waits for one."""
+
+    def __init__(self, argv: Sequence[str], stdin: str, seconds: float, state: str) -> None:
+        super().__init__(argv, stdin, "")
+        self.args = (f"{argv[0]} does not answer within {seconds:.1g} s: `{self.command}`{state}",)
+        self.command = pasteable(argv, stdin)
 
 
 class LockHeld(CommandError):

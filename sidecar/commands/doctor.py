@@ -1,24 +1,28 @@
 """The command `doctor`: turns settings into findings, and prints them for people or as JSON for programs."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from loguru import logger
 
 from sidecar.commands.output import GREEN, MAGENTA, RED, WIDTH, YELLOW, Answer, Terminal, as_json, coloured, wrapped
-from sidecar.commands.status import LONGEST_LOOK
 from sidecar.doctor.checks import diagnose
-from sidecar.doctor.findings import Finding, Level, exit_code
+from sidecar.doctor.findings import Finding, Level, exit_code, unknown
 from sidecar.doctor.view import View
+from sidecar.errors import ProgramHangs
 from sidecar.log.setup import start_logging
 from sidecar.node.access import access
-from sidecar.node.command import Commands
+from sidecar.node.brief import LONGEST_LOOK, BriefCommands
 from sidecar.settings.options import Loaded, Options
 from sidecar.text import visible
 
 SCHEMA: Final = "doctor/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
+TOTAL: Final = 2.0  # seconds for all checks, of which the last ones take no command: with the start, it is within 3
+_ON_HANG: Final = "if it hangs there, too, see `dmesg`, and whether the disk that it is on answers"
 _INDENT: Final = 14  # columns before each finding's text
 
 _MARKS: Final = {Level.OK: "✓", Level.NOTE: "·", Level.WARNING: "!", Level.FAULT: "✗", Level.UNKNOWN: "?"}
@@ -49,11 +53,19 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
         start_logging(options)
     else:
         logger.remove()  # the findings say it all
-    commands = Commands(options.command_timeout)
+    deadline = time.monotonic() + TOTAL
+    commands = BriefCommands(options.command_timeout)
+    commands.begin()
     node = access(options, commands, creates=False, has_rules=True, longest_look=LONGEST_LOOK)
-    view = View(node.desired, options.port, commands.run, node.backends, warnings=warnings)
+    view = View(node.desired, options.port, commands.run, node.backends, warnings=warnings, deadline=deadline)
     view.origins = options.from_
-    return diagnose(view)
+    found = diagnose(view)
+    return [*(_hang(error) for error in commands.hung.values() if isinstance(error, ProgramHangs)), *found]
+
+
+def _hang(error: ProgramHangs) -> Finding:
+    """Return the finding that a program does not answer; it comes first, as others follow from it."""
+    return replace(unknown(error), remedy=_ON_HANG, commands=(error.command,), leads=True, topic="commands")
 
 
 def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:
@@ -92,13 +104,23 @@ def summary(findings: Sequence[Finding]) -> str:
     """Return one line: the number of faults, warnings and unknowns, and the first of the worst."""
     numbers = Counter(each.level for each in findings)
     counted = list(_counted(numbers))
-    worst = next((level for level in (Level.FAULT, Level.WARNING) if numbers[level]), None)
-    if worst is None:
-        return ", ".join(("nothing wrong found", *counted))
-    first = next((each for each in findings if each.leads), None) or next(
-        each for each in findings if each.level is worst
-    )
-    return f"{', '.join(counted)}; first: {first.topic}: {visible(first.found)}"
+    if any(each.is_drift for each in findings):
+        counted.append("not in sync")
+    if not counted:
+        return "nothing wrong found"
+    is_wrong = numbers[Level.FAULT] or numbers[Level.WARNING] or any(each.is_drift for each in findings)
+    text = ", ".join(counted) if is_wrong else f"nothing wrong found in what could be looked at; {counted[0]}"
+    first = next((each for each in findings if each.leads), None) or _worst(findings)
+    return f"{text}; first: {first.topic}: {visible(first.found)}" if first else text
+
+
+def _worst(findings: Sequence[Finding]) -> Finding | None:
+    """Return the first of the worst findings; of what is unknown, only what decides the exit code."""
+    for level in (Level.FAULT, Level.WARNING, Level.UNKNOWN):
+        for each in findings:
+            if each.level is level and (level is not Level.UNKNOWN or exit_code([each])):
+                return each
+    return None
 
 
 def _counted(numbers: Counter[Level]) -> Iterator[str]:

@@ -9,20 +9,20 @@ from typing import Final
 
 from sidecar.commands.output import GREEN, MAGENTA, RED, YELLOW, Answer, Terminal, as_json, coloured, notes, wrapped
 from sidecar.daemon.wakeup import Wakeup
-from sidecar.errors import Interrupted
+from sidecar.errors import Interrupted, LockHeld
 from sidecar.log.setup import collect_warnings
+from sidecar.node import xtables_lock
 from sidecar.node.access import access
-from sidecar.node.command import Commands
+from sidecar.node.brief import LONGEST_LOOK, BriefCommands
 from sidecar.node.events import Events
 from sidecar.node.netlink import Watch
 from sidecar.settings.options import Loaded
-from sidecar.state.actions import exit_code
+from sidecar.state.actions import Failure, exit_code
 from sidecar.state.inventory import Item, State, is_in_sync, survey
 from sidecar.state.model import BackendInUse
 from sidecar.state.plan import notices, obstacles
 
 SCHEMA: Final = "status/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
-LONGEST_LOOK: Final = 1.0  # seconds to wait at most for the xtables lock: the user expects an answer soon
 WATCH_INTERVAL: Final = 2.0  # seconds between two looks with --watch, if nothing happens
 STATE_COLUMNS: Final = 11  # width of the state column, before the name
 _CLEAR: Final = "\x1b[H\x1b[J"  # moves the cursor to the upper left, and clears everything below (man 4 console_codes)
@@ -42,6 +42,7 @@ class Status:
     origin: str  # whose settings these are, if not the user's own
     warnings: tuple[str, ...]
     failures: tuple[str, ...]
+    cause: str = ""  # why something could not be looked at, if that is known
 
 
 def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
@@ -58,13 +59,14 @@ def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
 def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Status]:
     """Yield the status once; or, with `is_read`, at each change until a signal comes or nobody reads it."""
     logged = collect_warnings(loaded.options)
-    commands = Commands(loaded.options.command_timeout)
+    commands = BriefCommands(loaded.options.command_timeout)
     # Nothing is changed here, so a signal can end the running command and with it the look.
     wakeup = Wakeup(commands.told, on_stop=commands.interrupt, on_interrupt=commands.interrupt)
     node = access(loaded.options, commands, creates=False, longest_look=LONGEST_LOOK)
     reconciler = node.reconciler()
 
     def look() -> Status:
+        commands.begin()
         reconciler.reconsider()
         observed, unseen = reconciler.observe()
         failures = (*unseen, *obstacles(node.desired, observed))
@@ -79,6 +81,7 @@ def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Stat
             origin=loaded.origin,
             warnings=(*loaded.warnings, *logged, *noticed),
             failures=tuple(map(str, failures)),
+            cause=_cause(unseen),
         )
 
     if is_read is None:
@@ -95,6 +98,14 @@ def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Stat
             wakeup.wait(WATCH_INTERVAL, events)
 
 
+def _cause(failures: Sequence[Failure]) -> str:
+    """Return why something could not be looked at: what the node lacks, who holds the lock, or what hangs."""
+    if not failures:
+        return ""
+    error = max((failure.error for failure in failures), key=lambda error: error.exit_code)
+    return (isinstance(error, LockHeld) and xtables_lock.held()) or error.cause
+
+
 def summary(status: Status) -> str:
     """Return the one line that matters most to the reader."""
     order = list(State)
@@ -106,6 +117,8 @@ def summary(status: Status) -> str:
         rules = sum(item.kind == "rule" for item in status.items)
         text = f"in sync: {held}" + (f", {rules} rules" if rules else "")
         return f"{text}; but {_counted(wrong)}" if wrong else text
+    if status.cause:
+        return f"{status.cause}; {_counted(wrong)}, of {len(status.items)}" if wrong else status.cause
     if not wrong:
         return f"not in sync: {'; '.join(status.failures or status.warnings)}"
     return f"{_counted(wrong)}, of {len(status.items)}; first {_state(wrong[0])}: {wrong[0].name}"

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Final, TypeAlias
 
 from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, routes, rules, traffic
-from sidecar.doctor.findings import Finding, Level, unknown
+from sidecar.doctor.findings import Finding, Level, exit_code, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
+from sidecar.state.plan import plan
 
 Check: TypeAlias = Callable[[View], Iterator[Finding]]
 
@@ -43,7 +44,16 @@ CHECKS: Final[dict[str, Check]] = {
 
 def diagnose(view: View) -> list[Finding]:
     """Return the findings of all checks, in their order. Raises Interrupted or Stopped, nothing else."""
-    return [replace(each, topic=topic) for topic, check in CHECKS.items() for each in _guarded(check, view)]
+    found = [replace(each, topic=topic) for topic, check in CHECKS.items() for each in _guarded(check, view)]
+    return [*found, *_drift(view)] if exit_code(found) == 0 else found
+
+
+def _drift(view: View) -> Iterator[Finding]:
+    """Yield that `run` would change something, if no fault says so: then the node is not in sync, as in `status`."""
+    if actions := plan(view.desired, view.observed()):
+        more = f", and {len(actions) - 1} more" if len(actions) > 1 else ""
+        found = f"the sidecar would change something: {actions[0].todo}{more}"
+        yield Finding(Level.NOTE, found, is_drift=True, topic="sync")
 
 
 def _guarded(check: Check, view: View) -> Iterator[Finding]:

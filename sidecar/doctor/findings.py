@@ -9,7 +9,7 @@ from sidecar.errors import NodeError, SidecarError
 from sidecar.state.model import Facts
 
 #: The topics that decide whether the address can be used at all: if one of them is unknown, that is not a success.
-DECISIVE: Final = frozenset(("interface", "address", "rules", "listener"))
+DECISIVE: Final = frozenset(("interface", "address", "rules", "listener", "connect", "tls"))
 
 
 class Level(enum.Enum):
@@ -39,6 +39,7 @@ class Finding:
 
     topic: str = ""  # the check that found it; whoever runs the check sets it
     leads: bool = False  # whether it is likely the cause of others: the summary names it first
+    is_drift: bool = False  # whether `run` would change something that no fault says
 
 
 def unknown(error: SidecarError, subject: str = "") -> Finding:
@@ -53,10 +54,16 @@ def counted(number: int, one: str, several: str = "") -> str:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """Return 3 if the node cannot do it, 1 if something decisive is wrong or not known, else 0."""
+    """Return 3 if the node cannot do it, else 1 for what is not a success, else 0.
+
+    Not a success are a fault, something decisive that is unknown, and drift that `run` would repair: for that, `status`
+    has the same exit code. Warnings, and other things that are unknown, change nothing: the summary counts them.
+    """
     if any(each.node_lacks for each in findings):
         return 3
-    faulty = (
-        each.level is Level.FAULT or (each.level is Level.UNKNOWN and each.topic in DECISIVE) for each in findings
-    )
-    return int(any(faulty))
+    return int(any(map(_fails, findings)))
+
+
+def _fails(finding: Finding) -> bool:
+    is_decisive = finding.level is Level.UNKNOWN and finding.topic in DECISIVE
+    return finding.level is Level.FAULT or is_decisive or finding.is_drift

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,7 +10,7 @@ from sidecar.doctor import kernel
 from sidecar.doctor.findings import Finding, Level, unknown
 from sidecar.doctor.kernel import Feature
 from sidecar.doctor.view import View
-from sidecar.errors import CommandMissing, NotIproute2, SidecarError
+from sidecar.errors import CommandMissing, NotIproute2, ProgramHangs, SidecarError
 from sidecar.node import capabilities, iproute, legacy_tables, proc, xtables_lock
 from sidecar.node.programs import path_of
 from sidecar.state.inventory import State, of_interface
@@ -62,6 +61,8 @@ def commands(view: View) -> Iterator[Finding]:
         except NotIproute2 as error:
             found = f"{paths.pop(iproute.COMMAND)}: {error.found}"
             yield Finding(Level.FAULT, found, error.remedy, node_lacks=True)
+        except ProgramHangs:  # whoever runs the commands says so
+            del paths[iproute.COMMAND]
         except SidecarError as error:
             yield unknown(error)
     if paths:
@@ -86,17 +87,16 @@ def lock(view: View) -> Iterator[Finding]:
         return
     holders = proc.holders(path)
     if holders:
-        time.sleep(PAUSE)
+        view.pause(PAUSE)
         again = proc.holders(path)
         holders = [each for each in holders if each in again]
     if not holders:
         yield Finding(Level.OK, f"{path} is not held by any process")
     for holder in holders:
-        who = str(holder) if holder else "a process that cannot be seen from here"
         remedy = f"if it does not release the lock, end it: kill {holder.pid}" if holder else ""
         level = Level.WARNING if is_needed else Level.NOTE
         facts: Facts = {"pid": holder.pid} if holder else {}
-        yield Finding(level, f"{path} is held by {who}; iptables commands are waiting for it", remedy, facts=facts)
+        yield Finding(level, xtables_lock.held_by(holder), remedy, facts=facts)
 
 
 def kernel_support(view: View) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Opens a TCP connection to an address, and reads the certificate of what answers; or finds out what came instead."""
 
+import contextlib
 import enum
 import socket
 import ssl
@@ -125,11 +126,12 @@ def _certificate(connection: socket.socket, name: str | None, deadline: float) -
         while True:
             try:
                 session.do_handshake()
-                _exchange(connection, to_send.read())  # otherwise the API server logs a failed handshake
+                with contextlib.suppress(OSError):
+                    connection.sendall(to_send.read())  # otherwise the API server logs a failed handshake
                 return certificate.read(session.getpeercert(binary_form=True) or b"")
             except ssl.SSLWantReadError:
                 connection.settimeout(_left(deadline))
-                came = _exchange(connection, to_send.read(), size=65536)
+                came = _exchange(connection, to_send.read())
                 first = first or came
                 received.write(came)
             except ssl.SSLError as error:
@@ -138,13 +140,11 @@ def _certificate(connection: socket.socket, name: str | None, deadline: float) -
                 raise NoCertificate(Instead.BROKEN, str(error)) from error
 
 
-def _exchange(connection: socket.socket, data: bytes, size: int = 0) -> bytes:
-    """Send this; return what comes, if at most `size` bytes are wanted. Raises NoCertificate if nothing comes."""
+def _exchange(connection: socket.socket, data: bytes) -> bytes:
+    """Send this and return what comes; raise NoCertificate if nothing does."""
     try:
         connection.sendall(data)
-        if not size:
-            return b""
-        came = connection.recv(size)
+        came = connection.recv(65536)
     except TimeoutError:
         raise NoCertificate(Instead.SILENCE) from None
     except OSError as error:
@@ -156,7 +156,7 @@ def _exchange(connection: socket.socket, data: bytes, size: int = 0) -> bytes:
 
 def _instead(first: bytes, error: ssl.SSLError) -> NoCertificate:
     """Return what the first bytes are, if the handshake failed."""
-    line = quoted(first.splitlines()[0].decode(errors="backslashreplace"))
+    line = quoted((first.splitlines() or [b""])[0].decode(errors="backslashreplace"))
     if first.startswith(b"HTTP/"):
         return NoCertificate(Instead.HTTP, line)
     reason = (error.reason or str(error)).replace("_", " ").lower()

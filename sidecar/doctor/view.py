@@ -1,6 +1,7 @@
 """The node as doctor's checks see it: each part is observed once, and nothing is changed."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final, TypeVar, cast
@@ -27,21 +28,27 @@ _Value = TypeVar("_Value")
 class View:
     """The node, as far as it has been observed. What could not be observed fails again, without another try."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what to look for, the means to look, and by keyword the rest
         self,
         desired: Desired,
         port: int,
         run: Run,
         backends: Mapping[Family, Backend],
+        *,
         warnings: Sequence[str] = (),
+        deadline: float = math.inf,
     ) -> None:
-        """`backends` holds one for each family of the addresses; `warnings` are those of the settings."""
+        """`backends` holds one for each family of the addresses; `warnings` are those of the settings.
+
+        `deadline` (of the monotonic clock) is when somebody who waits for the findings should have them.
+        """
         self.desired = desired
         self.port = port
         self.run = run
         self.backends = backends
         self.warnings = warnings
         self.origins: Sequence[IPAddress] = ()  # the pods' addresses to look from; empty: those that can be found
+        self._deadline = deadline
         self.listening = dict[Address, set[Process]]()
         """The addresses on which something listens, and what can be seen of it; the check of that fills it in."""
         self.answers = dict[Address, Answer]()
@@ -50,6 +57,16 @@ class View:
         self._seen: dict[Family, Seen | SidecarError] = {}
         self._walk_until: float | None = None
         self._found: dict[Hashable, object] = {}
+
+    def time_left(self) -> float:
+        """Return the seconds that are left for all checks together."""
+        return self._deadline - time.monotonic()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, as long as there is time; return whether it was as long as that."""
+        left = self.time_left()
+        time.sleep(max(min(seconds, left), 0))
+        return left >= seconds
 
     def links(self) -> tuple[Link, ...]:
         """Return all interfaces; raise a SidecarError if they could not be listed."""

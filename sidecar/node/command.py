@@ -75,14 +75,18 @@ class Commands:
     Meant for the main thread; `stop`, `interrupt` and `reap` may be called from a signal handler there.
     """
 
-    def __init__(self, timeout: float, variables: Mapping[str, str] = os.environ) -> None:
-        """`timeout` is what one command may take, in seconds; `variables` is the environment of this process."""
+    def __init__(self, timeout: float, variables: Mapping[str, str] = os.environ, *, grace: float = GRACE) -> None:
+        """`timeout` is what one command may take, in seconds; `variables` is the environment of this process.
+
+        `grace` is how long to wait for the end of one that was killed.
+        """
         self.on_end: OnEnd | None = None
         #: Readable when a signal came, or a command was started: for `poll`. Whoever polls it reads it empty.
         self.told, self._tell = signal_pipe()
         self._environment = environment(variables)
         self._programs: dict[str, sh.Command] = {}
         self._timeout = timeout
+        self._grace = grace
         self._deadline: float | None = None
         self._stopping_since: float | None = None
         self._interrupted = False
@@ -240,7 +244,7 @@ class Commands:
         if not ended:
             process.kill()
             # A process that waits inside the kernel (state D) does not die: it is left alone.
-            if not self._await(process, time.monotonic() + GRACE, killed=True):
+            if not self._await(process, time.monotonic() + self._grace, killed=True):
                 self._stuck = process
         process.close()
         return ended

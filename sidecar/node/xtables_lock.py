@@ -1,9 +1,12 @@
-"""Finds out why the file of the xtables lock cannot be locked, apart from another process holding it."""
+"""Finds out why the xtables lock cannot be taken: who holds it, or what is wrong with its file."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+
+from sidecar.node import proc
+from sidecar.node.proc import Process
 
 DEFAULT: Final = Path("/run/xtables.lock")  # iptables/xshared.c, XT_LOCK_NAME
 
@@ -11,6 +14,20 @@ DEFAULT: Final = Path("/run/xtables.lock")  # iptables/xshared.c, XT_LOCK_NAME
 def path(variables: Mapping[str, str] = os.environ) -> Path:
     """Return the path of the lock; the variable is iptables' own (man iptables)."""
     return Path(variables.get("XTABLES_LOCKFILE", DEFAULT))
+
+
+def held_by(holder: Process | None) -> str:
+    """Return in words that a process holds the lock; None stands for one that cannot be seen from here."""
+    who = str(holder) if holder else "a process that cannot be seen from here"
+    return f"{path()} is held by {who}; iptables commands are waiting for it"
+
+
+def held() -> str:
+    """Return the same of the first process that holds the lock now; nothing if there is none, or it cannot be seen."""
+    try:
+        return next(map(held_by, proc.holders(path())), "")
+    except OSError:
+        return ""
 
 
 def problem() -> str | None:

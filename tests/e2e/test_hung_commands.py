@@ -1,6 +1,8 @@
 """Commands that hang where no signal reaches them: on a real file system that does not answer (support/hanging.py)."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +14,9 @@ from typing import TypeAlias
 import pytest
 
 from support import hanging
+from support.in_sync import put_in_place
 from support.namespace import CIDR, ENVIRONMENT, Namespace
-from support.program import Start
+from support.program import Fake, Start
 from support.waiting import FOREVER, HANG, until
 
 FLAGS = ("--ip-address=10.96.0.2", "--setup-iptables", "--sync-interval=1s", "--iptables-wait=500ms")
@@ -98,8 +101,58 @@ def test_every_command_ends_although_a_start_hangs(start: Start, hang: Hang, com
     sidecar = start(command, *FLAGS, "--command-timeout=1100ms", "--cleanup-timeout=3s", **env)
     output, errors = sidecar.process.communicate(timeout=HANG)
     assert sidecar.process.returncode == 1
-    assert "does not end, as it waits in the kernel" in output
+    assert "does not end, as it waits in the kernel" in " ".join(output.split())
     assert errors == ""
+
+
+PROGRAMS = [
+    "ip",
+    "nft",
+    "conntrack",
+    *(f"iptables{backend}{rest}" for backend in ("", "-nft", "-legacy") for rest in ("", "-restore", "-save")),
+]
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+@pytest.mark.parametrize(
+    "programs", [["ip"], ["iptables-nft-restore"], PROGRAMS], ids=["ip", "iptables-nft-restore", "all"]
+)
+def test_what_hangs_is_told_first_and_not_started_again(
+    namespace: Namespace, start: Start, fake: Fake, command: str, programs: list[str]
+) -> None:
+    put_in_place(namespace, *FLAGS[:2])
+    env: dict[str, str] = {}
+    for name in programs:
+        env = fake(name, f"echo {name} >> $here/started; exec sleep {FOREVER}")
+    sidecar = start(command, *FLAGS[:2], "--output=json", **env)
+    answer = json.loads(sidecar.process.communicate(timeout=HANG)[0])
+    assert answer["exit"] == sidecar.process.returncode == 1
+    names = "|".join(programs)
+    assert re.search(f"(^|; first: commands: )({names}) does not answer within 1 s: `({names}) -", answer["summary"])
+    if command == "doctor":
+        first = answer["findings"][0]
+        assert first["found"] in answer["summary"]
+        assert all(program in first["commands"][0] for program in first["found"].split()[:1])
+    started = Path(env["PATH"].partition(":")[0], "started").read_text().split()
+    assert len(started) == len(set(started)) >= 1
+
+
+def test_a_shorter_time_for_commands_counts(start: Start, fake: Fake) -> None:
+    sidecar = start("doctor", FLAGS[0], "--command-timeout=200ms", **fake("ip", f"exec sleep {FOREVER}"))
+    assert "ip does not answer within 0.2 s: `ip -V`" in sidecar.process.communicate(timeout=HANG)[0]
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_who_holds_the_lock_is_told_and_not_that_iptables_hangs(
+    namespace: Namespace, start: Start, command: str
+) -> None:
+    put_in_place(namespace, *FLAGS[:2], backend="legacy")
+    with namespace.lock_held():
+        sidecar = start(command, *FLAGS[:2], "--iptables-backend=legacy")
+        output = " ".join(sidecar.process.communicate(timeout=HANG)[0].split())
+    assert re.match(r".*/run/xtables.lock is held by pid \d+ \(\w+\); iptables commands are waiting for it", output)
+    assert "does not answer" not in output
+    assert sidecar.process.returncode == 1
 
 
 def test_a_search_path_that_hangs_is_a_failure(start: Start, hang: Hang) -> None:

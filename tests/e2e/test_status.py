@@ -460,7 +460,10 @@ def test_as_an_ordinary_user_it_says_what_it_could_not_see(namespace: Namespace,
     nobody = ("setpriv", *user, "--bounding-set=-all", "--inh-caps=-all")
     answer = ask("status", *FLAGS, prefix=nobody)
     assert answer.code == 3
-    assert "1 missing, 5 unknown, of 7" in answer.first
+    assert answer.first.startswith(
+        "missing CAP_NET_ADMIN: run as root, or add it to the container's capabilities; 1 mis"
+    )
+    assert "; 1 missing, 5 unknown, of 7 settings " in " ".join(answer.text.split())
     assert "missing CAP_NET_ADMIN: run as root" in answer.text
     plan = ask("plan", *FLAGS, prefix=nobody)
     assert plan.code == 3
@@ -469,6 +472,26 @@ def test_as_an_ordinary_user_it_says_what_it_could_not_see(namespace: Namespace,
     assert cleanup.code == 3
     assert cleanup.text.startswith("# error: could not look at the IPv4 rules: missing CAP_NET_ADMIN")
     assert namespace.addresses() == []
+
+
+def test_another_ip_is_the_first_line(ask: Ask, fake: Fake) -> None:
+    env = fake("ip", "echo 'BusyBox v1.36.1 multi-call binary.' >&2; exit 1")
+    answer = ask("status", *FLAGS, "--output=json", env=env)
+    summary = answer.json()["summary"]
+    assert summary.startswith(
+        "`ip` on this node is not that of iproute2 (BusyBox v1.36.1 multi-call binary.): needs ip"
+    )
+    assert summary.endswith("; 5 missing, 2 unknown, of 7")
+    assert answer.code == 3
+
+
+def test_a_program_that_is_missing_is_the_first_line(namespace: Namespace, ask: Ask) -> None:
+    namespace.run("sh", "-c", "cp -dR /usr/sbin /run/ && rm /run/sbin/iptables-nft-restore")
+    namespace.run("mount", "--bind", "/run/sbin", "/usr/sbin")
+    answer = ask("status", *FLAGS, "--iptables-backend=nft", prefix=("env", "--"))
+    assert answer.first.startswith("iptables-nft-restore is not installed: apt-get install iptables")
+    assert "5 unknown, of 7" in " ".join(answer.text.split())
+    assert answer.code == 3
 
 
 def test_an_ipv6_address_that_may_become_a_source_is_told_and_put_right(namespace: Namespace, ask: Ask) -> None:

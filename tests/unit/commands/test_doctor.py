@@ -1,10 +1,11 @@
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from sidecar.commands.doctor import findings_json, findings_text
-from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.findings import Finding, Level, exit_code
 from support.findings import finding
 
 FINDINGS = [
@@ -14,6 +15,9 @@ FINDINGS = [
     finding(Level.FAULT, "listener", "nothing listens on 10.96.0.2:443", "start the apiserver-proxy"),
     finding(Level.UNKNOWN, "conntrack", "Permission denied"),
 ]
+UNKNOWN_RULES = finding(Level.UNKNOWN, "rules", "no answer")
+HUNG = replace(finding(Level.UNKNOWN, "commands", "ip does not answer"), leads=True)
+DRIFT = replace(finding(Level.NOTE, "sync", "the sidecar would change something"), is_drift=True)
 
 
 def text(*findings: Finding, encoding: str = "utf-8", coloured: bool = False) -> str:
@@ -37,12 +41,26 @@ def test_the_most_important_first_and_a_line_for_each() -> None:
     [
         ([], "nothing wrong found"),
         (FINDINGS[:2], "nothing wrong found"),
-        ([FINDINGS[4], FINDINGS[4]], "nothing wrong found, 2 unknown"),
-        ([FINDINGS[2], FINDINGS[2]], "2 warnings; first: rules: 2 copies"),
+        (FINDINGS[4:], "nothing wrong found in what could be looked at; 1 unknown"),
+        (
+            [*FINDINGS[4:], UNKNOWN_RULES],
+            "nothing wrong found in what could be looked at; 2 unknown; first: rules: no answer",
+        ),
+        ([FINDINGS[2], FINDINGS[2], UNKNOWN_RULES], "2 warnings, 1 unknown; first: rules: 2 copies"),
+        ([*FINDINGS, HUNG], "1 fault, 1 warning, 2 unknown; first: commands: ip does not answer"),
+        ([FINDINGS[2], DRIFT], "1 warning, not in sync; first: rules: 2 copies"),
+        ([DRIFT], "not in sync"),
     ],
 )
 def test_the_first_line(findings: list[Finding], first: str) -> None:
     assert text(*findings).splitlines()[0] == first
+
+
+def test_the_first_line_and_the_exit_code_agree() -> None:
+    """Without a fault, what decides is named; with nothing named, it is a success."""
+    for findings in ([], FINDINGS[:2], FINDINGS[4:], [*FINDINGS[4:], UNKNOWN_RULES], [DRIFT], FINDINGS):
+        first = text(*findings).splitlines()[0]
+        assert ("first: " in first or "not in sync" in first) == bool(exit_code(findings))
 
 
 def test_a_terminal_without_these_letters_gets_others() -> None:

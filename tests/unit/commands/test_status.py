@@ -98,6 +98,12 @@ def test_if_all_that_was_seen_is_right_the_failures_say_why_it_is_not_in_sync() 
     assert summary(failed) == "not in sync: could not look; no time left"
 
 
+def test_why_something_could_not_be_looked_at_is_told_first() -> None:
+    blind = replace(having(State.UNKNOWN, State.MISSING), cause="ip does not answer")
+    assert summary(blind) == "ip does not answer; 1 missing, 1 unknown, of 7"
+    assert summary(replace(IN_SYNC, in_sync=False, exit_code=1, cause="ip does not answer")) == "ip does not answer"
+
+
 # The text of status
 
 

@@ -1,5 +1,6 @@
 """doctor as a whole: the order of what it tells, and what it does where a look fails."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sidecar.doctor.findings import Finding, Level, exit_code
 from sidecar.errors import CommandTimeout, Interrupted, Stopped
 from sidecar.node.command import Result
 from support.findings import finding
-from support.recorded_node import BOTH, Change, RecordedNode, ok
+from support.recorded_node import BOTH, ONLY_IPV6, Change, RecordedNode, ok
 
 KILLED = CommandTimeout(("ip",), "", "was killed after 10s")
 KILLED_IP = "`ip` was killed after 10s"
@@ -19,6 +20,9 @@ KILLED_IPTABLES = CommandTimeout(("iptables-nft-restore",), "", "was killed afte
 NO_VERSION = "not the output of `iptables --version`: 'sh: 1: not found'"
 NONSENSE = "could not be checked: not the output of `ip -json`: 'nonsense'"
 RULES_UNSEEN = "cannot tell what other programs' rules do to 10.96.0.2: the rules could not be listed, see above"
+
+OURS = "-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT"
+BEFORE = "-A OUTPUT -j ACCEPT"
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_no_false_alarm_with_addresses_of_both_families(node: RecordedNode, back
     [
         pytest.param(
             lambda node: node.answers.update({"ip": KILLED}),
-            [(topic, KILLED_IP) for topic in ("commands", "interface", "address", "route", "connect")],
+            [(topic, KILLED_IP) for topic in ("commands", "interface", "address", "route")],
             id="ip hangs",
         ),
         pytest.param(
@@ -110,8 +114,7 @@ def test_what_cannot_be_looked_at_is_unknown_and_the_rest_goes_on(
     break_(node)
     findings = diagnose(node.view())
     assert unknown(findings) == told
-    # Whether there is an address to connect to, only `ip` tells.
-    expected = healthy - {topic for topic, _ in told} - {"connect", "tls"}
+    expected = healthy - {topic for topic, _ in told}
     assert {each.topic for each in findings if each.level is Level.OK} >= expected
 
 
@@ -127,10 +130,42 @@ def test_what_proc_does_not_tell_is_unknown(
 
 
 def test_what_was_found_before_a_look_failed_is_told(node: RecordedNode) -> None:
-    node.answers["ip -json -details address show"] = KILLED
-    first, second = node.findings("listener", "connect")
-    assert (first.level, first.found) == (Level.OK, "pid 4711 (proxy) listens on 10.96.0.2:443")
-    assert (second.level, second.found) == (Level.UNKNOWN, "`ip` was killed after 10s")
+    node.set(desired=ONLY_IPV6).answers["ip -6 -json route show"] = KILLED
+    assert node.texts("route") == ["ok: fd00:10:96::2 is local", f"unknown: {KILLED_IP}"]
+
+
+@pytest.mark.parametrize(
+    ("break_", "told"),
+    [
+        (lambda node: node.add("filter", OURS, OURS), "remove 2 copies too many: -t filter -A INPUT"),
+        (
+            lambda node: node.set(desired=replace(node.desired, insert=True)).chain("raw", "OUTPUT").insert(1, BEFORE),
+            f"move to the front, as it has no effect behind `{BEFORE}`",
+        ),
+        (lambda node: node.chain("raw", "OUTPUT").insert(1, BEFORE), ""),
+        (lambda node: node.kernel.addresses.update({"link0": ["10.96.0.2/32"]}), ""),
+        (
+            lambda node: node.set(desired=replace(node.desired, remove_duplicates=True)).kernel.addresses.update(
+                {"link0": ["10.96.0.2/32"]}
+            ),
+            "remove 10.96.0.2/32 from link0",
+        ),
+    ],
+    ids=["copies", "behind, with insert", "behind", "on another interface", "on another interface, to be removed"],
+)
+def test_what_run_would_repair_is_not_a_success(node: RecordedNode, break_: Change, told: str) -> None:
+    break_(node)
+    findings = diagnose(node.view())
+    drift = [each.found for each in findings if each.is_drift]
+    assert [each.partition(": ")[2][: len(told)] for each in drift] == [told] * bool(told)
+    assert exit_code(findings) == bool(told)
+
+
+def test_drift_is_not_told_beside_a_fault(node: RecordedNode) -> None:
+    node.chain("filter", "INPUT").remove(OURS)
+    findings = diagnose(node.view())
+    assert not any(each.is_drift for each in findings)
+    assert exit_code(findings) == 1
 
 
 def test_the_failed_command_can_be_pasted_from_the_facts(node: RecordedNode) -> None:
@@ -192,7 +227,7 @@ def test_a_missing_command_is_what_the_node_lacks(node: RecordedNode) -> None:
     node.programs.clear()
     findings = diagnose(node.view())
     lacking = {each.topic for each in findings if each.node_lacks and each.level is Level.UNKNOWN}
-    assert lacking == {"interface", "address", "route", "connect", "rules"}
+    assert lacking == {"interface", "address", "route", "rules"}
     assert exit_code(findings) == 3
     assert [found for topic, found in unknown(findings) if topic == "interface"] == [
         "ip is not installed: apt-get install iproute2 (the package's name in Debian and Ubuntu)"

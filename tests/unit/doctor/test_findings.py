@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from sidecar.doctor.findings import Finding, Level, exit_code
@@ -16,6 +18,8 @@ UNKNOWN = finding(Level.UNKNOWN, "conntrack", "permission denied")
         ([], 0),
         ([OK, NOTE, WARNING, UNKNOWN], 0),
         ([OK, FAULT], 1),
+        ([OK, replace(NOTE, is_drift=True)], 1),
+        ([finding(Level.UNKNOWN, "connect", "no time")], 1),
         ([finding(Level.UNKNOWN, "rules", "could not look")], 1),
         ([finding(Level.UNKNOWN, "address", "could not look")], 1),
         ([FAULT, finding(Level.FAULT, "commands", "ip is not installed", node_lacks=True)], 3),
