@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeAlias
 
 from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, routes, rules, traffic
@@ -44,7 +45,9 @@ CHECKS: Final[dict[str, Check]] = {
 
 def diagnose(view: View) -> list[Finding]:
     """Return the findings of all checks, in their order. Raises Interrupted or Stopped, nothing else."""
-    found = [replace(each, topic=topic) for topic, check in CHECKS.items() for each in _guarded(check, view)]
+    first = conntrack.look(view)  # the other checks run between its two looks
+    checks: dict[str, Check] = {**CHECKS, "conntrack": partial(conntrack.conntrack, first=first)}
+    found = [replace(each, topic=topic) for topic, check in checks.items() for each in _guarded(check, view)]
     return [*found, *_drift(view)] if exit_code(found) == 0 else found
 
 

@@ -48,7 +48,7 @@ class View:
         self.backends = backends
         self.warnings = warnings
         self.origins: Sequence[IPAddress] = ()  # the pods' addresses to look from; empty: those that can be found
-        self._deadline = deadline
+        self.deadline = deadline
         self.listening = dict[Address, set[Process]]()
         """The addresses on which something listens, and what can be seen of it; the check of that fills it in."""
         self.answers = dict[Address, Answer]()
@@ -60,7 +60,7 @@ class View:
 
     def time_left(self) -> float:
         """Return the seconds that are left for all checks together."""
-        return self._deadline - time.monotonic()
+        return self.deadline - time.monotonic()
 
     def pause(self, seconds: float) -> bool:
         """Wait, as long as there is time; return whether it was as long as that."""

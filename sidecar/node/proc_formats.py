@@ -4,9 +4,9 @@ import ipaddress
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sidecar.state.model import IPV4, IPV6, Family, IPAddress
 
@@ -21,6 +21,11 @@ _VIRTUAL_SERVER: Final = re.compile(r"(?P<protocol>TCP|UDP|SCTP) +\[?(?P<address
 #: States in which a connection is over for both of its ends.
 _OVER: Final = frozenset(("TIME_WAIT", "CLOSE", "LAST_ACK"))
 
+#: `tcp      6 431999 ESTABLISHED`: the number of the protocol, then the seconds that are left.
+_SECONDS: Final = re.compile(r"tcp +6 (\d+) ")
+
+#: Connections: whence they come, and the seconds after which the kernel forgets them; None: it does not tell (offload).
+Tracked: TypeAlias = Mapping[tuple[str, ...], int | None]
 
 #: Addresses that nobody has (RFC 5737, RFC 3849), to ask for the default route.
 _ANYWHERE: Final = {IPV4: "192.0.2.1", IPV6: "2001:db8::1"}
@@ -78,8 +83,8 @@ def virtual_servers(text: str) -> frozenset[tuple[IPAddress, int]]:
     return frozenset(found)
 
 
-def tracked(lines: Iterable[str], ip: IPAddress, port: int) -> int:
-    """Count the open TCP connections to an address and port.
+def tracked(lines: Iterable[str], ip: IPAddress, port: int) -> Tracked:
+    """Return the open TCP connections to an address and port, each with the seconds that are left of its time.
 
     `lines` come from /proc/net/nf_conntrack or `conntrack -L`: the first src, dst, sport and dport are those of the
     packet that began the connection (net/netfilter/nf_conntrack_standalone.c).
@@ -87,10 +92,16 @@ def tracked(lines: Iterable[str], ip: IPAddress, port: int) -> int:
     # The kernel prints IPv6 addresses in full.
     needle = f"dst={ip.exploded if ip.version == IPV6 else ip} "
     short = f"dst={ip} "
-    return sum((needle in line or short in line) and _is_to(line, ip, port) for line in lines)
+    found: dict[tuple[str, ...], int | None] = {}
+    for line in lines:
+        if (needle in line or short in line) and (origin := _origin(line, ip, port)):
+            seconds = _SECONDS.search(line)
+            found[origin] = int(seconds[1]) if seconds else None
+    return found
 
 
-def _is_to(line: str, ip: IPAddress, port: int) -> bool:
+def _origin(line: str, ip: IPAddress, port: int) -> tuple[str, ...]:
+    """Return whence a connection comes; empty if it does not lead to this address and port, or is over."""
     words = line.split()
     first: dict[str, str] = {}
     for word in words:
@@ -98,8 +109,19 @@ def _is_to(line: str, ip: IPAddress, port: int) -> bool:
         if is_pair:
             first.setdefault(name, value)
     if "tcp" not in words or _OVER & set(words):
-        return False
-    return ipaddress.ip_address(first["dst"]) == ip and first.get("dport") == str(port)
+        return ()
+    leads_here = ipaddress.ip_address(first["dst"]) == ip and first.get("dport") == str(port)
+    return (first.get("src", ""), first.get("sport", ""), first.get("zone", "")) if leads_here else ()
+
+
+def unrefreshed(before: Tracked, after: Tracked, elapsed: float) -> int:
+    """Count the connections whose time just ran down between two looks: no packet of theirs was tracked.
+
+    A packet sets the time anew, to more or, with another state, to much less.
+    """
+    both = ((before.get(origin), seconds) for origin, seconds in after.items())
+    ran_down = (old - new for old, new in both if old is not None and new is not None)
+    return sum(0 < seconds <= elapsed + 1 for seconds in ran_down)
 
 
 def route(text: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from sidecar.node.proc_formats import (
     listeners,
     route,
     tracked,
+    unrefreshed,
     virtual_servers,
 )
 
@@ -58,11 +59,34 @@ def test_the_virtual_servers_of_ipvs() -> None:
 @pytest.mark.parametrize("name", ["nf_conntrack", "conntrack-L"])
 def test_tracked_connections_to_the_address_that_are_under_way(name: str) -> None:
     lines = recorded(name).splitlines()
-    assert tracked(lines, IPV4, 443) == 2
-    assert tracked(lines, IPV6, 443) == 1
-    assert tracked(lines, IPV4, 80) == 0
-    assert tracked(lines, ip_address("10.96.0.20"), 443) == 0
-    assert tracked(lines, ip_address("10.244.0.7"), 41000) == 0  # that is where it came from
+    assert len(tracked(lines, IPV4, 443)) == 2
+    assert len(tracked(lines, IPV6, 443)) == 1
+    assert all(tracked(lines, IPV4, 443).values())
+    assert not tracked(lines, IPV4, 80)
+    assert not tracked(lines, ip_address("10.96.0.20"), 443)
+    assert not tracked(lines, ip_address("10.244.0.7"), 41000)  # that is where it came from
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "number"),
+    [
+        (431999, 431998, 1),
+        (431999, 431997, 1),  # a second is a whole one at most
+        (431999, 431999, 0),
+        (431000, 431999, 0),
+        (431999, 119, 0),  # a packet closed it
+        (1, 0, 1),
+        (None, None, 0),  # a flow table has it, and there is traffic as long as it does
+        (431999, None, 0),
+    ],
+)
+def test_a_connection_whose_time_runs_down_has_no_traffic(before: int | None, after: int | None, number: int) -> None:
+    assert unrefreshed({("10.244.0.7", "41000"): before}, {("10.244.0.7", "41000"): after}, 1.05) == number
+
+
+def test_a_connection_that_is_new_or_gone_has_no_time_that_runs_down() -> None:
+    assert unrefreshed({}, {("10.244.0.7", "41000"): 9}, 1.05) == 0
+    assert unrefreshed({("10.244.0.7", "41000"): 9}, {}, 1.05) == 0
 
 
 def test_routes() -> None:
