@@ -3,8 +3,8 @@
     pod 10.244.1.5 ---- cali0, or cni0 10.244.1.1    node    eth0 192.0.2.1 ---- 192.0.2.10 control plane
         fd00:10:244::5         fd00:10:244::1                     fd00:192::1     fd00:192::10
 
-With cali0 there is a route to each pod, and no address on the link, as Calico, Cilium and AWS' CNI do it; with cni0 a
-bridge, as flannel and kindnet's kind do. Neighbours are set for good, so that no test waits for ARP or DAD.
+With a link for each pod there is a route to it, and no address on the link, as Calico, Cilium and AWS' CNI do it; or
+the links are ports of a bridge, cni0, as with flannel. Neighbours are set for good: no test waits for ARP or DAD.
 """
 
 import subprocess
@@ -12,14 +12,12 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Self
 
 from support import relay
 from support.in_sync import put_in_place
 from support.namespace import Namespace
 from support.program import PROGRAM
-
-Pods: TypeAlias = Literal["cali0", "cni0"]
 
 NODE: Final = "node"
 POD: Final = "pod"
@@ -40,24 +38,24 @@ link add eth0 type veth peer name eth0 netns {control}
 address add 192.0.2.1/24 dev eth0
 address add fd00:192::1/64 dev eth0 nodad
 link set eth0 up
-link add cali0 address {node_mac} type veth peer name eth0 address {pod_mac} netns {pod}
-link set cali0 up
 """
 
-_CALI0: Final = """
-route add 10.244.1.5 dev cali0
-route add fd00:10:244::5 dev cali0
-neighbour add 10.244.1.5 lladdr {pod_mac} dev cali0
-neighbour add fd00:10:244::5 lladdr {pod_mac} dev cali0
+_LINK: Final = """
+link add {link} address {node_mac} type veth peer name eth0 address {pod_mac} netns {pod}
+link set {link} up
+route add 10.244.1.5 dev {link}
+route add fd00:10:244::5 dev {link}
+neighbour add 10.244.1.5 lladdr {pod_mac} dev {link}
+neighbour add fd00:10:244::5 lladdr {pod_mac} dev {link}
 """
 
-_CNI0: Final = """
+_BRIDGE: Final = """
 link add cni0 address {node_mac} type bridge
 address add 10.244.1.1/24 dev cni0
 address add fd00:10:244::1/64 dev cni0 nodad
-link set cali0 address 02:00:00:00:00:06
-link set cali0 master cni0
 link set cni0 up
+link add veth5 master cni0 type veth peer name eth0 address {pod_mac} netns {pod}
+link set veth5 up
 neighbour add 10.244.1.5 lladdr {pod_mac} dev cni0
 neighbour add fd00:10:244::5 lladdr {pod_mac} dev cni0
 """
@@ -87,8 +85,8 @@ route add 10.244.0.0/16 via 192.0.2.1
 
 
 class PodNode:
-    def __init__(self, certificate: Path, backend: str, pods: Pods = "cali0") -> None:
-        """Make the three, joined; the API server runs."""
+    def __init__(self, certificate: Path, backend: str, link: str) -> None:
+        """Make the three, joined by the link for the pod, or by the bridge cni0; the API server runs."""
         self.backend = backend
         self._certificate = certificate
         self._proxy: subprocess.Popen[str] | None = None
@@ -98,9 +96,9 @@ class PodNode:
             self.pod = self._stack.enter_context(Namespace(beside=self.node))
             self.control = self._stack.enter_context(Namespace(beside=self.node))
             macs = {"node_mac": _NODE_MAC, "pod_mac": _POD_MAC}
-            links = _LINKS + (_CALI0 if pods == "cali0" else _CNI0)
+            links = _LINKS + (_BRIDGE if link == "cni0" else _LINK)
             pids = {"pod": self.pod.pid, "control": self.control.pid}
-            self.node.run("ip", "-batch", "-", stdin=links.format(**macs, **pids))
+            self.node.run("ip", "-batch", "-", stdin=links.format(link=link, **macs, **pids))
             self.control.run("ip", "-batch", "-", stdin=_CONTROL)
             self.pod.run("ip", "-batch", "-", stdin=_POD.format(**macs))
             self.node.run("ip", "-batch", "-", stdin=_UPLINK)
