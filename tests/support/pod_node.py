@@ -18,6 +18,7 @@ from support import relay
 from support.in_sync import put_in_place
 from support.namespace import Namespace
 from support.program import PROGRAM
+from support.waiting import until
 
 NODE: Final = "node"
 POD: Final = "pod"
@@ -83,12 +84,23 @@ link set eth0 up
 route add 10.244.0.0/16 via 192.0.2.1
 """
 
+_HAPROXY: Final = """
+defaults
+    mode tcp
+    timeout connect 1s
+    timeout client 30s
+    timeout server 30s
+listen apiserver-proxy
+    bind {address}:443
+    server control-plane 192.0.2.10:6443
+"""
+
 
 class PodNode:
     def __init__(self, certificate: Path, backend: str, link: str) -> None:
         """Make the three, joined by the link for the pod, or by the bridge cni0; the API server runs."""
         self.backend = backend
-        self._certificate = certificate
+        self._apiserver: subprocess.Popen[str] | None = None
         self._proxy: subprocess.Popen[str] | None = None
         self._stack = ExitStack()
         with self._stack:
@@ -103,7 +115,7 @@ class PodNode:
             self.pod.run("ip", "-batch", "-", stdin=_POD.format(**macs))
             self.node.run("ip", "-batch", "-", stdin=_UPLINK)
             self.node.run("sh", "-c", "for v in 4 6; do echo 1 >/proc/sys/net/ipv$v/conf/all/forwarding; done")
-            self.apiserver = self._fork(self.control, partial(relay.apiserver, str(certificate)))
+            self.start_apiserver(certificate)
             self._stack = self._stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -131,13 +143,32 @@ set -e
         """Put the address and its rules in place, as a sidecar with these flags does, and start the proxy."""
         put_in_place(self.node, *flags, backend=self.backend)
         self.address = flags[0].partition("=")[2]
-        self.proxy("passes")
+        self.start_proxy()
 
-    def proxy(self, way: str) -> None:
+    def start_apiserver(self, certificate: Path) -> None:
+        """Start the API server with this certificate; the one before ends."""
+        self.stop_apiserver()
+        self._apiserver = self._fork(self.control, partial(relay.apiserver, str(certificate)))
+
+    def stop_apiserver(self) -> None:
+        if self._apiserver:
+            end(self._apiserver)
+
+    def start_proxy(self, way: str = "passes") -> None:
         """Let the proxy work in this way from now on (relay.py)."""
+        self._stop_proxy()
+        self._proxy = self._fork(self.node, partial(relay.proxy, way, self.address, CONTROL_IPV4))
+
+    def start_haproxy(self) -> None:
+        """Put a real proxy in the place of the other one."""
+        self._stop_proxy()
+        self.node.run("tee", "/run/haproxy.cfg", stdin=_HAPROXY.format(address=self.address))
+        self._proxy = self.start("haproxy", "-db", "-q", "-f", "/run/haproxy.cfg")
+        until(lambda: self.node.run("ss", "--no-header", "--listening", "--tcp", f"sport = :{relay.PORT}"))
+
+    def _stop_proxy(self) -> None:
         if self._proxy:
             end(self._proxy)
-        self._proxy = self._fork(self.node, partial(relay.proxy, way, self.address, CONTROL_IPV4))
 
     def reaches(self, cut: Collection[str] = ()) -> set[str]:
         """Return who gets through to the API server: node and pod, each with a connection of its own.
