@@ -8,7 +8,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
@@ -30,6 +31,8 @@ IPV6: Final = ("--ip-address=fd00:10:96::2", "--setup-iptables")
 WITHOUT_RULES: Final = IPV4[:1]
 
 BACKENDS: Final = ("nft", "legacy")
+
+_FOR_ANY_USER: Final = 6  # of so many rows an ordinary user tries one
 
 NOBODY: Final = frozenset[str]()
 ONLY_POD: Final = frozenset((POD,))
@@ -55,8 +58,9 @@ class Report:
         return next(each for each in self.findings if f"{each['topic']}: {each['found']}" == self.first)
 
     def noise(self) -> list[str]:
-        """Return what a healthy node must not show."""
-        alarming = [each for each in self.findings if each["level"] in ("fault", "warning", "unknown")]
+        """Return what a healthy node must not show; an ordinary user cannot see everything."""
+        alarms = ("fault", "warning", "unknown") if os.geteuid() == 0 else ("fault", "warning")
+        alarming = [each for each in self.findings if each["level"] in alarms]
         vague = [each for each in self.findings if re.search("perhaps|may (drop|take)|without effect", each["found"])]
         return [f"{each['topic']}: {each['found']}" for each in (*alarming, *vague)]
 
@@ -94,6 +98,23 @@ def node_with(_namespaces: None, certificates: Path) -> Iterator[Callable[..., P
             return stack.enter_context(PodNode(certificates / "valid", backend, link))
 
         yield made
+
+
+def cases(rows: Sequence["Broken | Healthy"]) -> list[object]:
+    """Return the rows with a backend: those that depend on it have one by turns, and both with --thorough.
+
+    An ordinary user tries some of them.
+    """
+    chosen: list[object] = []
+    for number, (row, turn) in enumerate(zip(rows, cycle(BACKENDS), strict=False)):
+        for backend in BACKENDS if row.both else BACKENDS[:1]:
+            marks = [pytest.mark.thorough] if row.both and backend != turn else []
+            if row.needs and not is_installed(row.needs):
+                marks.append(pytest.mark.skip(f"not installed: {row.needs}"))
+            if number % _FOR_ANY_USER == 0:
+                marks.append(pytest.mark.any_user)
+            chosen.append(pytest.param(row, backend, id=f"{row.name}-{backend}", marks=marks))
+    return chosen
 
 
 # Broken nodes
@@ -471,27 +492,8 @@ NODES_THAT_ARE_BROKEN: Final = (
            "ip address add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.10"),
 )  # fmt: skip
 
-#: Those on both backends by turns, on each with --thorough.
-CASES: Final = [
-    pytest.param(
-        each,
-        backend,
-        id=f"{each.name}-{backend}",
-        marks=[
-            *([pytest.mark.thorough] if each.both and backend != turn else []),
-            *(
-                [pytest.mark.skip(f"not installed: {each.needs}")]
-                if each.needs and not is_installed(each.needs)
-                else []
-            ),
-        ],
-    )
-    for each, turn in zip(NODES_THAT_ARE_BROKEN, cycle(BACKENDS), strict=False)
-    for backend in (BACKENDS if each.both else BACKENDS[:1])
-]
 
-
-@pytest.mark.parametrize(("broken", "backend"), CASES)
+@pytest.mark.parametrize(("broken", "backend"), cases(NODES_THAT_ARE_BROKEN))
 def test_who_is_cut_off_is_named_first_and_the_remedy_mends_it(
     node_with: Callable[..., PodNode], broken: Broken, backend: str
 ) -> None:
@@ -514,6 +516,57 @@ def test_who_is_cut_off_is_named_first_and_the_remedy_mends_it(
     mended = doctor(node, *broken.flags, *([] if cause["commands"] else broken.then))
     assert re.fullmatch(broken.still, "\n".join(mended.noise()))
     assert mended.exit == 0
+
+
+#: A proxy that takes what is diverted to it, and does not answer.
+TRANSPARENT: Final = """
+import socket, time
+listener = socket.socket()
+listener.setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
+listener.bind(("127.0.0.1", 15001))
+listener.listen()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        pytest.param(
+            "$ipt -t mangle -A PREROUTING -i cali0 -p tcp -m tcp --dport 443 -j TPROXY --on-port 15001 "
+            "--on-ip 127.0.0.1 --tproxy-mark 0x1/0x1",
+            "-j TPROXY",
+            id="iptables",
+        ),
+        pytest.param(
+            guard(
+                """chain divert { type filter hook prerouting priority mangle;
+                iifname cali0 tcp dport 443 tproxy to 127.0.0.1:15001 accept; }""",
+                "ip",
+            ),
+            "ip guard",
+            id="nft",
+        ),
+    ],
+)
+def test_a_transparent_proxy_that_takes_the_pods_traffic(
+    node_with: Callable[..., PodNode], how: str, says: str
+) -> None:
+    node = node_with("nft")
+    node.put_in_place(*IPV4)
+    listener = node.start(sys.executable, "-c", TRANSPARENT)
+    assert listener.stdout
+    assert listener.stdout.readline() == "ready\n"
+    assert node.reaches() == BOTH
+    node.sh(how)
+    assert node.reaches(ONLY_POD) == ONLY_NODE
+    report = doctor(node, *IPV4)
+    assert re.search(says, report.first), report.summary
+    assert report.exit == 1
+    node.sh("\n".join(report.cause()["commands"]) or Broken("", how, ONLY_POD, says).undone())
+    assert node.reaches() == BOTH
+    is_in_order(node, *IPV4)
 
 
 # The path behind the address
@@ -586,32 +639,36 @@ def test_a_certificate_for_another_name_is_a_warning(node_with: Callable[..., Po
 # A sidecar that runs, and does not repair
 
 
-@pytest.fixture(params=BACKENDS)
-def with_sidecar(node_with: Callable[..., PodNode], request: pytest.FixtureRequest) -> tuple[PodNode, Sidecar]:
+def node_with_sidecar(node_with: Callable[..., PodNode], backend: str) -> tuple[PodNode, Sidecar]:
     """Return a node on which a sidecar runs."""
-    node = node_with(request.param)
+    node = node_with(backend)
     node.put_in_place(*IPV4)
-    sidecar = Sidecar(node.start(str(PROGRAM), *IPV4, f"--iptables-backend={node.backend}"))
+    sidecar = Sidecar(node.start(str(PROGRAM), *IPV4, f"--iptables-backend={backend}"))
     sidecar.wait_for("in sync")
     assert node.reaches() == BOTH
     return node, sidecar
 
 
-#: What is to be repaired, and who is cut off meanwhile.
-TAKEN_AWAY: Final = (
-    pytest.param("ip address delete 10.96.0.2/32 dev lo", BOTH, id="address"),
-    pytest.param("$ipt -D INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT; $ipt -A INPUT -i lo -j ACCEPT; "
-                 "$ipt -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $ipt -P INPUT DROP", ONLY_POD,
-                 id="rule"),
-)  # fmt: skip
+THE_ADDRESS: Final = "ip address delete 10.96.0.2/32 dev lo"
+A_RULE: Final = "$ipt -D INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT"
+CLOSED: Final = (
+    "$ipt -A INPUT -i lo -j ACCEPT; $ipt -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; "
+    "$ipt -P INPUT DROP"
+)
+TAKEN_AWAY: Final = [
+    pytest.param(THE_ADDRESS, "nft", id="address-nft"),
+    pytest.param(A_RULE, "nft", id="rule-nft", marks=pytest.mark.thorough),
+    pytest.param(A_RULE, "legacy", id="rule-legacy"),
+]
 
 
-@pytest.mark.parametrize(("how", "cut"), TAKEN_AWAY)
-def test_a_stopped_sidecar_is_the_finding(with_sidecar: tuple[PodNode, Sidecar], how: str, cut: frozenset[str]) -> None:
-    node, sidecar = with_sidecar
+@pytest.mark.parametrize(("taken", "backend"), TAKEN_AWAY)
+def test_a_stopped_sidecar_is_the_finding(node_with: Callable[..., PodNode], taken: str, backend: str) -> None:
+    node, sidecar = node_with_sidecar(node_with, backend)
+    cut = BOTH if taken == THE_ADDRESS else ONLY_POD
     pid = sidecar.process.pid
     os.kill(pid, signal.SIGSTOP)
-    node.sh(how)
+    node.sh(f"{taken}; {CLOSED}")
     assert node.reaches(cut) == BOTH - cut
     report = doctor(node, *IPV4)
     assert re.search(rf"pid {pid}\b.*stopped|stopped.*pid {pid}\b", report.first), report.summary
@@ -623,13 +680,12 @@ def test_a_stopped_sidecar_is_the_finding(with_sidecar: tuple[PodNode, Sidecar],
     until(lambda: not doctor(node, *IPV4).noise())
 
 
-@pytest.mark.parametrize("how", [
-    pytest.param("ip address delete 10.96.0.2/32 dev lo", id="address"),
-    pytest.param("$ipt -D INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT", id="rule"),
-])  # fmt: skip
-def test_somebody_who_fights_the_sidecar_is_the_finding(with_sidecar: tuple[PodNode, Sidecar], how: str) -> None:
-    node, sidecar = with_sidecar
-    fight = f"ipt=iptables-{node.backend}; while sleep 0.05; do {how} && echo again; done 2>/dev/null"
+@pytest.mark.parametrize(("taken", "backend"), TAKEN_AWAY)
+def test_somebody_who_fights_the_sidecar_is_the_finding(
+    node_with: Callable[..., PodNode], taken: str, backend: str
+) -> None:
+    node, sidecar = node_with_sidecar(node_with, backend)
+    fight = f"ipt=iptables-{node.backend}; while sleep 0.05; do {taken} && echo again; done 2>/dev/null"
     opponent = node.start("sh", "-c", fight)
     assert opponent.stdout
     for _ in range(3):
@@ -658,6 +714,9 @@ class Healthy:
     link: str = "cali0"
     both: bool = True
     """Whether it depends on the backend."""
+
+    needs: str = ""
+    """A program without which it is skipped."""
 
 
 RESTORE: Final = "$ipt-restore --noflush <"
@@ -748,19 +807,8 @@ HEALTHY_NODES: Final = (
             both=False),
 )  # fmt: skip
 
-HEALTHY_CASES: Final = [
-    pytest.param(
-        each,
-        backend,
-        id=f"{each.name}-{backend}",
-        marks=[pytest.mark.thorough] if each.both and backend != turn else [],
-    )
-    for each, turn in zip(HEALTHY_NODES, cycle(BACKENDS), strict=False)
-    for backend in (BACKENDS if each.both else BACKENDS[:1])
-]
 
-
-@pytest.mark.parametrize(("healthy", "backend"), HEALTHY_CASES)
+@pytest.mark.parametrize(("healthy", "backend"), cases(HEALTHY_NODES))
 def test_nothing_is_said_about_a_healthy_node(
     node_with: Callable[..., PodNode], healthy: Healthy, backend: str
 ) -> None:
