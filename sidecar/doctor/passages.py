@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Final
 
 from sidecar.doctor import peers, ruleset
+from sidecar.doctor.peers import Peer
 from sidecar.doctor.ruleset import Ruleset
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
@@ -38,9 +39,17 @@ class Client:
     """Who sends requests to an address, and what the firewall does to them and to the replies."""
 
     name: str
+    peer: Peer | None  # where a pod is; None: it is this node, or not known
     request: Passage
     reply: Passage
     rewritten: Met | None = None  # the rule that would give its requests another destination if they were tracked
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """The marks by which a request and the reply to it are routed; 0 where they are not known."""
+        routed = (self.request, Hook.PREROUTING), (self.reply, Hook.OUTPUT)
+        request, reply = ((each.marks or {}).get(hook) or 0 for each, hook in routed)
+        return request, reply
 
     @property
     def is_clear(self) -> bool:
@@ -93,22 +102,23 @@ def _followed(view: View, address: Address) -> Passages:
         if number >= _SEVERAL and view.is_late():
             return Passages(rules, tuple(clients), other_users, len(behind) - number)
         clients += (
-            _client(f"{interface} ({client})", rules, from_peer(ip, port, interface, client))
+            _client(f"{interface} ({client})", rules, from_peer(ip, port, interface, client), Peer(interface, client))
             for client in (*known, *islice(_within(networks, named, known), _MOST_NAMED))
         )
     return Passages(rules, tuple(clients), other_users)
 
 
 def _behind(view: View, family: Family) -> dict[str, tuple[list[IPAddress], Sequence[IPNetwork]]]:
-    """Return the interfaces that have pods behind them, with an address there, and what is routed there."""
+    """Return the interfaces that have pods behind them, with an address there, and what is routed there.
+
+    Those that --from names have only that address behind them.
+    """
     try:
-        known = peers.peers(view, family)
-        return {
-            interface: ([each.ip for each in known if each.interface == interface], networks)
-            for interface, networks in peers.networks(view, family).items()
-        }
+        known, routed = peers.peers(view, family), {} if view.origins else peers.networks(view, family)
     except SidecarError:  # the check of the routes says so
         return {}
+    names = dict.fromkeys([*(each.interface for each in known), *routed])
+    return {name: ([each.ip for each in known if each.interface == name], routed.get(name, ())) for name in names}
 
 
 def _common(pairs: Sequence[tuple[Journey, Journey]]) -> Iterator[tuple[Hook, Packet]]:
@@ -149,13 +159,13 @@ def _within(
             yield each[0] if each.num_addresses == 1 else each[1]
 
 
-def _client(name: str, rules: Ruleset, journeys: tuple[Journey, Journey]) -> Client:
+def _client(name: str, rules: Ruleset, journeys: tuple[Journey, Journey], peer: Peer | None = None) -> Client:
     request = passage(rules.chains, journeys[0])
     reply = passage(rules.chains, journeys[1], request)
     if request.state != UNTRACKED:
-        return Client(name, request, reply)
+        return Client(name, peer, request, reply)
     tracked = passage([each for each in rules.chains if each.is_nat], journeys[0])
-    return Client(name, request, reply, tracked.stopped)
+    return Client(name, peer, request, reply, tracked.stopped)
 
 
 def place(met: Met) -> str:

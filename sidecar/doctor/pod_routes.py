@@ -3,7 +3,7 @@
 import contextlib
 import enum
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 from sidecar.doctor import detours
 from sidecar.doctor.detours import Cause, Remedy
 from sidecar.doctor.findings import Finding, Level, counted, unknown
+from sidecar.doctor.passages import passages
 from sidecar.doctor.peers import Peer, all_neighbours, cut_off, networks, origins, peers, routes_in_use
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import OutputUnreadable, SidecarError
@@ -26,6 +27,8 @@ _PORT: Final = 40000  # a client's port
 _SYSCTLS: Final = Path("/proc/sys/net/ipv4/conf")
 _MOST_NAMES: Final = 3  # how many interfaces are named
 
+_UNMARKED: Final = (0, 0)
+
 _ASK: Final = (iproute.COMMAND, "-json", "-force", "-batch", "-")
 
 
@@ -37,6 +40,7 @@ class _Way:
     peer: Peer
     there: Leads
     back: Leads
+    marks: tuple[int, int]  # those that rules give to packets to the address, and to replies
 
 
 class _Problem(enum.Enum):
@@ -45,8 +49,8 @@ class _Problem(enum.Enum):
     BACK = "replies do not come to the pod"
 
 
-def from_pods(view: View, addresses: Sequence[Address], mark: int = 0) -> Iterator[Finding]:
-    """Yield whether packets from the pods come to each address, and the replies to them; `mark` is what both have."""
+def from_pods(view: View, addresses: Sequence[Address]) -> Iterator[Finding]:
+    """Yield whether packets from the pods come to each address, and the replies to them."""
     for family in sorted({each.ip.version for each in addresses}):
         try:
             yield from origins(view, family)
@@ -54,7 +58,7 @@ def from_pods(view: View, addresses: Sequence[Address], mark: int = 0) -> Iterat
             asked = list(dict.fromkeys((*every[:MOST_PEERS], *cut_off(view, family)[:MOST_PEERS])))
             for address in addresses:
                 if asked and address.ip.version == family:
-                    yield from _for_address(view, address, asked, mark)
+                    yield from _for_address(view, address, asked)
             if len(every) > MOST_PEERS:
                 left = counted(len(every) - MOST_PEERS, "more interface")
                 yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: pods behind {left}")
@@ -62,10 +66,10 @@ def from_pods(view: View, addresses: Sequence[Address], mark: int = 0) -> Iterat
             yield unknown(error, "cannot tell whether pods reach the address, and replies the pods")
 
 
-def _for_address(view: View, address: Address, asked: Sequence[Peer], mark: int) -> Iterator[Finding]:
+def _for_address(view: View, address: Address, asked: Sequence[Peer]) -> Iterator[Finding]:
     broken = defaultdict[tuple[_Problem, Cause], list[_Way]](list)
-    for way in _ways(view, address, asked, mark):
-        for found in _problems(view, way, mark):
+    for way in _ways(view, address, asked):
+        for found in _problems(view, way):
             broken[found].append(way)
     for (problem, cause), ways in broken.items():
         yield _fault(view, problem, cause, ways)
@@ -77,33 +81,41 @@ def _for_address(view: View, address: Address, asked: Sequence[Peer], mark: int)
         )
 
 
-def _ways(view: View, address: Address, asked: Sequence[Peer], mark: int) -> Iterator[_Way]:
+def _ways(view: View, address: Address, asked: Sequence[Peer]) -> Iterator[_Way]:
     """Ask the kernel for all of it in one process."""
-    marked = f" mark {mark}" if mark else ""
+    marks = _marks(view, address)
     lines = ""
     for peer in asked:
+        marked, marked_back = (f" mark {mark}" if mark else "" for mark in marks.get(peer, _UNMARKED))
         there = f"from {peer.ip} iif {peer.interface} ipproto tcp sport {_PORT} dport {view.port}"
         lines += f"route get {address.ip} {there}{marked}\n"
-        lines += f"route get {peer.ip} from {address.ip} ipproto tcp sport {view.port} dport {_PORT}{marked}\n"
+        lines += f"route get {peer.ip} from {address.ip} ipproto tcp sport {view.port} dport {_PORT}{marked_back}\n"
     result = view.run(*_ASK, stdin=lines)
     try:
         told = leads(2 * len(asked), result.stdout, result.stderr)
     except (ValueError, IndexError) as error:
         raise OutputUnreadable(_ASK, lines, f"cannot be understood: {error}", result.stderr) from error
     for number, peer in enumerate(asked):
-        yield _Way(address, peer, told[2 * number], told[2 * number + 1])
+        yield _Way(address, peer, told[2 * number], told[2 * number + 1], marks.get(peer, _UNMARKED))
 
 
-def _problems(view: View, way: _Way, mark: int) -> Iterator[tuple[_Problem, Cause]]:
+def _marks(view: View, address: Address) -> Mapping[Peer, tuple[int, int]]:
+    """Return the marks that rules give to the traffic of each peer."""
+    with contextlib.suppress(SidecarError):  # the check of the policies says so
+        return {client.peer: client.marks for client in passages(view, address).clients if client.peer}
+    return {}
+
+
+def _problems(view: View, way: _Way) -> Iterator[tuple[_Problem, Cause]]:
     address, peer = way.address.ip, way.peer
     if way.back.interface == peer.interface and way.there.kind == "local":
         return
-    back = detours.cause(view, Packet(peer.ip, address, source_port=view.port, port=_PORT, mark=mark))
+    back = detours.cause(view, Packet(peer.ip, address, source_port=view.port, port=_PORT, mark=way.marks[1]))
     comes_back = _comes_back(view, way, back)
     if not comes_back:
         yield _Problem.BACK, back
     if way.there.kind != "local":
-        there = detours.cause(view, Packet(address, peer.ip, peer.interface, _PORT, view.port, mark))
+        there = detours.cause(view, Packet(address, peer.ip, peer.interface, _PORT, view.port, way.marks[0]))
         if not there.route or there.route.kind != "local":
             yield _Problem.THERE, there
         elif comes_back:  # otherwise the source is not believed as long as replies go elsewhere

@@ -52,10 +52,11 @@ def read(view: View, family: Family, packets: Collection[tuple[Hook, Packet]]) -
     chains: list[BaseChain[Any]] = []
     tools: dict[str, Iptables] = {}
     unread: list[str] = []
-    for number, (tool, there) in enumerate(view.backends[family].sources()):
+    backend = view.backends[family]
+    for number, tool in enumerate(backend.tools()):
         reading = _Reading(view, tool, packets)
         try:
-            reading.read(there - (frozenset() if tool.is_legacy() else view.dormant(family)))
+            reading.read(backend.tables(tool) - (frozenset() if tool.is_legacy() else view.dormant(family)))
         except SidecarError as error:
             if not number:  # the backend in use
                 raise
@@ -123,8 +124,9 @@ class _Reading:
         while coming:
             new = {chain for chain, _ in coming} - self._read
             if len(self._read) + len(new) > MOST_CHAINS or (new and self._view.is_late()):
-                left = counted(len(new), "chain was", "chains were")
-                self.unread.append(f"at least {left} of {self._tool.command} not read {NO_TIME}")
+                were = "was" if len(new) == 1 else "were"
+                left = f"{counted(len(new), 'chain')} of {self._tool.command} {were} not read {NO_TIME}"
+                self.unread.append(f"at least {left}")
                 return
             self._list(sorted(new))
             targets = {

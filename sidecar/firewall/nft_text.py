@@ -40,7 +40,7 @@ def _known(name: str, value: Json) -> str:  # noqa: C901, PLR0911, PLR0912 - one
             ]
             return " ".join((*words, _right(left, right)))
         case "vmap", {"key": key, "data": data}:
-            return f"{_text(key)} vmap {_text(data)}"
+            return f"{_text(key)} vmap {_right(key, data)}"
         case "jump" | "goto", {"target": target}:
             return f"{name} {target}"
         case "mangle", {"key": key, "value": data}:
@@ -83,9 +83,18 @@ def _right(left: Json, value: Json) -> str:
         case bool() if '"fib"' in text or '"exthdr"' in text:
             return "exists" if value else "missing"
         case {"set": list(elements)}:
-            return f"{{ {', '.join(_right(left, each) for each in elements)} }}"
+            return f"{{ {', '.join(_element(left, each) for each in elements)} }}"
         case _:
             return _text(value)
+
+
+def _element(left: Json, element: Json) -> str:
+    """Return an element of a set or a map."""
+    match element:
+        case [key, data]:
+            return f"{_right(left, key)} : {_text(data)}"
+        case _:
+            return _right(left, element)
 
 
 def _text(value: Json) -> str:  # noqa: C901, PLR0911, PLR0912 - one for each expression
@@ -103,13 +112,15 @@ def _text(value: Json) -> str:  # noqa: C901, PLR0911, PLR0912 - one for each ex
         case {"concat": list(parts)}:
             return " . ".join(map(_text, parts))
         case {"set": list(elements)}:
-            return f"{{ {', '.join(map(_element, elements))} }}"
+            return f"{{ {', '.join(_element(None, each) for each in elements)} }}"
         case {"elem": {"val": key}}:
             return _text(key)
         case {"map": {"key": key, "data": data}}:
             return f"{_text(key)} map {_text(data)}"
         case {"numgen": {"mode": mode, "mod": number}}:
             return f"numgen {mode} mod {number}"
+        case {"jhash": {"expr": key, "mod": number}}:
+            return f"jhash {_text(key)} mod {number}"
         case {"&": list(parts)} | {"|": list(parts)} | {"^": list(parts)}:
             return f" {next(iter(value))} ".join(map(_mask, parts))
         case {"jump": {"target": target}} | {"goto": {"target": target}}:
@@ -134,11 +145,3 @@ def _mask(value: Json) -> str:
             return f"({' | '.join(map(_text, value))})"
         case _:
             return _text(value)
-
-
-def _element(element: Json) -> str:
-    match element:
-        case [key, data]:
-            return f"{_text(key)} : {_text(data)}"
-        case _:
-            return _text(element)

@@ -156,8 +156,8 @@ def _combined(operator: str, operands: Sequence[Json], packet: Packet) -> Value:
 def _is_expression(operand: Json) -> bool:
     """Whether an operand is more than a literal; flags are one."""
     match operand:
-        case {"|": [str() | int(), *_]}:
-            return False
+        case {"|": list(parts)}:
+            return any(map(_is_expression, parts))
         case _:
             return isinstance(operand, dict)
 

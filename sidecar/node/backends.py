@@ -50,7 +50,7 @@ class Backend:
         is_installed: Callable[[str], bool] = is_installed,
         legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,
         dormant: Callable[[Family], frozenset[str]] = nft_tables.dormant,
-        tables: Callable[[Family], frozenset[str] | None] = nft_tables.names,
+        nft_tables: Callable[[Family], frozenset[str] | None] = nft_tables.names,
     ) -> None:
         """Use the `requested` backend (auto, nft, legacy, system); wait at most `wait` s for the xtables lock.
 
@@ -65,7 +65,7 @@ class Backend:
         to_look = min(wait, longest_look)
         self._candidates = Candidates(run, family, to_look, is_installed=is_installed, readable_tables=legacy_tables)
         self._dormant = dormant
-        self._tables = tables
+        self._nft_tables = nft_tables
         self._creates = creates
         self._shown = shown
         self._of_running = of_running
@@ -178,15 +178,17 @@ class Backend:
         tables = self._candidates.readable_tables()
         return None if tables is None else table in tables
 
-    def sources(self) -> Iterator[tuple[Iptables, frozenset[str]]]:
-        """Yield the iptables of both backends, as far as they are installed, with the tables that exist.
+    def tools(self) -> list[Iptables]:
+        """Return the iptables of the backend in use, and that of the other one if it is installed."""
+        used = self._settle([])
+        return [used, *(each.iptables for each in (self._other,) if each and self._candidates.has(each.iptables))]
 
-        Raises BackendUnknown if the list of legacy's tables cannot be read.
-        """
-        tools = [self._settle([]), *([self._other.iptables] if self._other else [])]
-        for tool in filter(self._candidates.has, tools):
-            known = self._tables(self._family) if not tool.is_legacy() else self._candidates.tables("legacy")
-            yield tool, frozenset(self._candidates.tables("nft") if known is None else known)
+    def tables(self, tool: Iptables) -> frozenset[str]:
+        """Return the tables of one of these tools that exist; raise BackendUnknown if that cannot be known."""
+        if tool.is_legacy():
+            return frozenset(self._candidates.tables("legacy"))
+        known = self._nft_tables(self._family)
+        return frozenset(self._candidates.tables("nft")) if known is None else known
 
     def listed_if_possible(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
         """Return the rules of those of the chains that iptables can print; their tables must exist."""

@@ -50,6 +50,9 @@ _DEVICES: Final = re.compile(r'\s*type \S+ hook \S+ (?:device "([^"]+)"|devices 
 
 _ABSENT: Final = "No such file or directory"
 
+#: What nft says on a kernel without nf_tables (net/netfilter/nfnetlink.c), which has no tables either.
+_NO_NF_TABLES: Final = "cache initialization failed: Invalid argument"
+
 
 class NftProgram:
     """The program nft. Its answers are JSON."""
@@ -69,7 +72,8 @@ class NftProgram:
         """
         listed: list[NftTable] = []
         failures: dict[str, SidecarError] = {}
-        for each in self._ask(read, "list", "chains"):
+        nothing: list[NftTable] = []
+        for each in self._ask(read, "list", "chains", if_absent=nothing, absent=_NO_NF_TABLES):
             if _own_base_chains(each):
                 try:
                     _raise_if_late(deadline, "list", "table", each.family, each.name)
@@ -115,14 +119,14 @@ class NftProgram:
                     if each.family == family and _lacks_devices(base) and (each.name, name) in found:
                         base["dev"] = found[each.name, name]
 
-    def _ask(self, parse: Callable[[str], _T], *words: str, if_absent: _T | None = None) -> _T:
+    def _ask(self, parse: Callable[[str], _T], *words: str, if_absent: _T | None = None, absent: str = _ABSENT) -> _T:
         argv = ("nft", "--json", *words)
         for each in words[3:]:
             if not _NAME.fullmatch(each):
                 raise CommandError(argv, "", "was not run: nft cannot be given such a name")
         result = self._run(*argv)
         if result.exit:
-            if if_absent is not None and _ABSENT in result.stderr:
+            if if_absent is not None and absent in result.stderr:
                 return if_absent
             raise _failure(CommandError(argv, "", f"exited with {result.exit}", result.stderr), result.stderr)
         try:

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -14,7 +14,7 @@ import pytest
 from sidecar.errors import CommandError, PermissionMissing, SidecarError
 from sidecar.firewall import nft
 from sidecar.firewall.nft_conditions import Elements
-from sidecar.firewall.packet import CLIENT_PORT, NEW, UNTRACKED, Hook, Packet, from_peer
+from sidecar.firewall.packet import CLIENT_PORT, ESTABLISHED, NEW, UNTRACKED, Hook, Packet, from_peer
 from sidecar.firewall.verdicts import Effect, Matches
 from sidecar.firewall.walk import passage
 from sidecar.node import nft_tables
@@ -114,7 +114,8 @@ CONDITIONS = (
     "ct state { new, untracked }",
     "ct state != new",
     "ct state ! invalid",
-    "ct state vmap { established : drop, new : jump HIT }",
+    "ct state vmap { invalid : drop, new : jump HIT }",
+    "ct state vmap { invalid : drop, established : jump HIT }",
     "ct status dnat",
     "ct direction original",
     "ct direction reply",
@@ -198,13 +199,19 @@ except OSError:
 """
 
 
-def ruleset(conditions: tuple[str, ...], *, untracked: bool) -> str:
-    """Return a table whose rules each jump to a chain of their own, as the SYN of a connection passes them."""
+#: What the kernel does not take in a chain for what this node sends; and the direction of a reply, which is not known.
+ONLY_INWARD = re.compile("fib saddr .*oif|socket|ct direction")
+
+
+def ruleset(conditions: Sequence[str], *, untracked: bool, hook: Hook = Hook.INPUT) -> str:
+    """Return a table whose rules each jump to a chain of their own; one packet of a connection passes them."""
     hits = "\n".join(f"chain hit{number} {{ counter; }}" for number in range(len(conditions)))
     rules = "\n".join(
         each.replace("HIT", f"hit{number}") if "HIT" in each else f"{each} jump hit{number}"
         for number, each in enumerate(conditions)
     )
+    which = "tcp dport 443 tcp flags & (syn|ack) == syn" if hook is Hook.INPUT else "tcp flags & (syn|ack) == syn|ack"
+    notrack = "notrack;" if untracked else ""
     return f"""
 table inet probes {{
     {SETS}
@@ -213,10 +220,11 @@ table inet probes {{
     chain rules {{
         {rules}
     }}
-    chain before {{ type filter hook prerouting priority raw; {"notrack;" if untracked else ""} }}
+    chain before {{ type filter hook prerouting priority raw; {notrack} }}
+    chain before_output {{ type filter hook output priority raw; {notrack} }}
     chain start {{
-        type filter hook input priority 0;
-        tcp dport 443 tcp flags & (syn|ack) == syn jump rules
+        type filter hook {hook.value} priority 0;
+        {which} jump rules
         ct state new
     }}
 }}
@@ -251,6 +259,7 @@ def node() -> Iterator[tuple[Namespace, Namespace]]:
 
 @pytest.fixture
 def here(node: tuple[Namespace, Namespace]) -> Iterator[Namespace]:
+    node[0].run("conntrack", "-F")  # connections of the test before, which had the same ports
     yield node[0]
     node[0].run("nft", "flush", "ruleset")
 
@@ -292,10 +301,18 @@ def judged(here: Namespace, packet: Packet) -> Mapping[str, Matches]:
     return found
 
 
+@pytest.mark.parametrize("hook", [Hook.INPUT, Hook.OUTPUT])
 @pytest.mark.parametrize("untracked", [False, True], ids=["tracked", "untracked"])
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_judge_decides_as_the_kernel(here: Namespace, pod: Namespace, family: int, untracked: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    here.run("nft", "-f", "-", stdin=ruleset(CONDITIONS, untracked=untracked))
+def test_the_judge_decides_as_the_kernel(
+    here: Namespace,
+    pod: Namespace,
+    family: int,
+    untracked: bool,  # noqa: FBT001 - a parameter of the test
+    hook: Hook,
+) -> None:
+    conditions = [each for each in CONDITIONS if hook is Hook.INPUT or not ONLY_INWARD.match(each)]
+    here.run("nft", "-f", "-", stdin=ruleset(conditions, untracked=untracked, hook=hook))
     assert connects(pod, family)
     (table,) = tables(here)
     counted = {
@@ -303,16 +320,17 @@ def test_the_judge_decides_as_the_kernel(here: Namespace, pod: Namespace, family
         for name, rules in table.chains.items()
         if name.startswith("hit")
     }
-    request, _ = from_peer(ip_address(ADDRESSES[family]), PORT, "pod0", ip_address(CLIENTS[family]))
-    packet = replace(dict(request.steps)[Hook.INPUT], state=UNTRACKED if untracked else NEW, returns=True)
+    request, reply = from_peer(ip_address(ADDRESSES[family]), PORT, "pod0", ip_address(CLIENTS[family]))
+    steps, tracked = (request.steps, NEW) if hook is Hook.INPUT else (reply.steps, ESTABLISHED)
+    packet = replace(dict(steps)[hook], state=UNTRACKED if untracked else tracked, returns=True)
     found = judged(here, packet)
     wrong = {
-        CONDITIONS[int(name.removeprefix("hit"))]: (matches, counted[name])
+        conditions[int(name.removeprefix("hit"))]: (matches, counted[name])
         for name, matches in found.items()
         if matches is not (Matches.ALL if counted[name] else Matches.NOTHING)
     }
     assert not wrong
-    assert len(found) == len(CONDITIONS)
+    assert len(found) == len(conditions)
 
 
 def test_what_cannot_be_known_matches_perhaps(here: Namespace) -> None:
@@ -446,11 +464,13 @@ def test_no_command_is_started_after_the_deadline(here: Namespace) -> None:
     here.run("nft", "-f", "-", stdin=ruleset(CONDITIONS, untracked=False))
     elements = Elements()
     request, _ = from_peer(ip_address(ADDRESSES[4]), PORT, "pod0", ip_address(CLIENTS[4]))
-    passage(nft.base_chains(tables(here), 4, elements), request)
+    bases = nft.base_chains(tables(here), 4, elements)
+    passage(bases, request)
     asked = len(elements.questions)
     assert asked
     failures = program(here).answer(elements, deadline=0)
     assert len(failures) == asked
+    passage(bases, request)
     assert not elements.questions
     assert "no time left to run `nft --json list set inet probes many`" in map(str, failures.values())
     assert program(here).tables(deadline=0)[1].keys() == {"table inet probes"}
@@ -462,12 +482,18 @@ def test_no_command_is_started_after_the_deadline(here: Namespace) -> None:
         ("Error: JSON support not compiled-in", "install nftables 0.9.3 or newer"),
         ("nft: unrecognized option '--json'", "install nftables 0.9.3 or newer"),
         ("netlink: Error: cache initialization failed: Operation not permitted", "missing CAP_NET_ADMIN: run as root"),
-        ("netlink: Error: cache initialization failed: Invalid argument", "exited with 1: netlink: Error"),
+        ("Error: cache initialization failed: No buffer space available", "exited with 1: Error: cache"),
     ],
 )
 def test_a_failure_says_what_to_do(stderr: str, error: str) -> None:
     with pytest.raises(SidecarError, match=re.escape(error)):
         NftProgram(lambda *_, **__: Result(1, "", stderr)).tables(deadline=0)
+
+
+def test_a_kernel_without_nf_tables_has_no_tables() -> None:
+    # nfnetlink's answer for a subsystem that it does not have (net/netfilter/nfnetlink.c)
+    stderr = "netlink: Error: cache initialization failed: Invalid argument"
+    assert NftProgram(lambda *_, **__: Result(1, "", stderr)).tables(deadline=0) == ([], {})
 
 
 def test_an_ordinary_user_is_told_what_is_missing() -> None:

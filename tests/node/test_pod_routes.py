@@ -2,6 +2,7 @@
 
 from sidecar.doctor.pod_routes import from_pods
 from sidecar.doctor.view import View
+from sidecar.node.backends import Backend
 from sidecar.state.desired import desired
 from support.namespace import IPV4, Namespace, NamespaceCommands
 
@@ -17,20 +18,24 @@ ip route add default via 192.168.7.1 table 64
 """
 
 
-def found(namespace: Namespace, mark: int) -> list[tuple[str, tuple[str, ...]]]:
+def found(namespace: Namespace) -> list[tuple[str, tuple[str, ...]]]:
     state = desired([IPV4], interface="lo", port=443)
-    view = View(state, 443, NamespaceCommands(namespace).run, {})
-    return [(each.found, each.commands) for each in from_pods(view, state.addresses, mark)]
+    run = NamespaceCommands(namespace).run
+    backend = Backend(run, 4, "nft", 5.0, creates=False, nft_tables=lambda _: frozenset(("mangle",)))
+    return [(each.found, each.commands) for each in from_pods(View(state, 443, run, {4: backend}), state.addresses)]
 
 
 def test_a_detour_of_marked_packets(namespace: Namespace) -> None:
     namespace.run("sh", "-e", "-c", NODE + "ip rule add pref 50 fwmark 0x5/0xf lookup 64")
     healthy = [("pods behind cali0 are routed to 10.96.0.2 and back", ())]
-    assert found(namespace, 0) == healthy
-    ((text, commands),) = found(namespace, 0x15)
+    assert found(namespace) == healthy
+    namespace.run(
+        *["iptables-nft", "-t", "mangle", "-A", "OUTPUT", "-s", "10.96.0.2", "-j", "MARK", "--set-mark", "0x15"]
+    )
+    ((text, commands),) = found(namespace)
     assert text == (
         "replies from 10.96.0.2 to 10.244.0.5 behind cali0 leave by up0; "
         "by the policy rule `50: from all fwmark 0x5/0xf lookup 64`"
     )
     namespace.run("sh", "-e", "-c", "\n".join(commands))
-    assert found(namespace, 0x15) == healthy
+    assert found(namespace) == healthy

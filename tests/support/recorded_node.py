@@ -120,7 +120,9 @@ class RecordedNode:
     def view(self) -> View:
         families: list[Family] = sorted({address.ip.version for address in self.desired.addresses})
         backends = {
-            family: Backend(self.run, family, self.backend, 5.0, longest_look=1.0, tables=lambda _: frozenset(TABLES))
+            family: Backend(
+                self.run, family, self.backend, 5.0, longest_look=1.0, nft_tables=lambda _: frozenset(TABLES)
+            )
             for family in families
         }
         return View(self.desired, self.port, self.run, backends, warnings=self.warnings)
