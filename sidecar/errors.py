@@ -22,6 +22,7 @@
     │   │   ├── CommandStuck            it was not started, as an earlier one was killed and does not end
     │   │   └── ProgramHangs            it, or an earlier one of its program, gave no answer to who waits for one
     │   ├── LockHeld                the xtables lock is held (exit status 4 of iptables-legacy)
+    │   │   └── LockHeldBy              and it is known by whom
     │   ├── RulesChanged            another program changed the rules at the same moment (nft)
     │   └── OutputUnreadable        it succeeded, but its output cannot be parsed
     └── DeadlineReached         1  the cleanup's time was up before this command began
@@ -214,6 +215,14 @@ class LockHeld(CommandError):
     """iptables-legacy exited with 4: another program holds the xtables lock, or changed the rules meanwhile."""
 
     transient = True
+
+
+class LockHeldBy(LockHeld):
+    """A command was killed while it waited for the xtables lock; `holder` says in words who holds that."""
+
+    def __init__(self, argv: Sequence[str], stdin: str, holder: str) -> None:
+        super().__init__(argv, stdin, "")
+        self.args = (holder,)
 
 
 class RulesChanged(CommandError):

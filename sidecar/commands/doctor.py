@@ -1,7 +1,6 @@
 """The command `doctor`: turns settings into findings, and prints them for people or as JSON for programs."""
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +20,6 @@ from sidecar.settings.options import Loaded, Options
 from sidecar.text import visible
 
 SCHEMA: Final = "doctor/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
-TOTAL: Final = 2.0  # seconds for all checks, of which the last ones take no command: with the start, it is within 3
 _ON_HANG: Final = "if it hangs there, too, see `dmesg`, and whether the disk that it is on answers"
 _INDENT: Final = 14  # columns before each finding's text
 
@@ -53,14 +51,14 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
         start_logging(options)
     else:
         logger.remove()  # the findings say it all
-    deadline = time.monotonic() + TOTAL
     commands = BriefCommands(options.command_timeout)
-    commands.begin()
     node = access(options, commands, creates=False, has_rules=True, longest_look=LONGEST_LOOK)
-    view = View(node.desired, options.port, commands.run, node.backends, warnings=warnings, deadline=deadline)
+    view = View(
+        node.desired, options.port, commands.run, node.backends, warnings=warnings, time_left=commands.time_left
+    )
     view.origins = options.from_
     found = diagnose(view)
-    return [*(_hang(error) for error in commands.hung.values() if isinstance(error, ProgramHangs)), *found]
+    return [*map(_hang, commands.hung.values()), *found]
 
 
 def _hang(error: ProgramHangs) -> Finding:

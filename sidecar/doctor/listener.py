@@ -18,7 +18,7 @@ from sidecar.node.proc_formats import Listener
 from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, socket_name
 
 PATIENCE: Final = 1.5  # seconds for all connections together
-_SHORTEST: Final = 0.3  # seconds. With less, a connection is not tried: a busy node takes that long to answer
+_SHORTEST: Final = 0.3  # seconds for a connection at least, even if something else took all the time
 SOON: Final = timedelta(days=3)  # how long before its end a certificate should have been renewed
 _SHOWN: Final = 6  # how many names of a certificate, or addresses, are shown
 
@@ -78,13 +78,13 @@ def _accepts(listener: Listener, address: Address) -> bool:
 
 def connect(view: View) -> Iterator[Finding]:
     """Yield whether each address on which something listens answers on this node."""
-    deadline = time.monotonic() + min(PATIENCE, view.time_left())
+    deadline = time.monotonic() + min(PATIENCE, max(view.time_left(), _SHORTEST))
     for address in view.listening:
         where = view.where(address)
         left = deadline - time.monotonic()
         if not _may_be_used(view, address):
             yield Finding(Level.NOTE, f"not tried: {address.ip} cannot be used on this node as it is")
-        elif left < _SHORTEST:
+        elif left < _SHORTEST / 2:
             yield Finding(Level.UNKNOWN, f"{address.ip} was not tried {NO_TIME}")
         else:
             answer = view.answers[address] = probe.connect(address.ip, view.port, left)

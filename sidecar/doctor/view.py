@@ -36,11 +36,11 @@ class View:
         backends: Mapping[Family, Backend],
         *,
         warnings: Sequence[str] = (),
-        deadline: float = math.inf,
+        time_left: Callable[[], float] = lambda: math.inf,
     ) -> None:
         """`backends` holds one for each family of the addresses; `warnings` are those of the settings.
 
-        `deadline` (of the monotonic clock) is when somebody who waits for the findings should have them.
+        `time_left` returns the seconds after which somebody who waits for the findings should have them.
         """
         self.desired = desired
         self.port = port
@@ -48,7 +48,7 @@ class View:
         self.backends = backends
         self.warnings = warnings
         self.origins: Sequence[IPAddress] = ()  # the pods' addresses to look from; empty: those that can be found
-        self.deadline = deadline
+        self.time_left = time_left
         self.listening = dict[Address, set[Process]]()
         """The addresses on which something listens, and what can be seen of it; the check of that fills it in."""
         self.answers = dict[Address, Answer]()
@@ -57,10 +57,6 @@ class View:
         self._seen: dict[Family, Seen | SidecarError] = {}
         self._walk_until: float | None = None
         self._found: dict[Hashable, object] = {}
-
-    def time_left(self) -> float:
-        """Return the seconds that are left for all checks together."""
-        return self.deadline - time.monotonic()
 
     def pause(self, seconds: float) -> bool:
         """Wait, as long as there is time; return whether it was as long as that."""
