@@ -66,6 +66,8 @@ def connect(ip: IPAddress, port: int, seconds: float) -> Answer:
     patience = min(TIMEOUT, seconds)
     try:
         connection = socket.create_connection((str(ip), port), patience)
+    except ConnectionResetError:  # it was accepted, and reset before we were told
+        return Answer(time.monotonic() - started, instead=Instead.RESET)
     except OSError as error:
         reason = f"no answer within {patience:.1g}s" if isinstance(error, TimeoutError) else error.strerror
         return Answer(time.monotonic() - started, reason or str(error))
