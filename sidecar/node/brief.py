@@ -9,8 +9,8 @@ from sidecar.node import xtables_lock
 from sidecar.node.command import Commands, Result
 
 LONGEST_LOOK: Final = 1.0  # seconds for one command, and for the xtables lock; a command takes a hundredth of it
-TOTAL: Final = 2.3  # seconds after which a look in which something hangs should end: with the start, within 3
-_FOR_ALL_THAT_HANG: Final = 1.8  # seconds that programs that hang may take together
+TOTAL: Final = 2.0  # seconds after which a look in which something hangs should end: with the start, within 3
+_FOR_ALL_THAT_HANG: Final = 1.6  # seconds that programs that hang may take together
 _SHORTEST: Final = 0.1  # seconds. With less, a program that works might not be able to answer
 _GRACE: Final = 0.2  # seconds that a command that was killed is given to end
 

@@ -210,6 +210,7 @@ class RecordedNode:
             side_effect=lambda *names: tuple(filter(self.lacking.__contains__, names)),
         )
         mocker.patch("sidecar.node.capabilities.has", return_value=True)
+        mocker.patch("sidecar.node.nft_tables.everywhere", return_value=[])
         mocker.patch("sidecar.node.capabilities.in_initial_user_namespace", return_value=True)
         mocker.patch("sidecar.doctor.kernel.has", side_effect=lambda feature: self.modules.get(feature.module, True))
         mocker.patch("sidecar.node.claims.held", side_effect=self._claims)
@@ -288,7 +289,6 @@ def _answers() -> Iterator[tuple[str, Result]]:
         yield f"ip -{family} -json -N route show table all", ok("[ ]")
         yield f"ip -{family} -json neighbour show", ok("[ ]")
         yield f"ip -{family} -json -N rule show", ok('[{"priority":0,"src":"all","table":"255"}]')
-    yield "nft list tables", ok("table ip raw\ntable ip filter\ntable ip6 raw\ntable ip6 filter\n")
 
 
 def _asked(stdin: str) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ HARMLESS = {
     "fnmatch",
     "functools",
     "ipaddress",
+    "itertools",
     "json",
     "re",
     "shlex",

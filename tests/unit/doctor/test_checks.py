@@ -189,7 +189,7 @@ def test_one_family_that_cannot_be_looked_at_does_not_hide_the_other(node: Recor
     assert rules == [
         (Level.OK, "5 of 5 IPv4 rules are in place"),
         (Level.UNKNOWN, "the IPv6 rules could not be listed: `iptables-nft-restore` was killed after 10s"),
-        (Level.OK, "neither nat rules nor IPVS take traffic to 10.96.0.2:443"),
+        (Level.OK, "neither a rule nor IPVS takes traffic to 10.96.0.2:443"),
         (Level.UNKNOWN, RULES_UNSEEN.replace("10.96.0.2", "fd00:10:96::2")),
     ]
 

@@ -282,7 +282,7 @@ UNREAD = "unknown: cannot tell whether other rules stop traffic of 10.96.0.2: "
 
 
 def test_chains_that_are_not_listed_in_time(node: RecordedNode) -> None:
-    without_rules(node).set(seconds=0.13).add("nat", "-A OUTPUT -j A", "-A A -j B", "-A B -j C", f"-A C {DNAT}")
+    without_rules(node).set(seconds=0.4).add("nat", "-A OUTPUT -j A", "-A A -j B", "-A B -j C", f"-A C {DNAT}")
     assert node.texts("taken") == []
     (unread,) = (each for each in node.texts("policies") if each.startswith("unknown"))
     assert unread == f"{UNREAD}at least 1 chain of iptables-nft was not read for lack of time"
@@ -296,7 +296,7 @@ def test_very_many_chains_are_not_all_listed(node: RecordedNode) -> None:
 
 def test_addresses_for_which_there_is_no_time(node: RecordedNode) -> None:
     ips = [ip_address(f"10.96.1.{number}") for number in range(3)]
-    node.set(desired=desired(ips, interface="lo", port=443), seconds=1.0)
+    node.set(desired=desired(ips, interface="lo", port=443), seconds=1.1)
     assert node.texts("taken")[1:] == ["unknown: not checked for lack of time: 10.96.1.1 and 1 more"]
     assert node.texts("policies")[-1] == "unknown: not checked for lack of time: 10.96.1.1 and 1 more"
 
