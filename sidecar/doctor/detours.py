@@ -40,6 +40,8 @@ class Cause:
     def words(self) -> str:
         """How it goes on after what was found."""
         words = ""
+        if self.route and self.route.kind == "local":
+            return words
         if self.rule and self.is_foreign:
             words = f"; by the policy rule `{self.rule.priority}: {self.rule.text or '…'}`"
         if self.route and (not words or self.route.kind != UNICAST):
@@ -59,11 +61,14 @@ def local_first(view: View, cause: Cause, address: Address) -> Remedy:
     before = [rule for rule in rules if not local or rule.priority < local.priority]
     for_all = () if local and local.priority == 0 else (f"{ip} rule add pref 0 lookup local",)
     remedy = "then the table local comes first, as it does unless somebody moves it"
+    if cause.route and cause.route.kind == "local":  # it is something else that the kernel follows
+        return _see(ip), ()
     if cause.rule and cause.rule.priority == 0:
         moved = _moved(ip, rules, cause.rule, to=1)
         return (remedy, (*for_all, *moved)) if moved else (_FIRST_PLACE, ())
     # Cilium and VRFs move it behind their own rules on purpose, which then have to stay first.
-    if cause.rule and any(rule.selects_more_than_addresses for rule in before if rule is not cause.rule):
+    is_moved = local is not None and local.priority < _OF_KERNEL[1][0]
+    if cause.rule and is_moved and any(each.selects_more_than_addresses for each in before if each is not cause.rule):
         pref = cause.rule.priority - 1
         return _or_remove(ip, cause), (f"{ip} rule add pref {pref} to {address.cidr} lookup local",)
     return remedy, for_all
@@ -88,6 +93,8 @@ def replies_first(view: View, cause: Cause, address: Address, peer: Peer) -> Rem
     ip, every = _ip(family), routes_in_use(view, family)
     leading = [each for each in every if each.interface == peer.interface and peer.ip in each.network]
     right = max(leading, key=lambda each: each.network.prefixlen, default=None)
+    if cause.route and cause.route.kind == UNICAST and cause.route.interface == peer.interface:
+        return _see(ip), ()  # it is something else that the kernel follows
     if right and cause.rule and cause.rule.table != right.table:
         # Not its default route: to other destinations the other rules still apply.
         new = f"from {address.cidr} lookup {table_name(right.table)} suppress_prefixlength 0"
@@ -117,6 +124,10 @@ def _or_remove(ip: str, cause: Cause) -> str:
         return ""
     deletion = f"{ip} rule delete pref {cause.rule.priority} {cause.rule.text}"
     return f"or have that rule removed where it is set; by hand: {deletion}"
+
+
+def _see(ip: str) -> str:
+    return f"see: {ip} rule show; {ip} route show table all"
 
 
 def _ip(family: Family) -> str:

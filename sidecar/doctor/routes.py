@@ -1,6 +1,6 @@
 """Checks of the routes: whether packets to each address stay on this node, from the pods as well."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sidecar.doctor import detours, pod_routes
@@ -49,7 +49,7 @@ def route(view: View) -> Iterator[Finding]:
 def _astray(view: View, address: Address, found: str) -> Finding:
     """Return the finding that an address is not local: a policy rule comes first, or the route to it is missing."""
     see = f"ip -{address.ip.version} route show table all {address.ip}"
-    remedy, commands = f"if that does not help, see: {see}", added_again(view, address)
+    remedy, commands = f"if that does not help, see: {see}", tuple[str, ...]()
     try:
         kinds = [
             each.kind
@@ -61,13 +61,22 @@ def _astray(view: View, address: Address, found: str) -> Finding:
             remedy, commands = detours.local_first(view, cause, address)
             found += detours.local_is_behind(view, cause, address.ip.version)
         else:
-            # The kernel routes an address that is added; a route of another kind to it would come first all the same.
-            family = f"-{address.ip.version}"
-            others = (kind for kind in kinds if kind != "local")
-            commands = (*(f"ip {family} route delete {kind} {address.cidr} table local" for kind in others), *commands)
+            commands = tuple(_routed_again(view, address, kinds))
     except SidecarError as error:
         return Finding(Level.FAULT, f"{found}; {unknown(error).found}", f"see: {see}", facts=address.facts)
     return Finding(Level.FAULT, found, remedy, commands, address.facts)
+
+
+def _routed_again(view: View, address: Address, kinds: Sequence[str]) -> Iterator[str]:
+    """Yield the commands after which the table local has the route to an address, and none of another kind."""
+    for kind in kinds:
+        if kind != "local":
+            yield f"ip -{address.ip.version} route delete {kind} {address.cidr} table local"
+    if address.ip.version == IPV6:  # such a route would stay if the address goes, so let the kernel make it
+        yield from added_again(view, address)
+    elif "local" not in kinds:
+        route = f"{address.cidr} dev {address.interface} table local proto kernel scope host src {address.ip}"
+        yield f"ip route replace local {route}"
 
 
 def _sources(view: View) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ _ACTIONS: Final = {"6": "blackhole", "7": "unreachable", "8": "prohibit"}
 
 _PROTOCOLS: Final = {"6": "tcp", "17": "udp"}  # others go by their number
 _ALL_BITS: Final = 0xFFFFFFFF
+_NOBODY: Final = 0xFFFFFFFF  # the user of a packet that comes from outside
 
 #: Whatever else `ip` may print for a rule is not known: such a rule is not taken for the cause, nor deleted.
 _KNOWN: Final = frozenset(
@@ -97,12 +98,13 @@ class PolicyRule:
         return _ACTIONS.get(action, action)
 
     def matches(self, packet: Packet) -> bool:
-        """Whether it is for such a packet, as far as that is known: not for one by user, TOS or tunnel."""
+        """Whether it is for such a packet, as far as that is known: not for one by TOS or tunnel."""
         is_judged = not self.shown.keys() - _KNOWN and not self.shown.keys() & _NOT_JUDGED
         return is_judged and self._selects(packet) != ("not" in self.shown)
 
     def _selects(self, packet: Packet) -> bool:
         shown = self.shown
+        user = 0 if packet.interface == LOOPBACK else _NOBODY  # for whom `ip route get` asks
         ports = ((packet.source_port, _ports(shown, "sport")), (packet.port, _ports(shown, "dport")))
         return (
             shown.get("iif", packet.interface) == packet.interface
@@ -110,11 +112,12 @@ class PolicyRule:
             and _is_in(packet.source, shown, "src")
             and _is_in(packet.destination, shown, "dst")
             and _protocol(shown) in ("", "tcp")
+            and int(shown.get("uid_start", 0)) <= user <= int(shown.get("uid_end", _NOBODY))
             and all(not last or first <= port <= last for port, (first, last) in ports)
         )
 
 
-_NOT_JUDGED: Final = frozenset({"oif", "l3mdev", "uid_start", "tos", "tun_id", "iif_detached", "suppress_ifgroup"})
+_NOT_JUDGED: Final = frozenset({"oif", "l3mdev", "tos", "tun_id", "iif_detached", "suppress_ifgroup"})
 
 _FOR_ALL: Final = frozenset({"priority", "src", "table", "protocol", "action", "goto", "suppress_prefixlen"})
 

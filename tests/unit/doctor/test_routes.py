@@ -14,8 +14,7 @@ from support.namespace import IPV4
 from support.recorded_node import BOTH, NO_RULES, ONLY_IPV6, UNREACHABLE, Change, RecordedNode, ok
 
 CIDR, CIDR6 = "10.96.0.2/32", "fd00:10:96::2/128"
-ADD = f"ip address add {CIDR} dev lo scope host"
-DELETE = f"ip address delete {CIDR} dev lo"
+ROUTE = f"ip route replace local {CIDR} dev lo table local proto kernel scope host src 10.96.0.2"
 ADD6 = f"ip address add {CIDR6} dev lo nodad preferred_lft 0"
 DELETE6 = f"ip address delete {CIDR6} dev lo"
 
@@ -41,7 +40,12 @@ CILIUM = '{"priority":9,"src":"all","fwmark":"0x200","fwmask":"0xf00","table":"2
 BEHIND_CILIUM = f'[{CILIUM},{CATCH_ALL},{{"priority":100,"src":"all","table":"255"}},{MAIN}]'
 IN_FIRST_PLACE = f'[{{"priority":0,"src":"all","dst":"10.96.0.0","dstlen":16,"action":"7"}},{MAIN}]'
 TWO_IN_FIRST_PLACE = f'[{{"priority":0,"src":"10.0.0.0","srclen":8,"action":"7"}},{IN_FIRST_PLACE[1:]}'
-LOCAL_LAST = f'[{MAIN},{{"priority":32770,"src":"all","table":"255"}}]'
+LOCAL_LAST = f'[{CILIUM},{MAIN},{{"priority":32770,"src":"all","table":"255"}}]'
+
+BY_USER = (
+    '[{"priority":50,"src":"all","uid_start":0,"uid_end":0,"table":"77"},'
+    f'{{"priority":100,"src":"all","table":"255"}},{MAIN}]'
+)
 
 IS_LOCAL = '[{"type":"2","dst":"10.96.0.2","dev":"lo","table":"255","flags":[]}'
 TABLE_77 = f'{IS_LOCAL},{{"dst":"default","dev":"link0","table":"77","flags":[]}}]'
@@ -91,11 +95,18 @@ DROPS = "from all to 10.96.0.0/16 unreachable"
         (routes(4, UNREACHABLE, TWO_IN_FIRST_PLACE, TABLE_MAIN),
          f"{NOT_REACHED}Network is unreachable; by the policy rule `0: {DROPS}`",
          "no rule can be added in front of that one: have it removed, or moved, where it is set", ()),
-        (routes(4, UNREACHABLE, LOCAL_FIRST), f"{NOT_REACHED}Network is unreachable", SEE, (DELETE, ADD)),
+        (routes(4, UNREACHABLE, LOCAL_FIRST), f"{NOT_REACHED}Network is unreachable", SEE, (ROUTE,)),
         (routes(4, Result(2, "", "RTNETLINK answers: Invalid argument\n"), LOCAL_FIRST,
                 '[{"type":"6","dst":"10.96.0.2","table":"255","flags":[]}]'),
          f"{NOT_REACHED}Invalid argument", SEE,
-         (f"ip -4 route delete blackhole {CIDR} table local", DELETE, ADD)),
+         (f"ip -4 route delete blackhole {CIDR} table local", ROUTE)),
+        (routes(4, UNREACHABLE, LOCAL_FIRST, f'{IS_LOCAL},{{"type":"7","dst":"10.96.0.2","table":"255"}}]'),
+         f"{NOT_REACHED}Network is unreachable", SEE, (f"ip -4 route delete unreachable {CIDR} table local",)),
+        (routes(4, UNREACHABLE, LOCAL_FIRST, TABLE_MAIN), f"{NOT_REACHED}Network is unreachable",
+         "see: ip rule show; ip route show table all", ()),
+        (routes(4, ok(LEADS_AWAY), BY_USER, TABLE_77),
+         f"{AWAY} table 77; by the policy rule `50: from all uidrange 0-0 lookup 77`", LOCAL_AGAIN,
+         ("ip rule add pref 0 lookup local",)),
         (routes(6, ok(UNICAST6), LOCAL_FIRST), "fd00:10:96::2 does not stay on this node: unicast dev lo",
          "if that does not help, see: ip -6 route show table all fd00:10:96::2", (DELETE6, ADD6)),
         (routes(4, UNREACHABLE, LOCAL_FIRST, "?"),

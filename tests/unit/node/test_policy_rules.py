@@ -58,7 +58,8 @@ AWAY = "50: default dev up0 table 64"
         ({"table": "99"}, BY_MAIN),
         ({"goto": 40000}, "None: None"),
         ({"goto": 32766}, BY_MAIN),
-        ({"uid_start": 0, "uid_end": 9, "table": "64"}, BY_MAIN),
+        ({"uid_start": 0, "uid_end": 9, "table": "64"}, AWAY),
+        ({"uid_start": 1, "uid_end": 9, "table": "64"}, BY_MAIN),
         ({"l3mdev": None}, BY_MAIN),
         ({"something_new": 1, "table": "64"}, BY_MAIN),
     ],
@@ -68,6 +69,8 @@ def test_what_decides_where_a_reply_goes(rule: dict[str, object], expected: str)
 
 
 def test_what_decides_where_a_request_goes() -> None:
+    by_user = {"priority": 50, "src": "all", "uid_start": 0, "uid_end": 9, "action": "6"}
+    assert decides(REQUEST, by_user, {**LOCAL, "priority": 100}, MAIN) == "100: local 10.96.0.2/32 table local"
     by_interface = {"priority": 50, "src": "all", "iif": "cali0", "action": "6"}
     assert decides(REQUEST, LOCAL, by_interface, MAIN) == "0: local 10.96.0.2/32 table local"
     assert decides(REQUEST, by_interface, {**LOCAL, "priority": 100}, MAIN) == "50: None"
