@@ -4,9 +4,10 @@ The commands only add: a rule of somebody else may carry the rest of the node's 
 """
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Final, TypeAlias
 
-from sidecar.doctor.peers import Peer, all_routes, all_rules, routes_in_use
+from sidecar.doctor.peers import Peer, all_routes, all_rules, connected, routes_in_use
 from sidecar.doctor.view import View
 from sidecar.node import iproute
 from sidecar.node.policy_rules import Packet, PolicyRule, decision
@@ -19,6 +20,8 @@ _OF_KERNEL: Final = ((0, LOCAL), (32766, MAIN), (32767, "253"))
 
 #: What a person has to do, and commands that do it.
 Remedy: TypeAlias = tuple[str, tuple[str, ...]]
+
+_ROUTE: Final = "the network plugin, or the kernel, makes this route: if it goes again, find out who removes it"
 
 _FIRST_PLACE: Final = "no rule can be added in front of that one: have it removed, or moved, where it is set"
 
@@ -102,14 +105,22 @@ def replies_first(view: View, cause: Cause, address: Address, peer: Peer) -> Rem
             moved = _moved(ip, all_rules(view, family), cause.rule, to=2)
             return ("", (f"{ip} rule add pref 1 {new}", *moved)) if moved else (_FIRST_PLACE, ())
         return _or_remove(ip, cause), (f"{ip} rule add pref {cause.rule.priority - 1} {new}",)
+    return _ROUTE, (f"{ip} route {_route_to(view, cause.route, right, peer)}",)
+
+
+def _route_to(view: View, blocking: Route | None, right: Route | None, peer: Peer) -> str:
+    """Return the words of `ip route` that make, or make again, the route to a pod; `right` is a less specific one."""
+    own = connected(view, peer)
+    if own and not right and (blocking is None or blocking.network.prefixlen <= own.prefix_length):
+        network = ip_network(own.cidr, strict=False)
+        source = f" scope link src {own.ip}" if own.ip.version == IPV4 else " metric 256"
+        return f"replace {network} dev {peer.interface} proto kernel{source}"
     table = right.table if right else MAIN
-    place = "" if table == MAIN else f" table {table}"
-    blocking = cause.route
     verb, metric = "add", ""
     if blocking and blocking.network.num_addresses == 1 and blocking.table == table:
         verb, metric = "replace", f" metric {blocking.metric}" if blocking.metric else ""
-    command = f"{ip} route {verb} {peer.ip}/{peer.ip.max_prefixlen} dev {peer.interface}{place}{metric}"
-    return "the network plugin adds this route for its pods: if it is lost again, look at its log", (command,)
+    place = "" if table == MAIN else f" table {table}"
+    return f"{verb} {peer.ip}/{peer.ip.max_prefixlen} dev {peer.interface}{place}{metric}"
 
 
 def _moved(ip: str, rules: tuple[PolicyRule, ...], rule: PolicyRule, *, to: int) -> tuple[str, ...]:

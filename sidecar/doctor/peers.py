@@ -7,15 +7,14 @@ other nodes are left out.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
-from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.view import View
 from sidecar.node import iproute, routes
 from sidecar.node.policy_rules import PolicyRule, policy_rules
 from sidecar.node.routes import DEAD, MAIN, UNICAST, IPNetwork, Route
-from sidecar.state.model import Family, IPAddress
+from sidecar.state.model import Family, IPAddress, LinkAddress
 
 #: Kinds of links that have pods behind them (`ip -details link show`).
 _KINDS: Final = frozenset(("veth", "bridge", "netkit", "openvswitch", "ipvlan", "macvlan"))
@@ -36,8 +35,8 @@ class Peer:
 def peers(view: View, family: Family) -> list[Peer]:
     """Return one address behind each interface that may have pods behind it; or those that --from names."""
     if view.origins:
-        return [peer for ip in view.origins if ip.version == family and (peer := _behind(view, ip))]
-    own = _own_addresses(view)
+        return [peer for ip in view.origins if ip.version == family and (peer := peer_of(view, ip))]
+    own = own_addresses(view)
     every = routes_in_use(view, family)
     neighbours = all_neighbours(view, family)
     routed = networks(view, family)
@@ -53,14 +52,21 @@ def peers(view: View, family: Family) -> list[Peer]:
 
 
 def _unrouted(view: View, family: Family) -> dict[str, IPAddress]:
-    """Return an address that was seen on a pod's own link, but is not routed there, for each such link."""
-    links, routed, own = _possible(view, family, _OF_ONE_POD), networks(view, family), _own_addresses(view)
+    """Return an address that was seen on a link, and belongs there, but is not routed there, for each such link."""
+    of_one_pod, possible = _possible(view, family, _OF_ONE_POD), _possible(view, family, _KINDS)
+    routed, own = networks(view, family), own_addresses(view)
     return {
         name: ip
         for name, ip in all_neighbours(view, family)
-        if name in links and ip not in own and not ip.is_link_local
-        if not any(ip in network for network in routed.get(name, ()))
+        if name in of_one_pod or (name in possible and connected(view, Peer(name, ip)))
+        if ip not in own and not ip.is_link_local and not any(ip in network for network in routed.get(name, ()))
     }
+
+
+def connected(view: View, peer: Peer) -> LinkAddress | None:
+    """Return the address of this node on the pod's own network, which the kernel has routed with that address."""
+    addresses = (each for link in view.links() if link.goes_by(peer.interface) for each in link.addresses)
+    return next((each for each in addresses if peer.ip in ip_network(each.cidr, strict=False)), None)
 
 
 def cut_off(view: View, family: Family) -> list[Peer]:
@@ -79,29 +85,12 @@ def cut_off(view: View, family: Family) -> list[Peer]:
     return found
 
 
-def origins(view: View, family: Family) -> Iterator[Finding]:
-    """Yield what the kernel says of the addresses that --from names, unless pods may have them."""
-    for ip in view.origins:
-        if ip.version != family:
-            continue
-        peer = _behind(view, ip)
-        if ip in _own_addresses(view):
-            yield Finding(Level.NOTE, f"--from={ip} is an address of this node, not of a pod")
-        elif peer is None:
-            commands = f"ip route get {ip}; ip route show table all"
-            yield Finding(Level.FAULT, f"--from={ip}: there is no route to it", f"see: {commands}")
-        elif peer.interface not in _possible(view, family, _KINDS):
-            yield Finding(Level.NOTE, f"--from={ip} is not a pod of this node: {peer.interface} leads to it")
-
-
-def _behind(view: View, ip: IPAddress) -> Peer | None:
+def peer_of(view: View, ip: IPAddress) -> Peer | None:
     """Return the interface that an address is behind, as far as is known; None: it is this node's, or nowhere."""
     family = ip.version
-    if ip in _own_addresses(view):
+    if ip in own_addresses(view):
         return None
-    routed = [
-        (each.prefixlen, name) for name, behind in networks(view, family).items() for each in behind if ip in each
-    ]
+    routed = [(each.prefixlen, name) for name, some in networks(view, family).items() for each in some if ip in each]
     length, interface = max(routed, default=(0, ""))
     links = _possible(view, family, _OF_ONE_POD)
     seen = [name for name, neighbour in all_neighbours(view, family) if neighbour == ip and name in links]
@@ -130,12 +119,17 @@ def networks(view: View, family: Family) -> Mapping[str, tuple[IPNetwork, ...]]:
     """Return what is routed to each interface that may have pods behind it."""
     every = routes_in_use(view, family)
     possible = _possible(view, family, _KINDS)
-    own = _own_addresses(view)
+    own = own_addresses(view)
     found: defaultdict[str, list[IPNetwork]] = defaultdict(list)
     for each in every:
         if each.interface in possible and _has_pods(each, own) and each.network not in found[each.interface]:
             found[each.interface].append(each.network)
     return {interface: tuple(behind) for interface, behind in found.items() if behind}
+
+
+def may_have_pods(view: View, peer: Peer) -> bool:
+    """Whether an interface is of a kind that has pods behind it, and not an uplink."""
+    return peer.interface in _possible(view, peer.ip.version, _KINDS)
 
 
 def _possible(view: View, family: Family, kinds: frozenset[str]) -> set[str]:
@@ -186,5 +180,6 @@ def all_neighbours(view: View, family: Family) -> tuple[tuple[str, IPAddress], .
     return view.parsed((iproute.COMMAND, f"-{family}", "-json", "neighbour", "show"), routes.neighbours)
 
 
-def _own_addresses(view: View) -> frozenset[IPAddress]:
+def own_addresses(view: View) -> frozenset[IPAddress]:
+    """Return the addresses of this node."""
     return frozenset(found.ip for link in view.links() for found in link.addresses)

@@ -12,19 +12,31 @@ from sidecar.doctor import detours
 from sidecar.doctor.detours import Cause, Remedy
 from sidecar.doctor.findings import Finding, Level, counted, unknown
 from sidecar.doctor.passages import passages
-from sidecar.doctor.peers import Peer, all_neighbours, cut_off, networks, origins, peers, routes_in_use
+from sidecar.doctor.peers import (
+    Peer,
+    all_neighbours,
+    cut_off,
+    may_have_pods,
+    networks,
+    own_addresses,
+    peer_of,
+    peers,
+    routes_in_use,
+)
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import OutputUnreadable, SidecarError
 from sidecar.node import iproute
 from sidecar.node.policy_rules import Packet
 from sidecar.node.routes import UNICAST, Leads, leads
-from sidecar.state.model import IPV4, Address, Facts
+from sidecar.state.model import IPV4, Address, Facts, Family
 
 MOST_PEERS: Final = 512  # for how many interfaces the way is asked for; by default a node has at most 110 pods
 
 _PORT: Final = 40000  # a client's port
 
 _SYSCTLS: Final = Path("/proc/sys/net/ipv4/conf")
+_UNKNOWN: Final = "cannot tell whether pods reach the address, and replies the pods"
+
 _MOST_NAMES: Final = 3  # how many interfaces are named
 
 _UNMARKED: Final = (0, 0)
@@ -53,7 +65,7 @@ def from_pods(view: View, addresses: Sequence[Address]) -> Iterator[Finding]:
     """Yield whether packets from the pods come to each address, and the replies to them."""
     for family in sorted({each.ip.version for each in addresses}):
         try:
-            yield from origins(view, family)
+            yield from _named(view, family)
             every = peers(view, family)
             asked = list(dict.fromkeys((*every[:MOST_PEERS], *cut_off(view, family)[:MOST_PEERS])))
             for address in addresses:
@@ -63,7 +75,24 @@ def from_pods(view: View, addresses: Sequence[Address]) -> Iterator[Finding]:
                 left = counted(len(every) - MOST_PEERS, "more interface")
                 yield Finding(Level.UNKNOWN, f"not checked {NO_TIME}: pods behind {left}")
         except SidecarError as error:
-            yield unknown(error, "cannot tell whether pods reach the address, and replies the pods")
+            yield unknown(error, _UNKNOWN)
+        except ValueError as error:  # words of `ip` that are not known here
+            yield Finding(Level.UNKNOWN, f"{_UNKNOWN}: {error}")
+
+
+def _named(view: View, family: Family) -> Iterator[Finding]:
+    """Yield what the kernel says of the addresses that --from names, unless pods may have them."""
+    for ip in view.origins:
+        if ip.version != family:
+            continue
+        peer = peer_of(view, ip)
+        if ip in own_addresses(view):
+            yield Finding(Level.NOTE, f"--from={ip} is an address of this node, not of a pod")
+        elif peer is None:
+            found = f"--from={ip}: no route leads to it{detours.cause(view, Packet(ip)).words}"
+            yield Finding(Level.FAULT, found, f"see: ip -{family} route show table all; ip -{family} rule show")
+        elif not may_have_pods(view, peer):
+            yield Finding(Level.NOTE, f"--from={ip} is not a pod of this node: {peer.interface} leads to it")
 
 
 def _for_address(view: View, address: Address, asked: Sequence[Peer]) -> Iterator[Finding]:
@@ -93,7 +122,7 @@ def _ways(view: View, address: Address, asked: Sequence[Peer]) -> Iterator[_Way]
     result = view.run(*_ASK, stdin=lines)
     try:
         told = leads(2 * len(asked), result.stdout, result.stderr)
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise OutputUnreadable(_ASK, lines, f"cannot be understood: {error}", result.stderr) from error
     for number, peer in enumerate(asked):
         yield _Way(address, peer, told[2 * number], told[2 * number + 1], marks.get(peer, _UNMARKED))

@@ -5,7 +5,7 @@ from typing import Final
 
 from sidecar.doctor import detours, pod_routes
 from sidecar.doctor.addresses import added_again
-from sidecar.doctor.findings import Finding, Level, counted, unknown
+from sidecar.doctor.findings import Finding, Level, counted
 from sidecar.doctor.peers import all_routes
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import SidecarError
@@ -62,8 +62,8 @@ def _astray(view: View, address: Address, found: str) -> Finding:
             found += detours.local_is_behind(view, cause, address.ip.version)
         else:
             commands = tuple(_routed_again(view, address, kinds))
-    except SidecarError as error:
-        return Finding(Level.FAULT, f"{found}; {unknown(error).found}", f"see: {see}", facts=address.facts)
+    except (SidecarError, ValueError) as error:
+        return Finding(Level.FAULT, f"{found}; {error}", f"see: {see}", facts=address.facts)
     return Finding(Level.FAULT, found, remedy, commands, address.facts)
 
 

@@ -112,7 +112,7 @@ def leads(number: int, stdout: str, stderr: str) -> tuple[Leads, ...]:
             failed[int(found[1])] = said
         else:
             said = line.removeprefix("RTNETLINK answers: ").removeprefix("Error: ")
-    shown = [objects(line)[0] for line in stdout.split("\n") if line.strip()]
+    shown = [each for line in stdout.split("\n") for each in objects(line)[:1]]
     if len(shown) + len(failed) != number:
         raise ValueError(f"{number} routes were asked for, and {len(shown) + len(failed)} told")
     told = iter(shown)

@@ -193,6 +193,12 @@ NODES_THAT_ARE_BROKEN: Final = (
            "ip -6 route delete fd00:10:244::5; ip -6 route add unreachable fd00:10:244::5",
            "^replies from fd00:10:96::2 to fd00:10:244::5 behind cali0 are lost: .*`unreachable fd00:10:244::5/128`$",
            CALI6),
+    Broken("the bridge's network unreachable", "ip route replace unreachable 10.244.1.0/24",
+           "^replies .* to 10.244.1.7 behind cni0 are lost: .*; by the route `unreachable 10.244.1.0/24`$",
+           (f"cni {IPV4}",)),
+    Broken("the bridge's network gone", "ip route delete 10.244.1.0/24",
+           "^replies .* to 10.244.1.7 behind cni0 leave by up0; by the route `default via 192.168.7.1 dev up0`$",
+           (f"cni {IPV4}",)),
     Broken("unreachable within the bridge's network", "ip route add unreachable 10.244.1.7",
            "^replies .* to 10.244.1.7 behind cni0 are lost: .*; by the route `unreachable 10.244.1.7/32`$",
            (f"cni {IPV4}",)),
@@ -270,7 +276,7 @@ def test_from_named_pods(node: Node) -> None:
     report = node.doctor("--from=10.244.9.9,10.244.0.5,10.244.1.7")
     assert report["exit"] == 1
     assert routes(report)[2:] == [
-        "fault: --from=10.244.9.9: there is no route to it",
+        "fault: --from=10.244.9.9: no route leads to it; by the route `unreachable 10.244.9.9/32`",
         (
             "fault: replies from 10.96.0.2 to 10.244.0.5 behind cali0 are lost: Permission denied; "
             "by the policy rule `50: from all to 10.244.0.5 prohibit`"

@@ -73,3 +73,13 @@ def test_answers_that_cannot_be_understood_are_no_finding(node: RecordedNode, an
     assert line.startswith(
         "unknown: cannot tell whether pods reach the address, and replies the pods: `printf 'route get"
     )
+
+
+def test_a_rule_that_cannot_be_understood_hides_nothing_else(node: RecordedNode) -> None:
+    node.answers |= {"ip -4 -json -N rule show": ok('[{"priority":50,"src":"?","table":"254"}]'), ASK: ok(THERE + AWAY)}
+    assert found(node) == [
+        (
+            "unknown: cannot tell whether pods reach the address, and replies the pods: "
+            "'?' does not appear to be an IPv4 or IPv6 network"
+        )
+    ]

@@ -32,7 +32,7 @@ def test_a_refusal_that_ipv6_prints_as_a_route() -> None:
 
 @pytest.mark.parametrize(("stdout", "stderr"), [("", ""), (LOCAL + AWAY, ""), ("", "Usage: ip route\n"), ("[]", "")])
 def test_answers_that_cannot_be_told_apart_are_none(stdout: str, stderr: str) -> None:
-    with pytest.raises((ValueError, IndexError)):
+    with pytest.raises(ValueError):  # noqa: PT011 - any of them is caught
         leads(1, stdout, stderr)
 
 
