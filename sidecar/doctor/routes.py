@@ -1,6 +1,7 @@
 """Checks of the routes: whether packets to each address stay on this node, from the pods as well."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from sidecar.doctor import detours, pod_routes
@@ -20,6 +21,16 @@ MOST_ADDRESSES: Final = 16  # how many routes are looked up, one by one; more wo
 
 def route(view: View) -> Iterator[Finding]:
     """Yield whether packets to each address stay on this node, and which others leave it with one as their source."""
+    given = set[str]()
+    for each in _routes(view):
+        commands = tuple(command for command in each.commands if command not in given)
+        given.update(commands)
+        # A rule cannot be added twice.
+        remedy = each.remedy if commands or not each.commands else "what is to be done above mends this, too"
+        yield replace(each, commands=commands, remedy=remedy)
+
+
+def _routes(view: View) -> Iterator[Finding]:
     present = [
         each
         for each in view.desired.addresses

@@ -122,6 +122,22 @@ def test_a_route_that_leads_elsewhere(
     assert node.findings("route") == [finding(Level.FAULT, "route", found, remedy, commands, address.facts)]
 
 
+def test_what_mends_several_addresses_is_to_be_done_once(node: RecordedNode) -> None:
+    node.desired = desired([IPV4, ip_address("10.96.0.3")], interface="lo", port=443)
+    show(node, CIDR, "10.96.0.3/32")
+    also_local = '{"type":"2","dst":"10.96.0.3","dev":"lo","table":"255"}'
+    node.answers |= {
+        "ip -json route get 10.96.0.2": ok('[{"dst":"10.96.0.2","dev":"link0"}]'),
+        "ip -json route get 10.96.0.3": ok('[{"dst":"10.96.0.3","dev":"link0"}]'),
+        "ip -4 -json -N rule show": ok(LOCAL_LAST),
+        "ip -4 -json -N route show table all": ok(f"{TABLE_MAIN[:-1]},{also_local}]"),
+    }
+    assert [(each.level, each.remedy, each.commands) for each in node.findings("route")] == [
+        (Level.FAULT, LOCAL_AGAIN, ("ip rule add pref 0 lookup local",)),
+        (Level.FAULT, "what is to be done above mends this, too", ()),
+    ]
+
+
 def test_a_route_that_stays_on_this_node(node: RecordedNode) -> None:
     node.desired = BOTH
     assert node.texts("route") == ["ok: 10.96.0.2 is local", "ok: fd00:10:96::2 is local"]
