@@ -239,14 +239,20 @@ def test_rp_filter_drops_what_would_come_back_another_way(node: Node) -> None:
 
     assert reaches()
     assert node.doctor()["exit"] == 0
-    for all_, own, address, commands in (
-        (1, 0, "", ["sysctl -w net.ipv4.conf.all.rp_filter=0"]),
-        (1, 2, "", [f"sysctl -w net.ipv4.conf.{name}.rp_filter=0" for name in ("all", "cali0")]),
-        (1, 1, "ip address add 169.254.9.1/32 dev cali0", ["sysctl -w net.ipv4.conf.cali0.rp_filter=2"]),
+    for flags, all_, own, address, commands in (
+        ((), 1, 0, "", ["sysctl -w net.ipv4.conf.all.rp_filter=0"]),
+        (
+            ("--from=10.244.1.9",),
+            1,
+            2,
+            "",
+            [f"sysctl -w net.ipv4.conf.{name}.rp_filter=0" for name in ("all", "cali0")],
+        ),
+        ((), 1, 1, "ip address add 169.254.9.1/32 dev cali0", ["sysctl -w net.ipv4.conf.cali0.rp_filter=2"]),
     ):
         node.sh(f"cd /proc/sys/net/ipv4/conf; echo {all_} > all/rp_filter; echo {own} > cali0/rp_filter; {address}")
         assert not reaches(1.0)
-        (found,) = [each for each in node.doctor()["findings"] if each["level"] == "fault"]
+        (found,) = [each for each in node.doctor(*flags)["findings"] if each["level"] == "fault"]
         assert found["found"] == (
             "packets to 10.96.0.2 from 10.244.1.9 behind cali0 are lost: Invalid argument; "
             f"by net.ipv4.conf.{'cali0' if own == 2 else 'all'}.rp_filter={max(all_, own)}, "
