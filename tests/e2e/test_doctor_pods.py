@@ -163,7 +163,7 @@ class Broken:
 
 
 #: What would take the node off the network, or is not doctor's to remove.
-HARMFUL: Final = re.compile(r"rule del\S* .*lookup (local|main|default)|route del\S* default|-F\b|flush|delete table")
+HARMFUL: Final = re.compile(r"rule del.* lookup (local|main|default)|route del\S* default| -F\b|\bflush\b|delete table")
 
 #: What a remedy in words amounts to that asks for the rules.
 SETTING_UP: Final = "$run --daemon=false " + " ".join(SET_UP)
@@ -783,8 +783,8 @@ HEALTHY_NODES: Final = (
     Healthy("drop of QUIC", "$ipt -I INPUT -p udp --dport 443 -j DROP", both=False),
     Healthy("drop of what is new or invalid", "$ipt -I INPUT -m conntrack --ctstate INVALID,NEW -p tcp --dport 443 "
             "-j DROP"),
-    Healthy("drop of what another user sends", "$ipt -I OUTPUT -p tcp --dport 443 -m owner --uid-owner 65534 -j DROP",
-            both=False),
+    Healthy("drop of what users send elsewhere", "$ipt -I OUTPUT -d 169.254.169.254 -p tcp -m owner ! --uid-owner 0 "
+            "-j DROP", both=False),
     Healthy("drop of what is forwarded", "$ipt -P FORWARD DROP; $ipt -I FORWARD -i cali+ -d 10.96.0.0/12 -j DROP"),
     Healthy("a log", "$ipt -I INPUT -i cali+ -m limit --limit 3/min -j LOG --log-prefix 'from a pod: '", both=False),
     Healthy("an exception before a drop", "$ipt -N PODS; $ipt -A PODS -p tcp --dport 443 -j RETURN; "
