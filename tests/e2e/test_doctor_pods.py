@@ -56,6 +56,13 @@ class Report:
         """Return the finding that the first line is about."""
         return next(each for each in self.findings if f"{each['topic']}: {each['found']}" == self.first)
 
+    def commands(self) -> list[str]:
+        """Return what the finding of the first line says to do, and those of its kind; none if it says it in words."""
+        cause = self.cause()
+        assert cause["commands"] or cause["remedy"]
+        alike = [each for each in self.findings if (each["level"], each["topic"]) == (cause["level"], cause["topic"])]
+        return list(dict.fromkeys(command for each in alike for command in each["commands"]))
+
     def noise(self) -> list[str]:
         """Return what a healthy node must not show; an ordinary user cannot see everything."""
         alarms = ("fault", "warning", "unknown") if os.geteuid() == 0 else ("fault", "warning")
@@ -189,6 +196,8 @@ $in_pod ip address add 100.64.1.5/32 dev eth0
 $in_pod ip route replace default via 169.254.1.1 src 100.64.1.5
 ip route add 100.64.1.5 dev cali0
 ip neighbour add 100.64.1.5 lladdr 02:00:00:00:00:05 dev cali0
+ip route delete 10.244.1.5; ip neighbour delete 10.244.1.5 dev cali0
+$in_pod ip address delete 10.244.1.5/32 dev eth0
 """
 
 #: Prints a rule set of firewalld without the pods.
@@ -488,9 +497,9 @@ NODES_THAT_ARE_BROKEN: Final = (
            "iif cali0|cali0.* (dev eth0|fd00:192::10|table 100)", "ip -6 rule add pref 0 lookup local", flags=IPV6),
 
     # The proxy's way to the API server
-    Broken("the proxy's way out dropped", "$ipt -I OUTPUT -d 192.0.2.10 -p tcp --dport 6443 -j DROP", BOTH, "TLS"),
-    Broken("the proxy's way out rejected", "$ipt -I OUTPUT -d 192.0.2.0/24 -p tcp -j REJECT", BOTH, "TLS"),
-    Broken("no default route", "ip route delete default; ip address delete 192.0.2.1/24 dev eth0", BOTH, "TLS",
+    Broken("the proxy's way out dropped", "$ipt -I OUTPUT -d 192.0.2.10 -p tcp --dport 6443 -j DROP", BOTH, "upstream"),
+    Broken("the proxy's way out rejected", "$ipt -I OUTPUT -d 192.0.2.0/24 -p tcp -j REJECT", BOTH, "upstream"),
+    Broken("no default route", "ip route delete default; ip address delete 192.0.2.1/24 dev eth0", BOTH, "upstream",
            "ip address add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.10"),
 )  # fmt: skip
 
@@ -508,15 +517,11 @@ def test_who_is_cut_off_is_named_first_and_the_remedy_mends_it(
     report = doctor(node, *broken.flags)
     assert re.search(broken.says, report.first), report.summary
     assert report.exit == broken.exit
-    cause = report.cause()
     assert not any(HARMFUL.search(command) for each in report.findings for command in each["commands"])
-    if cause["commands"]:
-        node.sh("\n".join(cause["commands"]))
-    else:
-        assert cause["remedy"]
-        node.sh(broken.undone(), *broken.flags)
+    commands = report.commands()
+    node.sh("\n".join(commands) or broken.undone(), *broken.flags)
     assert node.reaches() == BOTH
-    mended = doctor(node, *broken.flags, *([] if cause["commands"] else broken.then))
+    mended = doctor(node, *broken.flags, *([] if commands else broken.then))
     assert re.fullmatch(broken.still, "\n".join(mended.noise()))
     assert mended.exit == 0
 
@@ -588,12 +593,13 @@ class Dead:
 PATHS_THAT_ARE_DEAD: Final = (
     Dead("the proxy is silent", lambda node: node.start_proxy("is silent"), "no (TLS )?answer"),
     Dead("the proxy resets", lambda node: node.start_proxy("resets"), "reset"),
-    Dead("the proxy closes", lambda node: node.start_proxy("closes"), "closed"),
+    Dead("the proxy closes", lambda node: node.start_proxy("closes"), "closes?d?"),
+    Dead("the proxy closes after a hello", lambda node: node.start_proxy("closes after a hello"), "hello|closes?d?"),
     Dead("the proxy speaks HTTP", lambda node: node.start_proxy("speaks HTTP"), "HTTP"),
-    Dead("the API server is down", PodNode.stop_apiserver, "TLS"),
-    Dead("the API server is down, behind HAProxy", PodNode.stop_apiserver, "TLS", haproxy=True),
+    Dead("the API server is down", PodNode.stop_apiserver, "upstream"),
+    Dead("the API server is down, behind HAProxy", PodNode.stop_apiserver, "upstream", haproxy=True),
     Dead("the control plane is unreachable, behind HAProxy",
-         lambda node: node.control.run("ip", "link", "set", "eth0", "down"), "TLS", haproxy=True),
+         lambda node: node.control.run("ip", "link", "set", "eth0", "down"), "upstream", haproxy=True),
 )  # fmt: skip
 
 

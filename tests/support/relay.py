@@ -89,13 +89,17 @@ def _is_silent(_: str, connection: socket.socket) -> None:
 
 
 def _resets(_: str, connection: socket.socket) -> None:
-    connection.recv(1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     connection.close()
 
 
 def _closes(_: str, connection: socket.socket) -> None:
+    connection.close()
+
+
+def _closes_after_a_hello(_: str, connection: socket.socket) -> None:
     connection.recv(_BYTES)
+    connection.close()
 
 
 def _speaks_http(_: str, connection: socket.socket) -> None:
@@ -108,5 +112,6 @@ _WAYS: Final = {
     "is silent": _is_silent,
     "resets": _resets,
     "closes": _closes,
+    "closes after a hello": _closes_after_a_hello,
     "speaks HTTP": _speaks_http,
 }
