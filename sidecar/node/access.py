@@ -74,7 +74,7 @@ def access(  # noqa: PLR0913 - what to do, and four ways in which the commands d
             creates=creates,
             longest_look=longest_look,
             shown=Shown(family, rules, mine) if mine else None,
-            of_running=None if mine else partial(of_running_sidecar, family, rules),
+            of_running=None if mine else partial(of_running_sidecar, commands.run, family, rules),
         )
 
     backends = {each: backend(each) for each in sorted(of_addresses if has_rules else of_rules)}

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from sidecar.node import claims, instances
+from sidecar.node import claims, instances, standing
 from sidecar.node.claims import Claims
+from sidecar.node.command import Run
 from sidecar.node.instances import Instance
 from sidecar.state.model import LOOPBACK, Family, Foreign, RulesBackend, RuleSet
 
@@ -39,10 +40,11 @@ class Shown:
         return [RulesBackend(self._family, name, each) for each in self._rules]
 
 
-def of_running_sidecar(family: Family, rules: Iterable[RuleSet]) -> str | None:
+def of_running_sidecar(run: Run, family: Family, rules: Collection[RuleSet]) -> str | None:
     """Return the backend of the instance that runs on this network, or None if none is seen, or several disagree.
 
-    One with the same rules comes first. An instance may have a /run of its own; /proc leads there.
+    One with the same rules comes first. An instance may have a /run of its own; /proc leads there. The Go sidecar shows
+    nothing: it uses the backend in which its rules stand.
     """
     running, _ = instances.running()
     same = {RulesBackend(family, name, each) for name in _NAMES for each in rules}
@@ -53,7 +55,19 @@ def of_running_sidecar(family: Family, rules: Iterable[RuleSet]) -> str | None:
         if len(names) == 1:
             return names.pop()
     asked = {each.value("iptables-backend") for each in running if each.is_python}.intersection(_NAMES)
-    return asked.pop() if len(asked) == 1 and not shown else None
+    if shown or len(asked) > 1:
+        return None
+    theirs = [each for each in rules if any(each.ip in other.addresses for other in running)]
+    return asked.pop() if asked else standing.backend_of(run, family, theirs) if theirs else None
+
+
+def keepers(family: Family, backend: str, rules: Collection[RuleSet]) -> list[Instance]:
+    """Return the instances that keep some of these rules in a backend, or may: the Go sidecar does not show where."""
+    same = {RulesBackend(family, name, each) for name in (backend, "system") for each in rules}
+    anywhere = {RulesBackend(family, name, each) for name in _NAMES for each in rules}
+    found = [each for each in instances.running()[0] if each.claims().intersection(rules)]
+    shows_nothing = not _shown_by(found, anywhere)
+    return [each for each in found if not each.is_python or shows_nothing or _shown_by([each], same)]
 
 
 def is_foreign(interface: str) -> bool:

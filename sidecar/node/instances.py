@@ -33,6 +33,8 @@ _MODULES: Final = ("sidecar", "sidecar.__main__")  # what `python -m` calls this
 #: Options of the interpreter that take a value: the rest of the word, or else the next one (man python3).
 _WITH_A_VALUE: Final = "cmWX"
 
+_PORTS_OF_GO: Final = ("443", "9443")  # the defaults of its releases
+
 _SCRIPTS: Final = (PROGRAM, f"{PROGRAM}.pyz")  # the console script, and the single file that scripts/build-pyz builds
 
 
@@ -66,27 +68,51 @@ class Instance:
                 found.append(ip_address(each.strip()))
         return tuple(found)
 
+    @property
+    def repairs(self) -> bool:
+        """Whether it repairs at once what is taken away: Go's waits for its interval, and one pass repairs nothing."""
+        return self.is_python and BOOLEANS.get(self.value("daemon"), True)
+
     def claims(self) -> frozenset[Claim]:
         """Return what it needs on the node, claimed or not: the addresses, and the rules for the port."""
         addresses = {Address(ip, ip.max_prefixlen, self.value("interface")) for ip in self.addresses}
         # An env file may ask for rules: its content cannot be seen from here.
         has_rules = BOOLEANS.get(self.value("setup-iptables"), True) or bool(self.value("env-file"))
         try:
-            rules = {RuleSet(ip, values.port(self.value("port"))) for ip in self.addresses} if has_rules else set()
+            ports = [values.port(text) for text in self._ports()] if has_rules else []
         except ValueError:  # it has ended with exit code 2, or is not what it seems
-            rules = set()
+            ports = []
+        rules = {RuleSet(ip, port) for ip in self.addresses for port in ports}
         return frozenset(addresses | rules)
+
+    def _ports(self) -> tuple[str, ...]:
+        """Return the port, or those that it may be: the Go sidecar's default depends on its release."""
+        return (self.value("port"),) if self.is_python or "port" in self.line.values else _PORTS_OF_GO
 
 
 def running() -> tuple[list[Instance], list[Instance]]:
     """Return the instances on this node's network, and those whose network cannot be seen."""
+    near, hidden = _found()
+    return [each for each in near if _is_capable(each.process.pid) and not _is_command(each.process.pid)], hidden
+
+
+def powerless() -> list[Instance]:
+    """Return what runs like an instance on this node's network, but cannot change it. Anybody can start such a process.
+
+    What is in another user namespace is left out: nobody expects it to change the network of the node.
+    """
+    pids = {each.process.pid: each for each in _found()[0]}
+    return [each for pid, each in pids.items() if _is_of_node(pid) and not (_is_capable(pid) or _is_command(pid))]
+
+
+def _found() -> tuple[list[Instance], list[Instance]]:
+    """Return what runs like an instance on this node's network, and what may do so, as its network cannot be seen."""
     found: dict[bool | None, list[Instance]] = {True: [], False: [], None: []}
     for process, is_near in proc.neighbours():
         each = _instance(process)
         if each and each.line.command == "run":  # the other commands do not hold anything
             found[is_near].append(each)
-    near = [each for each in found[True] if _is_capable(each.process.pid) and not _is_command(each.process.pid)]
-    return near, found[None]
+    return found[True], found[None]
 
 
 def needed() -> frozenset[Claim]:
@@ -118,9 +144,16 @@ def _is_command(pid: int) -> bool:
 def _is_capable(pid: int) -> bool:
     """Whether a process is able to change this network."""
     try:
-        same = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")  # noqa: PTH115 - as in procfs
-        return same and capabilities.has("CAP_NET_ADMIN", pid)
+        return _is_of_node(pid) and capabilities.has("CAP_NET_ADMIN", pid)
     except OSError:  # it has ended, or belongs to another user
+        return False
+
+
+def _is_of_node(pid: int) -> bool:
+    """Whether a process is in our user namespace."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")  # noqa: PTH115 - as in procfs
+    except OSError:  # as above
         return False
 
 

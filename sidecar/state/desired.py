@@ -74,6 +74,19 @@ def has_our_shape(line: str) -> bool:
     return bool(_SHAPE.fullmatch(line))
 
 
+def rule_set_of(line: str) -> RuleSet | None:
+    """Return the address and the port of a line of `iptables -S` if it is one of the five rules, or else None."""
+    if not has_our_shape(line):
+        return None
+    words = line.split()
+    try:
+        ip, prefix_length = words[3].split("/")
+        found = RuleSet(ip_address(ip), int(words[-3]))
+    except ValueError:  # it only looks like an address
+        return None
+    return found if int(prefix_length) == found.ip.max_prefixlen else None
+
+
 def port_of(line: str, address: Address) -> int | None:
     """Return the port of a line of `iptables -S` if it is one of the five rules for an address, or else None."""
     return int(line.split()[-3]) if has_our_shape(line) and address.cidr in line.split() else None

@@ -3,18 +3,23 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from typing import Final
 from unittest.mock import patch
 
 import pytest
 from pytest_mock import MockerFixture
 
 from sidecar.commands.inherited import load
-from sidecar.errors import ConfigError
+from sidecar.errors import CommandTimeout, ConfigError
 from sidecar.node.instances import Instance
 from sidecar.node.proc import Process
+from sidecar.node.standing import Standing
 from sidecar.settings import invocation
 from sidecar.settings.options import FLAGS, PREFIX, Loaded
+from sidecar.state.model import Link, LinkAddress, RuleSet
+from sidecar.state.plan import MARK
 
 #: One that exists, so that its files can be looked for.
 PID = os.getpid()
@@ -23,6 +28,24 @@ LOOKING = ("status", "plan", "doctor")
 RULES = ("--ip-address=10.96.0.2", "--setup-iptables")
 
 Running = Callable[..., None]
+
+
+def link(name: str, *addresses: str, scope: str = "host", alias: str = "") -> Link:
+    held = [ip_interface(each) for each in addresses]
+    return Link(
+        name,
+        alias=alias,
+        addresses=tuple(
+            LinkAddress(each.ip, each.network.prefixlen, scope, is_deprecated=each.version == 6) for each in held
+        ),
+    )
+
+
+LO: Final = link("lo", "127.0.0.1/8", "::1/128")
+
+
+def rules(ip: str, port: int = 443, backend: str = "nft", number: int = 5) -> Standing:
+    return Standing(RuleSet(ip_address(ip), port), backend, number)
 
 
 def instance(
@@ -60,6 +83,22 @@ def running(mocker: MockerFixture) -> Running:
         mocker.patch("sidecar.commands.inherited.running", return_value=(list(found), list(hidden)))
 
     return running
+
+
+Left = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def left(mocker: MockerFixture) -> Left:
+    """Say which rules stand here, and which links there are; at first none, and lo with its own address."""
+
+    def left(*found: Standing, links: tuple[Link, ...] = (LO,)) -> None:
+        mocker.patch("sidecar.commands.from_rules.standing", return_value=list(found))
+        mocker.patch("sidecar.commands.from_rules.IpRoute.observe", return_value=links)
+
+    mocker.patch("sidecar.node.proc.sees_all_processes", return_value=True)
+    left()
+    return left
 
 
 # One's own
@@ -214,7 +253,144 @@ def test_one_that_cannot_be_looked_at_is_told(running: Running) -> None:
     )
 
 
+# Those of the rules that one has left
+
+WHOLE: Final = ["--ip-address=10.96.0.2", "--setup-iptables=true", "--iptables-backend=nft"]
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_without_any_that_runs_the_rules_that_stand_here_tell(running: Running, left: Left, command: str) -> None:
+    running()
+    left(rules("10.96.0.2", 8443, "legacy"), rules("fd00::2", 8443, "legacy"))
+    loaded = ask(command)
+    assert loaded.options.changed() == [
+        "--ip-address=10.96.0.2,fd00::2", "--port=8443", "--setup-iptables=true", "--iptables-backend=legacy",
+    ]  # fmt: skip
+    assert loaded.origin == "from the rules on this node; no sidecar runs here"
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        ((link("lo", "10.96.0.2/32"),), []),
+        ((LO, link("dummy0", "10.96.0.2/32")), ["--interface=dummy0"]),
+        ((link("lo", "10.96.0.2/32", scope="global"),), ["--address-scope=global"]),
+    ],
+)
+def test_so_does_where_the_address_is(
+    running: Running, left: Left, links: tuple[Link, ...], expected: list[str]
+) -> None:
+    running()
+    left(rules("10.96.0.2"), links=links)
+    assert changed("status") == [WHOLE[0], *expected, *WHOLE[1:]]
+
+
+@pytest.mark.parametrize("backends", [("nft", "legacy"), ("legacy", "nft")])
+def test_rules_in_both_backends_leave_the_choice_of_one_to_the_evidence(
+    running: Running, left: Left, backends: tuple[str, ...]
+) -> None:
+    running()
+    left(*(rules("10.96.0.2", backend=backend) for backend in backends))
+    assert changed("status") == WHOLE[:2]
+
+
+@pytest.mark.parametrize(
+    ("found", "flags"),
+    [
+        ((rules("10.96.0.2"), rules("10.96.0.2", 8443)), ("--port=443", "--port=8443")),
+        ((rules("10.96.0.2"), rules("10.96.0.9", 8443)), ("=10.96.0.2 --port=443", "=10.96.0.9 --port=8443")),
+        ((rules("10.96.0.2", number=4), rules("fd00::2")), ("4 of the 5 for 10.96.0.2, 5 of .*=10.96.0.2,fd00::2 ",)),
+    ],
+)
+def test_rules_that_can_be_read_in_two_ways_are_named(
+    running: Running, left: Left, found: tuple[Standing, ...], flags: tuple[str, ...]
+) -> None:
+    running()
+    left(*found)
+    told = faults("status")
+    assert len(told) == len(flags)
+    assert all(re.search(flag, each) for flag, each in zip(flags, told, strict=True))
+    assert all(each.startswith("--ip-address is required: rules of a sidecar stand here, ") for each in told)
+
+
+def test_what_is_asked_for_decides_between_rules(running: Running, left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    running()
+    left(rules("10.96.0.2"), rules("10.96.0.2", 8443), rules("10.96.0.2", 8443, "legacy"))
+    assert changed("status", "--port=443") == WHOLE
+    monkeypatch.setenv("SIDECAR_PORT", "8443")
+    assert changed("status")[1] == "--port=8443"
+    assert changed("status", "--iptables-backend=legacy")[-1] == "--iptables-backend=legacy"
+
+
+def test_addresses_on_several_interfaces_are_named(running: Running, left: Left) -> None:
+    running()
+    left(rules("10.96.0.2"), links=(link("lo", "10.96.0.2/32"), link("link0", "10.96.0.2/32")))
+    assert faults("status") == [
+        "--interface is required: the addresses of the rules that stand here are 10.96.0.2 on link0, 10.96.0.2 on lo"
+    ]
+    assert "--interface=link0" in changed("status", "--interface=link0")
+
+
+@pytest.mark.parametrize("command", [*LOOKING, "cleanup"])
+def test_less_than_five_rules_are_named_but_not_taken(running: Running, left: Left, command: str) -> None:
+    running()
+    left(rules("10.96.0.2", number=3), rules("192.0.2.7", number=1))
+    (hint,) = faults(command)[2:]
+    flags = "--ip-address=10.96.0.2 --port=443 --setup-iptables --iptables-backend=nft"
+    assert hint == f"rules of a sidecar stand here, 3 of the 5 for 10.96.0.2 and port 443: repeat with {flags}"
+
+
+def test_cleanup_does_not_take_rules_for_granted(running: Running, left: Left) -> None:
+    running()
+    left(rules("10.96.0.2"))
+    assert "repeat with --ip-address=10.96.0.2" in faults("cleanup")[2]
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (link("lo", "127.0.0.1/8", "::1/128", "10.96.0.2/32"), "10.96.0.2/32 on lo"),
+        (link("lo", "fd00::2/128"), "fd00::2/128 on lo"),
+        (link("dummy0", "10.96.0.2/32", scope="global", alias=MARK), "10.96.0.2/32 on dummy0"),
+        (link("eth0", "10.0.0.5/32", scope="global"), ""),
+        (link("eth0", "10.0.0.5/24"), ""),
+    ],
+)
+def test_an_address_alone_is_named_but_not_taken(running: Running, left: Left, found: Link, named: str) -> None:
+    running()
+    left(links=(found,))
+    ip = named.partition("/")[0]
+    hint = f"{named} may be one that a sidecar added: repeat with --ip-address={ip} --interface={found.name}"
+    assert faults("status")[2:] == ([hint] if named else [])
+
+
+def test_iptables_that_hangs_is_told(running: Running, mocker: MockerFixture) -> None:
+    running()
+    hung = CommandTimeout(("iptables-nft",), "", "was killed after 1s")
+    mocker.patch("sidecar.commands.from_rules.standing", side_effect=hung)
+    assert faults("status")[1] == (
+        "no running sidecar was found whose settings could be used: `iptables-nft` was killed after 1s"
+    )
+
+
+def test_in_a_container_it_says_what_it_cannot_see(running: Running, left: Left, mocker: MockerFixture) -> None:
+    running()
+    left(rules("10.96.0.2"))
+    mocker.patch("sidecar.node.proc.sees_all_processes", return_value=False)
+    assert ask("status").origin.endswith("; only the processes of this container can be seen")
+
+
 # The Go sidecar, whose defaults are not known
+
+
+def test_the_go_sidecar_has_the_port_of_its_rules(running: Running, left: Left) -> None:
+    running(instance(*RULES, is_python=False))
+    left(rules("10.96.0.2", 9443), rules("10.96.0.9"))
+    loaded = ask("status")
+    assert loaded.options.port == 9443
+    assert loaded.origin.endswith("running here; the port is that of its rules")
+    left(rules("10.96.0.2", 9443), rules("10.96.0.2"))
+    assert faults("status")[0].startswith("--port is required: ")
 
 
 def test_the_go_sidecar_is_asked_for_its_port(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

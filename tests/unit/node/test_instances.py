@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from sidecar.node.instances import Instance, running
+from sidecar.node.instances import Instance, powerless, running
 from sidecar.node.proc import Process
 from sidecar.settings import invocation
 from sidecar.state.desired import claims, desired
@@ -180,6 +180,18 @@ def test_who_is_in_a_user_namespace_of_its_own_is_not_believed(node: Node, mocke
     assert running() == ([], [])
 
 
+def test_who_looks_like_one_without_the_capability_is_told_apart(node: Node, mocker: MockerFixture) -> None:
+    node(("python3", SCRIPT, HOLDS))
+    has = mocker.patch("sidecar.node.capabilities.has", return_value=False)
+    assert [each.process.pid for each in powerless()] == [100]
+    has.return_value = True
+    assert powerless() == []
+    has.return_value = False
+    spaces = {"/proc/100/ns/user": "user:[2]", "/proc/self/ns/user": "user:[1]"}
+    mocker.patch("sidecar.node.instances.os.readlink", spaces.__getitem__)
+    assert powerless() == []  # nobody expects it to change the network
+
+
 # What is known of one
 
 
@@ -252,6 +264,26 @@ def test_rules_are_needed_only_by_an_instance_that_sets_them_up() -> None:
     assert instance(HOLDS, "--setup-iptables", "--port=https").claims() == {address}
     assert instance(HOLDS, "--setup-iptables", "--port=" + 5000 * "9").claims() == {address}
     assert instance(HOLDS, "--env-file=/etc/env").claims() == {address, RuleSet(IPV4, 443)}  # which may ask for them
+
+
+def test_without_a_port_the_go_sidecar_needs_the_rules_of_any_of_its_defaults() -> None:
+    flags = (HOLDS, "--setup-iptables")
+    rules = {each for each in instance(*flags, is_python=False).claims() if isinstance(each, RuleSet)}
+    assert rules == {RuleSet(IPV4, 443), RuleSet(IPV4, 9443)}
+    assert RuleSet(IPV4, 443) not in instance(*flags, "--port=9443", is_python=False).claims()
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (instance(HOLDS), True),
+        (instance(HOLDS, "--daemon=false"), False),
+        (instance(HOLDS, SIDECAR_DAEMON="0"), False),
+        (instance(HOLDS, is_python=False), False),
+    ],
+)
+def test_who_repairs_at_once(one: Instance, expected: bool) -> None:  # noqa: FBT001 - a parameter
+    assert one.repairs is expected
 
 
 def test_this_very_process_is_believed_if_it_may_change_its_network(mocker: MockerFixture) -> None:

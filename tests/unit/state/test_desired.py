@@ -1,9 +1,9 @@
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from sidecar.state.desired import claims, desired, has_our_shape, is_name_of_others, port_of, without
+from sidecar.state.desired import claims, desired, has_our_shape, is_name_of_others, port_of, rule_set_of, without
 from sidecar.state.model import Address, Interface, RuleSet
 from support.namespace import IPV4, IPV6
 
@@ -71,6 +71,22 @@ def test_the_port_of_a_rule_for_an_address() -> None:
     assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) == 9443
     assert port_of("-A INPUT -d 10.96.0.3/32 -p tcp -m tcp --dport 9443 -j ACCEPT", address) is None
     assert port_of("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j DROP", address) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j ACCEPT", RuleSet(IPv4Address("10.96.0.2"), 9443)),
+        ("-A OUTPUT -s fd00::2/128 -p tcp -m tcp --sport 443 -j NOTRACK", RuleSet(IPv6Address("fd00::2"), 443)),
+        ("-A INPUT -d 10.96.0.0/24 -p tcp -m tcp --dport 9443 -j ACCEPT", None),
+        ("-A INPUT -d fd00::2/32 -p tcp -m tcp --dport 9443 -j ACCEPT", None),
+        ("-A INPUT -d ::::/128 -p tcp -m tcp --dport 9443 -j ACCEPT", None),
+        ("-A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 9443 -j DROP", None),
+        ("-A INPUT -d 10.96.0.2/32 -i lo -p tcp -m tcp --dport 9443 -j ACCEPT", None),
+    ],
+)
+def test_the_address_and_the_port_of_a_rule(line: str, expected: RuleSet | None) -> None:
+    assert rule_set_of(line) == expected
 
 
 @pytest.mark.parametrize(
