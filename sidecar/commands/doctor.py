@@ -1,6 +1,7 @@
 """The command `doctor`: turns settings into findings, and prints them for people or as JSON for programs."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ _COLOURS: Final = {Level.OK: GREEN, Level.WARNING: YELLOW, Level.FAULT: RED, Lev
 
 def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
     """Yield the findings. Raises OSError if no command can be run at all."""
-    found = doctor(loaded.options, loaded.warnings)
+    found = doctor(loaded.options, loaded.warnings, loaded.origin)
     if loaded.options.output == "json":
         text = findings_json(found)
     else:
@@ -42,8 +43,8 @@ def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
     yield text, exit_code(found)
 
 
-def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
-    """Find out what keeps the node from the desired state; change nothing.
+def doctor(options: Options, warnings: Sequence[str], origin: str) -> list[Finding]:
+    """Find out what keeps the node from the desired state; change nothing. `origin` says whose settings these are.
 
     Raises OSError if no command can be run at all.
     """
@@ -57,6 +58,7 @@ def doctor(options: Options, warnings: Sequence[str]) -> list[Finding]:
         node.desired, options.port, commands.run, node.backends, warnings=warnings, time_left=commands.time_left
     )
     view.origins = options.from_
+    view.settings = f"{shlex.join(options.changed())} ({origin})" if origin else ""
     found = diagnose(view)
     return [*map(_hang, commands.hung.values()), *found]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.doctor.findings import Finding, Level
+from sidecar.doctor.scope import another_scope
 from sidecar.doctor.view import View
 from sidecar.errors import AddressUnusable
 from sidecar.state import compare, inventory
@@ -114,8 +115,7 @@ def _usable(view: View, address: Address, held: LinkAddress) -> Finding:
     if not compare.is_exact(address, held):
         return Finding(Level.NOTE, compare.taken_as_it_is(held, address.interface), facts=address.facts)
     if not compare.has_scope(view.desired, held):
-        found = f"{address} has scope {held.scope} instead of {view.desired.scope}"
-        return Finding(Level.WARNING, found, commands=added_again(view, address), facts=address.facts)
+        return another_scope(view, address, held)
     return Finding(Level.OK, f"{address}, scope {held.scope}", facts=address.facts)
 
 

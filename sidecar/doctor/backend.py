@@ -6,10 +6,11 @@ from typing import Final
 from sidecar.doctor.findings import Finding, Level, counted
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError, pasteable
-from sidecar.node import releases
+from sidecar.node import backends_shown, releases
+from sidecar.node.instances import Instance
 from sidecar.node.programs import path_of
 from sidecar.state.actions import RemoveRule
-from sidecar.state.model import IPV4, BackendInUse, Facts, Family
+from sidecar.state.model import IPV4, BackendInUse, Facts, Family, IPAddress, RuleSet
 from sidecar.text import quoted
 
 _LONGEST: Final = 300  # characters of an error that a finding shows
@@ -77,9 +78,24 @@ def _other_backend(view: View, family: Family) -> Iterator[Finding]:
         removals = [RemoveRule(rule, count) for rule, count in copies.items() if count]
         deletions = tuple(pasteable(*each) for action in removals for each in other.waiting(_WAIT).commands(action))
         found = f"the other backend ({other.command}) has our rules, too: {number}; they have an effect there as well"
-        yield Finding(Level.WARNING, found, commands=deletions, facts={"copies": number})
+        name = other.command.partition("-")[2]
+        keepers = backends_shown.keepers(family, name, [RuleSet(ip, view.port) for ip in _ips(view, family)])
+        remedy = _instead(keepers[0], name, view.backends[family].in_use) if keepers else ""
+        yield Finding(Level.WARNING, found, remedy, () if keepers else deletions, {"copies": number})
     if others:
         found = (
             f"{other.command} has {counted(others, 'rule')} of other programs: the kernel applies both backends' rules"
         )
         yield Finding(Level.NOTE, found, facts={"rules": others})
+
+
+def _ips(view: View, family: Family) -> list[IPAddress]:
+    return [each.ip for each in view.desired.addresses if each.ip.version == family]
+
+
+def _instead(keeper: Instance, name: str, used: BackendInUse | None) -> str:
+    """Return what to do instead of a removal that a running sidecar would undo."""
+    if keeper.is_python:
+        other = f", or set its --iptables-backend={used.name} and restart it" if used else ""
+        return f"{keeper} keeps them there: run this check with --iptables-backend={name}{other}"
+    return f"{keeper} may keep them there, and would add them again: see `iptables --version` where it runs"

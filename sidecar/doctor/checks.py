@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, TypeAlias
 
-from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, routes, rules, traffic
+from sidecar.doctor import addresses, backend, conntrack, instances, listener, node, routes, rules, sidecar, traffic
 from sidecar.doctor.findings import Finding, Level, exit_code, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
@@ -15,7 +15,9 @@ Check: TypeAlias = Callable[[View], Iterator[Finding]]
 
 
 def settings(view: View) -> Iterator[Finding]:
-    """Yield the warnings about the settings."""
+    """Yield whose settings these are, and the warnings about them."""
+    if view.settings:
+        yield Finding(Level.NOTE, view.settings)
     for warning in view.warnings:
         yield Finding(Level.WARNING, warning)
 
@@ -23,6 +25,7 @@ def settings(view: View) -> Iterator[Finding]:
 #: Topic → check, in this order: a finding is easier to understand after those before it.
 CHECKS: Final[dict[str, Check]] = {
     "settings": settings,
+    "sidecar": sidecar.sidecar,
     "program": node.program,
     "privileges": node.privileges,
     "commands": node.commands,
@@ -47,8 +50,21 @@ def diagnose(view: View) -> list[Finding]:
     """Return the findings of all checks, in their order. Raises Interrupted or Stopped, nothing else."""
     first = conntrack.look(view)  # the other checks run between its two looks
     checks: dict[str, Check] = {**CHECKS, "conntrack": partial(conntrack.conntrack, first=first)}
-    found = [replace(each, topic=topic) for topic, check in checks.items() for each in _guarded(check, view)]
+    found = [
+        replace(_with_what_to_say_instead(each, view), topic=topic)
+        for topic, check in checks.items()
+        for each in _guarded(check, view)
+    ]
     return [*found, *_drift(view)] if exit_code(found) == 0 else found
+
+
+def _with_what_to_say_instead(finding: Finding, view: View) -> Finding:
+    """Return a finding without the commands that a sidecar that runs here would do by itself, or undo."""
+    said = dict.fromkeys(view.instead[command] for command in finding.commands if command in view.instead)
+    if not said:
+        return finding
+    commands = tuple(command for command in finding.commands if command not in view.instead)
+    return replace(finding, commands=commands, remedy="; ".join(filter(None, (*said, finding.remedy))))
 
 
 def _drift(view: View) -> Iterator[Finding]:

@@ -18,8 +18,11 @@ def instances(view: View) -> Iterator[Finding]:
     """Yield which sidecars hold the addresses on this node, and whether they contradict the settings here."""
     found, hidden = running()
     for address in view.desired.addresses:
-        yield from (_compare(view, each, address) for each in found if address.ip in each.addresses)
-    held = {ip for each in found for ip in each.addresses}
+        holders = [each for each in found if address.ip in each.addresses]
+        yield from (_compare(view, each, address) for each in holders if each.process.pid not in view.keepers.idle)
+    held = {
+        ip for each in (*found, *view.keepers.powerless) for ip in each.addresses
+    }  # the check of the sidecar names the latter
     if alone := [address for address in view.desired.addresses if address.ip not in held]:
         yield from _unheld(view, alone, hidden)
     for each in found:

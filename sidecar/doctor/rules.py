@@ -1,12 +1,10 @@
 """The check of our iptables rules."""
 
-import contextlib
 from collections.abc import Iterator
 
 from sidecar.doctor.findings import Finding, Level, counted, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
-from sidecar.node import claims
 from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplus
 from sidecar.state.desired import port_of
 from sidecar.state.inventory import State, of_rule
@@ -78,14 +76,8 @@ def _left_over(view: View, family: Family) -> Iterator[Finding]:
                 removal = RemoveRule(Rule(family, table, chain, tuple(line.split()[2:])), 1)
                 found.setdefault(port, []).append(removal)
         for port, removals in found.items():
-            if not _is_claimed(RuleSet(address.ip, port)):
+            if not view.keepers.keeps(RuleSet(address.ip, port)):
                 rules = counted(len(removals), "rule is", "rules are")
                 text = f"{rules} left for {address.ip} and port {port}, perhaps from an earlier --port"
                 facts: Facts = {**address.facts, "port": port}
                 yield Finding(Level.WARNING, text, commands=view.commands(*removals), facts=facts)
-
-
-def _is_claimed(rules: RuleSet) -> bool:
-    with contextlib.suppress(OSError):  # no instance has run here, or only root can see
-        return bool(claims.held([rules]))
-    return False

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final, TypeVar, cast
 
+from sidecar.doctor.keepers import Keepers
 from sidecar.doctor.probe import Answer
 from sidecar.errors import CommandError, OutputUnreadable, SidecarError, pasteable
 from sidecar.node import iproute
@@ -51,6 +52,11 @@ class View:
         self.time_left = time_left
         self.listening = dict[Address, set[Process]]()
         """The addresses on which something listens, and what can be seen of it; the check of that fills it in."""
+        self.settings = ""  # those that were inherited, and from whom, in words; the command fills it in
+        self.keepers = Keepers()
+        self.instead: dict[str, str] = {}
+        """Commands that are not to be shown, as a sidecar that runs here does or undoes them; and what to say instead.
+        """
         self.answers = dict[Address, Answer]()
         """What a connection to an address has brought; the check of that fills it in."""
         self._links: dict[str, tuple[Link, ...] | SidecarError] = {}
@@ -72,6 +78,12 @@ class View:
         """Return what is known of our rules of a family; raise a SidecarError if they could not be listed."""
         rules = tuple(rule for rule in self.desired.rules if rule.family == family)
         return _once(self._seen, family, lambda: self.backends[family].look(rules))
+
+    def look_again(self) -> None:
+        """Forget what was observed: the next check observes it anew."""
+        self._links.clear()
+        self._seen.clear()
+        self._found.clear()
 
     def has_seen(self, family: Family) -> bool:
         """Whether the rules of a family could be listed."""
@@ -136,9 +148,12 @@ class View:
     def commands(self, *actions: Action) -> tuple[str, ...]:
         """Return the commands for these actions, ready to paste; none if they cannot be determined."""
         try:
-            return tuple(pasteable(*each) for action in actions for each in self._commands(action))
+            commands = tuple(pasteable(*each) for action in actions for each in self._commands(action))
         except SidecarError:
             return ()
+        if instead := self.keepers.instead(actions):
+            self.instead |= dict.fromkeys(commands, instead)
+        return commands
 
     def _commands(self, action: Action) -> Sequence[Command]:
         if isinstance(action, RuleAction):

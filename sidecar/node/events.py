@@ -67,6 +67,12 @@ class Events:
         """Seconds after which to call `probe` again; None if no family uses legacy."""
         return PROBE_INTERVAL if self._legacy_families else None
 
+    def close(self) -> None:
+        """Watch no more."""
+        for receiver, _, _ in self._sockets.values():
+            receiver.close()
+        self._sockets.clear()
+
     def watch_legacy(self, families: Collection[int]) -> None:
         """From now on, notice changes of the tables of iptables-legacy of these families.
 

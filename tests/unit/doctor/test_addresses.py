@@ -114,7 +114,9 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
          [(FAULT, f"{CIDR} is not on lo, but {CIDR} with a peer is", (ADD,))]),
         (lambda node: show(node, "10.96.0.2/24", CIDR), [(OK, f"{CIDR} on lo, scope host", ())]),
         (lambda node: show(node, CIDR, scope="global"),
-         [(WARNING, f"{CIDR} on lo has scope global instead of host", (DELETE, ADD))]),
+         [(WARNING, f"{CIDR} on lo has scope global instead of host",
+           ("ip address add 10.96.0.2/31 dev lo scope host noprefixroute", DELETE,
+            f"ip address replace {CIDR} dev lo scope host", "ip address delete 10.96.0.2/31 dev lo"))]),
         (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
          [(NOTE, ("fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place; "
           "it is not deprecated, so it may become a source address"), ())]),
