@@ -65,6 +65,8 @@ class Keepers:
         """Return what to say instead of the commands for these actions; empty: nothing."""
         if actions and all(map(self.repairs, actions)):
             return f"{self.repairs(actions[0])} does this by itself, see `sidecar` above"
+        if self.use_other_backend and (elsewhere := [each for action in actions for each in self._adds(action)]):
+            return f"{elsewhere[0]} keeps its rules in the other backend, see `backend` above"
         # Whoever removes an address to add it again is done with it before the sidecar is.
         again = {action.address for action in actions if isinstance(action, AddAddress)}
         for action in actions:
@@ -73,6 +75,11 @@ class Keepers:
                 setting = f"--ip-address or --{'port' if isinstance(claim, RuleSet) else 'interface'}"
                 return f"{who} needs {claim} and would add it again: change its {setting}, or stop it first"
         return ""
+
+    def _adds(self, action: Action) -> list[Instance]:
+        """Return the instances that need the rule which an action adds."""
+        rules = rule_set_of(action.rule.line) if isinstance(action, AddRule) else None
+        return self.of(rules) if rules else []
 
     def _does(self, each: Instance, action: Action) -> bool:
         needed = each.claims()

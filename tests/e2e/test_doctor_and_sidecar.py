@@ -223,7 +223,8 @@ def test_rules_in_the_backend_that_it_uses_are_not_taken_away(
         f"or set its --iptables-backend={other} and restart it"
     )
     assert not topic(found, "sidecar")  # it does not repair there: nobody expects it to
-    assert all(each["commands"] for each in topic(found, "rules"))
+    elsewhere = f"pid {sidecar.process.pid} (this program) keeps its rules in the other backend, see `backend` above"
+    assert {(each["remedy"], *each["commands"]) for each in topic(found, "rules")} == {(elsewhere,)}
     assert sidecar.stop() == 0
 
 

@@ -18,7 +18,7 @@ from support.recorded_node import SIDECAR, RecordedNode
 PID = os.getpid()
 AT_WORK = replace(SIDECAR, argv=("python3", "-m", "sidecar", "--ip-address=10.96.0.2", "--setup-iptables"))
 ON_LINK0 = Process(
-    PID + 1, "apiserver-proxy", ("apiserver-proxy-sidecar", "--ip-address=10.96.0.2", "--interface=link0")
+    os.getppid(), "apiserver-proxy", ("apiserver-proxy-sidecar", "--ip-address=10.96.0.2", "--interface=link0")
 )
 ME = f"pid {PID} (this program)"
 CIDR = "10.96.0.2/32"
@@ -63,9 +63,8 @@ def test_what_comes_and_goes_is_a_fight(node: RecordedNode, mocker: MockerFixtur
     mocker.patch("time.sleep", side_effect=lambda _: lo.remove(CIDR) if CIDR in lo else lo.append(CIDR))
     (found,) = node.findings("sidecar")
     assert (found.level, found.found) == (Level.FAULT, f"{ME} repairs, and something removes it again: {CIDR}")
-    assert found.remedy.startswith(
-        f"perhaps it is pid {PID + 1} (not Python: the Go sidecar?), which holds 10.96.0.2 on link0; find it: `bpftrace"
-    )
+    rival = f"perhaps it is pid {ON_LINK0.pid} (not Python: the Go sidecar?), which holds 10.96.0.2 on link0"
+    assert found.remedy.startswith(f"{rival}; find it: `bpftrace")
 
 
 def test_what_it_counts_tells_of_a_fight_too(node: RecordedNode, mocker: MockerFixture) -> None:
@@ -108,9 +107,10 @@ def test_rules_for_another_port_than_the_sidecars_have_commands(node: RecordedNo
     assert node.findings("rules")[0].commands
 
 
-def test_rules_in_another_backend_than_the_sidecars_have_commands(node: RecordedNode) -> None:
+def test_rules_in_another_backend_than_the_sidecars_are_not_added(node: RecordedNode) -> None:
     node.use_legacy()
     node.chain("filter", "INPUT", "iptables-legacy").pop()
     node.set(claimed=frozenset([RulesBackend(4, "nft", RuleSet(IPV4, 443))]))
     assert node.texts("sidecar") == []
-    assert node.findings("rules")[0].commands
+    missing = node.findings("rules")[0]
+    assert (missing.commands, missing.remedy) == ((), f"{ME} keeps its rules in the other backend, see `backend` above")
