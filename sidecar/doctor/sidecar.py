@@ -4,7 +4,6 @@ What a sidecar that works would put right at once is looked at again: it may jus
 """
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
@@ -41,7 +40,7 @@ def sidecar(view: View) -> Iterator[Finding]:
     view.keepers.idle = {pid: finding.found for pid, finding in idle.items()}
     # In a rolling update, another one may do the work.
     level = Level.FAULT if len(idle) == len(holders) else Level.WARNING
-    yield from (replace(finding, level=level) for finding in idle.values())
+    yield from (replace(finding, level=level, leads=level is Level.FAULT) for finding in idle.values())
     if not holders:
         yield from (_powerless(each) for each in view.keepers.powerless if _concerns(view, each))
     at_work = [each for each in holders if each.repairs and each.process.pid not in idle]
@@ -82,42 +81,43 @@ def _idle(each: Instance, *, answers: bool) -> Finding | None:
 def _powerless(each: Instance) -> Finding:
     found = f"{each} runs here, but lacks CAP_NET_ADMIN: it repairs nothing"
     remedy = "add NET_ADMIN to its container's capabilities and run it as user 0, or run it as root"
-    return Finding(Level.FAULT, found, remedy, facts={"pid": each.process.pid})
+    return Finding(Level.FAULT, found, remedy, facts={"pid": each.process.pid}, leads=True)
 
 
 def _unrepaired(view: View, at_work: Sequence[Instance]) -> Iterator[Finding]:
     """Look again, and yield what stays missing, or comes and goes."""
-    first = _drift(view)
-    if not first and not _repairs(at_work):
-        return
-    last, moved = _watched(view, at_work, first)
+    with contextlib.closing(Events(Watch.of(view.desired))) as events:
+        first = _drift(view)
+        is_quiet = not (first or _repairs(at_work) or any(map(events.arrived, events.descriptors)))
+        last, moved = (first, 0) if is_quiet else _watched(view, at_work, first, events)
     actions = (*last, *first)
     who = (view.keepers.repairs(actions[0]) if actions else None) or at_work[0]
     facts: Facts = {"pid": who.process.pid}
     if moved:
         what = f": {_names(actions)}" if actions else ""
         found = f"{who} repairs, and something removes it again{what}"
-        level = Level.FAULT if last or moved == _LOOKS else Level.WARNING  # it may have been only once
-        yield Finding(level, found, _how_to_find(view, actions), facts=facts)
+        is_fault = bool(last) or moved == _LOOKS  # it may have been only once
+        level = Level.FAULT if is_fault else Level.WARNING
+        yield Finding(level, found, _how_to_find(view, actions), facts=facts, leads=is_fault)
     elif last:
         found = f"{who} runs here, but does not repair what is missing: {_names(last)}"
         why = _readiness(at_work)
-        yield Finding(Level.FAULT, f"{found}; {why}" if why else found, "see its log", facts=facts)
+        yield Finding(Level.FAULT, f"{found}; {why}" if why else found, "see its log", facts=facts, leads=True)
 
 
-def _watched(view: View, at_work: Sequence[Instance], first: list[Action]) -> tuple[list[Action], int]:
+def _watched(view: View, at_work: Sequence[Instance], first: list[Action], events: Events) -> tuple[list[Action], int]:
     """Look again, and return what is missing at last, and at how many of the looks something had come or gone."""
     last, moved = first, 0
-    with contextlib.closing(Events(Watch.of(view.desired))) as events:
-        for _ in range(_LOOKS):
-            before, counted = last, _repairs(at_work)
-            time.sleep(_PAUSE)
-            view.look_again()
-            last = _drift(view)
-            is_moving = any(map(events.arrived, events.descriptors)) or last != before or _repairs(at_work) > counted
-            moved += is_moving
-            if not (is_moving or last):
-                break
+    for _ in range(_LOOKS):
+        before, counted = last, _repairs(at_work)
+        if not view.pause(_PAUSE):
+            break
+        view.look_again()
+        last = _drift(view)
+        is_moving = any(map(events.arrived, events.descriptors)) or last != before or _repairs(at_work) > counted
+        moved += is_moving
+        if not (is_moving or last):
+            break
     return last, moved
 
 

@@ -85,6 +85,7 @@ def test_one_that_answers_no_probe_hangs(node: RecordedNode, mocker: MockerFixtu
             "restart it; what hangs with it, its log says",
             facts={"pid": PID},
             topic="sidecar",
+            leads=True,
         )
     ]
     assert node.texts("instances") == []
