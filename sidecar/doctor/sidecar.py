@@ -10,11 +10,12 @@ from typing import Final
 
 from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.view import View
-from sidecar.node import backends_shown, health_answers
+from sidecar.node import backends_shown, health_answers, legacy_tables
 from sidecar.node.events import Events
 from sidecar.node.halted import halted
 from sidecar.node.health_answers import Answer
 from sidecar.node.instances import Instance
+from sidecar.node.legacy_probe import table_size
 from sidecar.node.netlink import Watch
 from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Facts, Family, RuleSet
@@ -23,6 +24,7 @@ from sidecar.text import quoted
 
 _PAUSE: Final = 0.5  # seconds between two looks: a sidecar repairs within a tenth of that
 _LOOKS: Final = 2  # how often to look again: one that is fought repairs only now and then
+_SAMPLES: Final = 25  # how often the size of legacy's tables is asked for in a pause; it takes microseconds
 #: Where the kernel takes an address off an interface, in the process that asks for it (net/ipv4/devinet.c).
 _DELETIONS: Final = "kprobe:inet_rtm_deladdr,kprobe:inet6_rtm_deladdr"
 
@@ -85,40 +87,57 @@ def _powerless(each: Instance) -> Finding:
 
 
 def _unrepaired(view: View, at_work: Sequence[Instance]) -> Iterator[Finding]:
-    """Look again, and yield what stays missing, or comes and goes."""
+    """Look again, and yield what stays missing, or is taken away again."""
     with contextlib.closing(Events(Watch.of(view.desired))) as events:
         first = _drift(view)
-        is_quiet = not (first or _repairs(at_work) or any(map(events.arrived, events.descriptors)))
-        last, moved = (first, 0) if is_quiet else _watched(view, at_work, first, events)
+        if not (first or _repairs(at_work) or any(map(events.arrived, events.descriptors))):
+            return
+        last, is_removed = _watched(view, at_work, first, events)
     actions = (*last, *first)
     who = (view.keepers.repairs(actions[0]) if actions else None) or at_work[0]
     facts: Facts = {"pid": who.process.pid}
-    if moved:
+    if is_removed:
         what = f": {_names(actions)}" if actions else ""
         found = f"{who} repairs, and something removes it again{what}"
-        is_fault = bool(last) or moved == _LOOKS  # it may have been only once
-        level = Level.FAULT if is_fault else Level.WARNING
-        yield Finding(level, found, _how_to_find(view, actions), facts=facts, leads=is_fault)
+        yield Finding(Level.FAULT, found, _how_to_find(view, actions), facts=facts, leads=True)
     elif last:
         found = f"{who} runs here, but does not repair what is missing: {_names(last)}"
         why = _readiness(at_work)
         yield Finding(Level.FAULT, f"{found}; {why}" if why else found, "see its log", facts=facts, leads=True)
+    elif first:
+        yield Finding(Level.NOTE, f"{who} has just added what was missing: {_names(first)}", facts=facts)
 
 
-def _watched(view: View, at_work: Sequence[Instance], first: list[Action], events: Events) -> tuple[list[Action], int]:
-    """Look again, and return what is missing at last, and at how many of the looks something had come or gone."""
-    last, moved = first, 0
+def _watched(view: View, at_work: Sequence[Instance], first: list[Action], events: Events) -> tuple[list[Action], bool]:
+    """Look again, at most twice; return what is missing at last, and whether anything was taken away meanwhile."""
+    last = first
     for _ in range(_LOOKS):
         before, counted = last, _repairs(at_work)
-        if not view.pause(_PAUSE):
-            break
+        changes = _pause(view)
         view.look_again()
         last = _drift(view)
-        is_moving = any(map(events.arrived, events.descriptors)) or last != before or _repairs(at_work) > counted
-        moved += is_moving
-        if not (is_moving or last):
+        is_removed = any(map(events.arrived, events.descriptors)) or changes > 1 or _repairs(at_work) > counted
+        if is_removed or any(each not in before for each in last):
+            return last, True
+        if not last or not view.time_left():
             break
-    return last, moved
+    return last, False
+
+
+def _pause(view: View) -> int:
+    """Wait, and return how often legacy's tables changed meanwhile: of these, the kernel sends no message."""
+    tables = [
+        (family, table)
+        for family, backend in view.backends.items()
+        for table in (legacy_tables.readable(family) or () if backend.is_legacy else ())
+    ]
+    samples = _SAMPLES if tables else 1
+    changes, before = 0, [table_size(*each) for each in tables]
+    for _ in range(samples):
+        view.pause(_PAUSE / samples)
+        now = [table_size(*each) for each in tables]
+        changes, before = changes + (now != before), now
+    return changes
 
 
 def _drift(view: View) -> list[Action]:
