@@ -79,7 +79,9 @@ def _other_backend(view: View, family: Family) -> Iterator[Finding]:
         deletions = tuple(pasteable(*each) for action in removals for each in other.waiting(_WAIT).commands(action))
         found = f"the other backend ({other.command}) has our rules, too: {number}; they have an effect there as well"
         name = other.command.partition("-")[2]
-        keepers = backends_shown.keepers(family, name, [RuleSet(ip, view.port) for ip in _ips(view, family)])
+        keepers = backends_shown.keepers(
+            view.keepers.running, family, name, [RuleSet(ip, view.port) for ip in _ips(view, family)]
+        )
         remedy = _instead(keepers[0], name, view.backends[family].in_use) if keepers else ""
         yield Finding(Level.WARNING, found, remedy, () if keepers else deletions, {"copies": number})
     if others:

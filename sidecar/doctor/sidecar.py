@@ -55,7 +55,7 @@ def _is_other(view: View, family: Family, at_work: Sequence[Instance]) -> bool:
     """Whether these instances keep their rules in another backend than the one that this check looks at."""
     used = view.backends[family].in_use if view.has_seen(family) else None
     rules = [RuleSet(address.ip, view.port) for address in view.desired.addresses if address.ip.version == family]
-    return used is not None and not any(each in at_work for each in backends_shown.keepers(family, used.name, rules))
+    return used is not None and not backends_shown.keepers(at_work, family, used.name, rules)
 
 
 def _concerns(view: View, each: Instance) -> bool:

@@ -61,11 +61,11 @@ def of_running_sidecar(run: Run, family: Family, rules: Collection[RuleSet]) -> 
     return asked.pop() if asked else standing.backend_of(run, family, theirs) if theirs else None
 
 
-def keepers(family: Family, backend: str, rules: Collection[RuleSet]) -> list[Instance]:
-    """Return the instances that keep some of these rules in a backend, or may: the Go sidecar does not show where."""
+def keepers(running: Iterable[Instance], family: Family, backend: str, rules: Collection[RuleSet]) -> list[Instance]:
+    """Return those of the instances that keep some of these rules in a backend, or may: Go's does not show where."""
     same = {RulesBackend(family, name, each) for name in (backend, "system") for each in rules}
     anywhere = {RulesBackend(family, name, each) for name in _NAMES for each in rules}
-    found = [each for each in instances.running()[0] if each.claims().intersection(rules)]
+    found = [each for each in running if each.claims().intersection(rules)]
     shows_nothing = not _shown_by(found, anywhere)
     return [each for each in found if not each.is_python or shows_nothing or _shown_by([each], same)]
 
