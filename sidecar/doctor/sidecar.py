@@ -24,7 +24,9 @@ from sidecar.text import quoted
 
 _PAUSE: Final = 0.5  # seconds between two looks: a sidecar repairs within a tenth of that
 _LOOKS: Final = 2  # how often to look again: one that is fought repairs only now and then
-_SAMPLES: Final = 25  # how often the size of legacy's tables is asked for in a pause; it takes microseconds
+_ENOUGH: Final = 1.0  # seconds that must be left for all checks to look a third time
+_SHORT: Final = 0.1  # seconds to watch legacy's tables where nothing is missing: of these, no message comes
+_SAMPLE: Final = 0.02  # seconds after which the size of legacy's tables is asked for again; it takes microseconds
 #: Where the kernel takes an address off an interface, in the process that asks for it (net/ipv4/devinet.c).
 _DELETIONS: Final = "kprobe:inet_rtm_deladdr,kprobe:inet6_rtm_deladdr"
 
@@ -90,7 +92,8 @@ def _unrepaired(view: View, at_work: Sequence[Instance]) -> Iterator[Finding]:
     """Look again, and yield what stays missing, or is taken away again."""
     with contextlib.closing(Events(Watch.of(view.desired))) as events:
         first = _drift(view)
-        if not (first or _repairs(at_work) or any(map(events.arrived, events.descriptors))):
+        is_moving = any(map(events.arrived, events.descriptors)) or (view.is_legacy() and _pause(view, _SHORT))
+        if not (first or is_moving or _repairs(at_work)):
             return
         last, is_removed = _watched(view, at_work, first, events)
     actions = (*last, *first)
@@ -113,7 +116,7 @@ def _watched(view: View, at_work: Sequence[Instance], first: list[Action], event
     last = first
     for _ in range(_LOOKS):
         before, counted = last, _repairs(at_work)
-        changes = _pause(view)
+        changes = _pause(view, _PAUSE)
         view.look_again()
         last = _drift(view)
         is_removed = any(map(events.arrived, events.descriptors)) or changes > 1 or _repairs(at_work) > counted
@@ -124,17 +127,17 @@ def _watched(view: View, at_work: Sequence[Instance], first: list[Action], event
     return last, False
 
 
-def _pause(view: View) -> int:
+def _pause(view: View, seconds: float) -> int:
     """Wait, and return how often legacy's tables changed meanwhile: of these, the kernel sends no message."""
     tables = [
         (family, table)
         for family, backend in view.backends.items()
         for table in (legacy_tables.readable(family) or () if backend.is_legacy else ())
     ]
-    samples = _SAMPLES if tables else 1
+    samples = round(seconds / _SAMPLE) if tables else 1
     changes, before = 0, [table_size(*each) for each in tables]
     for _ in range(samples):
-        view.pause(_PAUSE / samples)
+        view.pause(seconds / samples)
         now = [table_size(*each) for each in tables]
         changes, before = changes + (now != before), now
     return changes
