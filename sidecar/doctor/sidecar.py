@@ -99,10 +99,11 @@ def _unrepaired(view: View, at_work: Sequence[Instance]) -> Iterator[Finding]:
     actions = (*last, *first)
     who = (view.keepers.repairs(actions[0]) if actions else None) or at_work[0]
     facts: Facts = {"pid": who.process.pid}
-    if is_removed:
+    # It counts only what it puts back after all was in place once: so this was not its first set-up.
+    if is_removed or (first and not last and _repairs(at_work)):
         what = f": {_names(actions)}" if actions else ""
         found = f"{who} repairs, and something removes it again{what}"
-        yield Finding(Level.FAULT, found, _how_to_find(view, actions), facts=facts, leads=True)
+        yield Finding(Level.FAULT, found, _how_to_find(view, last or first), facts=facts, leads=True)
     elif last:
         found = f"{who} runs here, but does not repair what is missing: {_names(last)}"
         why = _readiness(at_work)
@@ -122,7 +123,7 @@ def _watched(view: View, at_work: Sequence[Instance], first: list[Action], event
         is_removed = any(map(events.arrived, events.descriptors)) or changes > 1 or _repairs(at_work) > counted
         if is_removed or any(each not in before for each in last):
             return last, True
-        if not last or not view.time_left():
+        if not last or view.time_left() < _ENOUGH:
             break
     return last, False
 

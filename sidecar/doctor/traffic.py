@@ -21,6 +21,7 @@ _OWNED: Final = {"KUBE-": "a Service", "DOCKER": "a container", "CNI-": "a pod's
 
 _UNREWRITTEN: Final = "or run with --setup-iptables instead: untracked traffic is not rewritten"
 _SHOWN: Final = 3  # how many clients are named
+MOST_ADDRESSES: Final = 8  # for how many the traffic is followed; each takes some commands of its own
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ def _for_each_address(view: View) -> Iterator[tuple[Address, Passages | Finding]
     addresses = view.desired.addresses
     for number, address in enumerate(addresses):
         subject = f"cannot tell what other programs' rules do to {address.ip}"
-        if number and view.is_late():
+        if number >= MOST_ADDRESSES or (number and view.is_late()):
             left = f"{address.ip}" + (f" and {len(addresses) - number - 1} more" if number + 1 < len(addresses) else "")
             yield address, Finding(Level.UNKNOWN, f"not checked {NO_TIME}: {left}")
             return

@@ -19,7 +19,7 @@ from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Address, Desired, Family, IPAddress, Link, LinkAddress, Observed, socket_name
 from sidecar.text import quoted
 
-PATIENCE: Final = 1.0  # seconds after which no more chains of other programs are read, for whichever address
+PATIENCE: Final = 4.0  # seconds after which no more rules of other programs are read; a busy node takes its time
 NO_TIME: Final = "for lack of time"  # why something was left out
 
 _Key = TypeVar("_Key", bound=Hashable)

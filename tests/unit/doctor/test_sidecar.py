@@ -59,7 +59,12 @@ def test_what_comes_back_while_it_looks_is_not_missing(node: RecordedNode, mocke
 def test_what_comes_and_goes_is_a_fight(node: RecordedNode, mocker: MockerFixture) -> None:
     node.processes.append((ON_LINK0, True))
     node.add("filter", *(output := node.chain("filter", "INPUT"))[-1:])  # a copy, which it would remove
-    mocker.patch("time.sleep", side_effect=lambda _: output.pop() and node.kernel.addresses["lo"].remove(CIDR))
+
+    def take_away(_: float) -> None:
+        output.pop()
+        node.kernel.addresses["lo"].remove(CIDR)
+
+    mocker.patch("time.sleep", side_effect=take_away)
     (found,) = node.findings("sidecar")
     assert found.level is Level.FAULT
     assert found.found.startswith(f"{ME} repairs, and something removes it again: {CIDR}")

@@ -11,6 +11,7 @@ from pytest_mock import MockerFixture
 from sidecar.doctor import ruleset
 from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.ruleset import Ruleset
+from sidecar.doctor.traffic import MOST_ADDRESSES
 from sidecar.doctor.view import View
 from sidecar.errors import LockHeld
 from sidecar.firewall.packet import Hook, Packet
@@ -282,7 +283,7 @@ UNREAD = "unknown: cannot tell whether other rules stop traffic of 10.96.0.2: "
 
 
 def test_chains_that_are_not_listed_in_time(node: RecordedNode) -> None:
-    without_rules(node).set(seconds=0.4).add("nat", "-A OUTPUT -j A", "-A A -j B", "-A B -j C", f"-A C {DNAT}")
+    without_rules(node).set(seconds=1.5).add("nat", "-A OUTPUT -j A", "-A A -j B", "-A B -j C", f"-A C {DNAT}")
     assert node.texts("taken") == []
     (unread,) = (each for each in node.texts("policies") if each.startswith("unknown"))
     assert unread == f"{UNREAD}at least 1 chain of iptables-nft was not read for lack of time"
@@ -296,9 +297,18 @@ def test_very_many_chains_are_not_all_listed(node: RecordedNode) -> None:
 
 def test_addresses_for_which_there_is_no_time(node: RecordedNode) -> None:
     ips = [ip_address(f"10.96.1.{number}") for number in range(3)]
-    node.set(desired=desired(ips, interface="lo", port=443), seconds=1.1)
+    node.set(desired=desired(ips, interface="lo", port=443), seconds=4.5)
     assert node.texts("taken")[1:] == ["unknown: not checked for lack of time: 10.96.1.1 and 1 more"]
     assert node.texts("policies")[-1] == "unknown: not checked for lack of time: 10.96.1.1 and 1 more"
+
+
+def test_very_many_addresses_are_not_all_followed(node: RecordedNode) -> None:
+    ips = [ip_address(f"10.96.1.{number}") for number in range(MOST_ADDRESSES + 3)]
+    without_rules(node).set(desired=desired(ips, interface="lo", port=443))
+    assert node.texts("taken")[-2:] == [
+        f"ok: neither a rule nor IPVS takes traffic to 10.96.1.{MOST_ADDRESSES - 1}:443",
+        f"unknown: not checked for lack of time: 10.96.1.{MOST_ADDRESSES} and 2 more",
+    ]
 
 
 def test_a_chain_that_only_nft_can_print(node: RecordedNode) -> None:
