@@ -1,13 +1,13 @@
 # The image of apiserver-proxy-sidecar. docs/deploy.md tells how to build it, and what it needs to run.
 #
-# BASE is any Debian from 13 on, or Ubuntu from 25.04 on: Python, ip and both iptables come from its packages. What is
+# BASE is any Debian from 13 on, or Ubuntu from 25.04 on: Python, ip, both iptables and nft come from its packages. What is
 # not needed at run time stays in the first stage; the final one has no shell, no package manager and no pip.
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        iproute2 iptables python3 python3-venv
+        iproute2 iptables nftables python3 python3-venv
 WORKDIR /build
 COPY requirements-metrics.txt requirements-build.txt ./
 RUN python3 -m venv tools \

@@ -127,7 +127,7 @@ def test_the_image_has_what_is_needed_and_nothing_else(podman: Podman, image: st
     kinds = {path: (int(mode, 8), kind) for mode, kind, path in (line.split(" ", 2) for line in files)}
     programs = {Path(path).name for path, (mode, kind) in kinds.items() if kind in "fl" and mode & stat.S_IXUSR}
     assert not programs & {"sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg", "pip", "pip3", "perl", "env"}
-    assert {"ip", "iptables-nft", "iptables-legacy", "ip6tables-nft-restore", "xtables-nft-multi"} <= programs
+    assert {"ip", "iptables-nft", "iptables-legacy", "ip6tables-nft-restore", "xtables-nft-multi", "nft"} <= programs
     assert not [path for path, (mode, _) in kinds.items() if mode & (stat.S_ISUID | stat.S_ISGID)]
     compiled = {path for path in kinds if path.endswith(".cpython-313.pyc")}
     sources = [Path(path) for path in kinds if path.endswith(".py")]
@@ -135,5 +135,5 @@ def test_the_image_has_what_is_needed_and_nothing_else(podman: Podman, image: st
     assert [path for path in sources if f"{path.parent}/__pycache__/{path.stem}.cpython-313.pyc" not in compiled] == []
     machine = ("/etc/pip.conf", "/etc/apt", "/etc/ssl", "/etc/resolv.conf", "/run/", "/root", "/tmp/", "/build")
     assert [path for path in kinds if path.startswith(machine)] == []
-    assert {f"/var/lib/dpkg/status.d/{name}" for name in ("iptables", "iproute2", "libc6")} <= set(kinds)
-    assert {f"/usr/share/doc/{name}/copyright" for name in ("iptables", "iproute2", "libc6")} <= set(kinds)
+    assert {f"/var/lib/dpkg/status.d/{name}" for name in ("iptables", "iproute2", "nftables", "libc6")} <= set(kinds)
+    assert {f"/usr/share/doc/{name}/copyright" for name in ("iptables", "iproute2", "nftables", "libc6")} <= set(kinds)
