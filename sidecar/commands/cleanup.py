@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from sidecar.commands.output import Answer, Terminal, as_json, notes, wrapped
-from sidecar.commands.plan import Plan, render, steps
+from sidecar.commands.plan import Plan, Step, render, steps
 from sidecar.commands.status import STATE_COLUMNS
 from sidecar.daemon.wakeup import Wakeup
 from sidecar.errors import Interrupted, pasteable
@@ -15,9 +15,10 @@ from sidecar.node import claims, instances, iproute
 from sidecar.node.access import Access, access
 from sidecar.node.claims import Claims
 from sidecar.node.command import Commands
+from sidecar.node.leftovers import Leftovers
 from sidecar.settings.options import Loaded
 from sidecar.state import compare, desired
-from sidecar.state.actions import Action, RemoveAddress, RemoveRule, Report, exit_code
+from sidecar.state.actions import Action, Failure, RemoveAddress, RemoveRule, Report, exit_code
 from sidecar.state.model import Claim, Desired, Interface, Observed
 from sidecar.state.plan import teardown, unremovable
 
@@ -87,16 +88,22 @@ def _clean_up(loaded: Loaded) -> Cleaned:
     mine.take(desired.claims(node.desired, port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)
     done: list[Action] = []
     kept = needed_by_others(node, port, mine)
+    left_behind = Leftovers(loaded.options, commands, done.append)
     try:
         report = clean_up(node, port, kept, deadline, done.append)
+        others = left_behind.clean_up(deadline)
     except Interrupted:
         failures, left, absent, code = ["ended by a signal: --dry-run shows what is left"], [], [], 1
     else:
-        failures, left = list(map(str, report.failures)), [action.todo for action in report.remaining]
+        reports = (report, *others)
+        failures = [str(failure) for each in reports for failure in each.failures]
+        left = [action.todo for each in reports for action in each.remaining]
         going = desired.without(node.desired, port, kept)
         logged += on_others(going, report.observed)
         absent = list(_absent(going, done)) if report.in_sync else []
-        code = max(report.exit_code, int(bool(names(kept))))
+        code = max(*(each.exit_code for each in reports), int(bool(names(kept))))
+        if report.in_sync:
+            left_behind.forget(kept)
     return Cleaned(
         removed=tuple(map(_removed, done)),
         absent=tuple(absent),
@@ -121,10 +128,10 @@ def _dry_run(loaded: Loaded) -> Plan:
     except OSError as error:
         blind.append(f"cannot see whether a running instance needs it ({error.strerror}): run as root")
     going = node.for_cleanup(desired.without(node.desired, port, kept))
-    reconciler = going.reconciler()
-    observed, unseen = reconciler.observe()
-    found, failed = steps(reconciler, teardown(going.desired, observed))
-    failures = (*unseen, *failed, *unremovable(observed))
+    found, failures, observed = _plan(going)
+    for others in Leftovers(loaded.options, node.commands).shown():
+        more, failed, _ = _plan(others)
+        found, failures = (*found, *more), (*failures, *failed)
     return Plan(
         steps=found,
         failures=(*map(str, failures), *blind),
@@ -134,6 +141,14 @@ def _dry_run(loaded: Loaded) -> Plan:
         warnings=(*loaded.warnings, *logged, *on_others(going.desired, observed)),
         kept=names(kept),
     )
+
+
+def _plan(going: Access) -> tuple[tuple[Step, ...], tuple[Failure, ...], Observed]:
+    """Return the steps of a cleanup, what fails about it, and what it rests on."""
+    reconciler = going.reconciler()
+    observed, unseen = reconciler.observe()
+    found, failed = steps(reconciler, teardown(going.desired, observed))
+    return found, (*unseen, *failed, *unremovable(observed)), observed
 
 
 def names(kept: frozenset[Claim]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from sidecar.node.access import Access, access
 from sidecar.node.claims import PATIENCE, Claims
 from sidecar.node.command import Commands
 from sidecar.node.events import Events
+from sidecar.node.leftovers import Leftovers
 from sidecar.node.netlink import Watch
 from sidecar.node.reconcile import Reconciler
 from sidecar.settings.options import Options
@@ -48,10 +49,12 @@ def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
     mine = Claims()
     node = access(options, commands, mine=mine)
     journal = daemon.Journal(node.desired, options.port)
-    reconciler = node.reconciler(journal.changed)
+    leftovers = Leftovers(options, commands, journal.changed)
+    reconciler = node.reconciler(journal.changed, leftovers.remove)
     commands.require(node.programs)
     vitals = _answer_probes(options, node) if options.health_address and options.daemon else None
     mine.take(desired.claims(node.desired, options.port), is_over=lambda: wakeup.stopping)
+    leftovers.begin()
     if options.daemon:
         events = Events(Watch.of(node.desired))
         report = daemon.run(reconciler, wakeup, options.sync_interval, journal, events, vitals=vitals, claims=mine)
@@ -61,7 +64,7 @@ def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
         report = _make_one_pass(reconciler, journal)
     # Stopping a daemon is a success. But a single pass that was stopped must not look done to its caller.
     code = report.exit_code if report else int(not options.daemon)
-    return max(code, _clean_up(options, node, mine)) if options.cleanup else code
+    return max(code, _clean_up(options, node, mine, leftovers)) if options.cleanup else code
 
 
 def _answer_probes(options: Options, node: Access) -> Vitals:
@@ -95,7 +98,7 @@ def _make_one_pass(reconciler: Reconciler, journal: daemon.Journal) -> Report | 
     return report
 
 
-def _clean_up(options: Options, node: Access, mine: Claims) -> int:
+def _clean_up(options: Options, node: Access, mine: Claims, leftovers: Leftovers) -> int:
     """Remove what this instance set up, and log what is left; return the exit code."""
     deadline = time.monotonic() + options.cleanup_timeout
     kept = cleanup.needed_by_others(node, options.port, mine)
@@ -110,5 +113,6 @@ def _clean_up(options: Options, node: Access, mine: Claims) -> int:
     for text in cleanup.on_others(desired.without(node.desired, options.port, kept), report.observed):
         logger.warning(text)
     if report.in_sync:
+        leftovers.forget(kept)
         logger.info(f"cleanup done: nothing {'else ' if stays else ''}is left on this node")
     return report.exit_code

@@ -32,9 +32,11 @@ class Access:
         """The programs that must be installed."""
         return [iproute.COMMAND, *(name for each in self.backends.values() for name in each.programs)]
 
-    def reconciler(self, on_change: Callable[[Action], None] | None = None) -> Reconciler:
-        """Return the reconciler for the desired state; it calls `on_change` for each change."""
-        return Reconciler(self.desired, self.iproute, self.backends, on_change=on_change)
+    def reconciler(
+        self, on_change: Callable[[Action], None] | None = None, on_sync: Callable[[], None] = lambda: None
+    ) -> Reconciler:
+        """Return the reconciler for the desired state; it calls `on_change` for each change, `on_sync` if all is so."""
+        return Reconciler(self.desired, self.iproute, self.backends, on_change=on_change, on_sync=on_sync)
 
     def for_cleanup(self, desired: Desired) -> "Access":
         """Return the access that removes `desired`: rules in both backends, without creating any table."""

@@ -59,7 +59,7 @@ class Claims:
                 self._claims.append(claim)
                 self._wait_for(self._file, claim, deadline, is_over)
         except OSError as error:
-            self._forget()
+            self.give_back()
             logger.warning(
                 f"cannot use {self._directory} ({error.strerror}): a cleanup by this or another instance on the node "
                 "cannot tell who else needs the address; mount this directory from the node"
@@ -103,6 +103,13 @@ class Claims:
             claim for claim in self._claims if not all(_lock(each, claim, fcntl.F_WRLCK) for each in files)
         )
 
+    def give_back(self) -> None:
+        """Claim nothing any more: closing the file ends its locks."""
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+        self._claims, self._missing = [], []
+
     def show(self, backends: Collection[RulesBackend]) -> None:
         """Let others see that this process uses these backends, instead of others of the family. It reserves nothing.
 
@@ -135,13 +142,6 @@ class Claims:
         with contextlib.suppress(OSError):
             return any(_is_locked(self._file, each) for each in backends)
         return True  # to leave a rule where nobody needs it does less harm than to take it away
-
-    def _forget(self) -> None:
-        """Claim nothing: closing the file ends its locks."""
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
-        self._claims, self._missing = [], []
 
     def _open(self) -> int:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -63,10 +63,14 @@ class Reconciler:
         iptables: Mapping[Family, Rules],
         *,
         on_change: Callable[[Action], None] | None = None,
+        on_sync: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Take one entry in `iptables` for each family that has desired rules; `on_change` logs each change."""
+        """Take one entry in `iptables` for each family that has desired rules; `on_change` logs each change.
+
+        `on_sync` is called at the end of each pass that left everything in place.
+        """
         self._desired = desired
         families = {rule.family for rule in desired.rules}
         self._rules = {
@@ -75,6 +79,7 @@ class Reconciler:
         self._iproute = iproute
         self._iptables = iptables
         self._on_change = on_change or _log_change
+        self._on_sync = on_sync
         self._clock = clock
         self._sleep = sleep
 
@@ -96,6 +101,8 @@ class Reconciler:
             seen, _ = self.observe(first)
             failed = self._apply(plan(self._desired, seen), changed)
         report = self._reconcile(changed, failed, before_look)
+        if report.in_sync:
+            self._on_sync()
         seconds = self._clock() - started
         _log_pass(report, seconds)
         return report
