@@ -141,11 +141,13 @@ class Record:
             file = os.open(self._name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
             return ()
-        with open(file, "rb") as stream:  # noqa: PTH123 - a descriptor
+        try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise RecordUnusable(f"{self.path} is not a regular file")
             _require_safe(file, self.path)
-            text = stream.read(MOST_BYTES + 1)
+            text = os.read(file, MOST_BYTES + 1)
+        finally:
+            os.close(file)
         try:
             return _parse(text)
         except (ValueError, RecursionError) as error:
