@@ -3,7 +3,6 @@
 import itertools
 import resource
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from support.namespace import CIDR, Namespace
 from support.program import Fake, Start
+from support.tools import tool
 from support.waiting import FOREVER, HANG, until
 
 HEALTH = "--health-address=:9180"
@@ -203,9 +203,7 @@ def test_metrics_of_repairs_and_of_copies(namespace: Namespace, start: Start) ->
 
 
 def test_the_names_pass_promtool(namespace: Namespace, start: Start) -> None:
-    promtool = shutil.which("promtool")
-    if not promtool:
-        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+    promtool = tool("promtool")
     start(*FLAGS).wait_for("in sync: ")
     text = probe(namespace, "/metrics")[1]
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)

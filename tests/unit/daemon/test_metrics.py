@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from sidecar.state.actions import Report
 from sidecar.state.desired import desired
 from sidecar.state.model import Observed
 from support.namespace import IPV4
+from support.tools import tool
 
 ROOT: Final = Path(__file__).parents[3]
 PREFIX: Final = "apiserver_proxy_sidecar_"
@@ -100,9 +100,7 @@ def test_the_dashboard_s_panels_have_room_and_a_question() -> None:
 
 
 def test_promtool_takes_the_rules_and_they_fire_when_they_should(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if not promtool:
-        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+    promtool = tool("promtool")
     subprocess.run([promtool, "check", "rules", RULES], check=True, capture_output=True)
     ready = [{"series": f'{PREFIX}ready{{instance="{name}"}}', "values": "1x60"} for name in "abcd"]
     ready += [{"series": f'{PREFIX}ready{{instance="{name}"}}', "values": "1x10 0x50"} for name in "xyz"]
