@@ -27,6 +27,22 @@ def of_kind(kind: str, documents: list[Manifest]) -> list[Manifest]:
     return [document for document in documents if document["kind"] == kind]
 
 
+def container(name: str, documents: list[Manifest]) -> Manifest:
+    """Return a container of the pod, by its name."""
+    spec = pod(documents)["spec"]
+    (found,) = [each for each in [*spec["initContainers"], *spec["containers"]] if each["name"] == name]
+    return dict(found)
+
+
+def environment(each: Manifest, documents: list[Manifest]) -> dict[str, str]:
+    """Return the variables that a container gets."""
+    maps = {made["metadata"]["name"]: made["data"] for made in of_kind("ConfigMap", documents)}
+    env: dict[str, str] = {}
+    for source in each["envFrom"]:
+        env |= maps[source["configMapRef"]["name"]]
+    return env | {variable["name"]: variable["value"] for variable in each.get("env", [])}
+
+
 def pod(documents: list[Manifest]) -> Manifest:
     """Return the pod that the DaemonSet among the documents would make."""
     (daemon_set,) = of_kind("DaemonSet", documents)

@@ -19,7 +19,7 @@ from sidecar import PROGRAM, __version__
 from sidecar.node import claims, xtables_lock
 from sidecar.settings import invocation, sources
 from sidecar.settings.options import Options
-from support.manifests import DEPLOY, Manifest, of_kind, pod, rendered
+from support.manifests import DEPLOY, Manifest, environment, of_kind, pod, rendered
 
 ROOT: Final = DEPLOY.parent
 FOLDERS: Final = ("kubernetes", "examples/haproxy")
@@ -128,11 +128,7 @@ def test_faults_are_found(documents: list[Manifest], damage: Callable[[Any], obj
 
 def loaded(documents: list[Manifest], container: Manifest, mocker: MockerFixture) -> Options:
     """Read the container's settings as the program does; all of them must be known."""
-    maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", documents)}
-    env = {variable["name"]: variable["value"] for variable in container.get("env", [])}
-    for source in container["envFrom"]:
-        env = {**maps[source["configMapRef"]["name"]], **env}
-    mocker.patch.dict(os.environ, env, clear=True)
+    mocker.patch.dict(os.environ, environment(container, documents), clear=True)
     options, warnings = sources.load(invocation.parse(container.get("args", [])))
     assert warnings == []
     return options

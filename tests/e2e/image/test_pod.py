@@ -89,7 +89,7 @@ def stop(podman: Podman, name: str) -> None:
 
 
 @pytest.mark.usefixtures("servers")
-def test_the_pod_serves_the_address_and_leaves_nothing(podman: Podman, play: Play, namespace: Namespace) -> None:
+def test_the_pod_serves_the_address_and_leaves_it_in_place(podman: Podman, play: Play, namespace: Namespace) -> None:
     play("first", SIDECAR_IPTABLES_BACKEND="legacy")
     assert who_answers(namespace, "-noservername") == "apiserver"
     assert who_answers(namespace, "-servername", "kubernetes.default.svc") == "apiserver"
@@ -101,8 +101,7 @@ def test_the_pod_serves_the_address_and_leaves_nothing(podman: Podman, play: Pla
     assert sidecar["HostConfig"]["ReadonlyRootfs"]
 
     stop(podman, "first")
-    assert CIDR not in namespace.addresses()
-    assert namespace.rules("legacy") == []
+    assert in_place(namespace, "legacy")  # it cannot know that it does not come back
 
 
 @pytest.mark.usefixtures("servers")
@@ -119,4 +118,52 @@ def test_a_rolling_update_with_surge_never_takes_the_address_away(
     watch.terminate()
     assert watch.communicate()[0] == ""  # neither added nor deleted
     stop(podman, "new")
-    assert not namespace.rules("nft")
+    assert in_place(namespace, "nft")
+
+
+@pytest.mark.usefixtures("servers")
+def test_a_rolling_update_with_another_address_leaves_nothing_of_the_old_one(
+    podman: Podman, play: Play, namespace: Namespace
+) -> None:
+    play("old", SIDECAR_IPTABLES_BACKEND="legacy", SIDECAR_IP_ADDRESS="10.96.0.9", SIDECAR_SYNC_INTERVAL="1s")
+    play("new", SIDECAR_IPTABLES_BACKEND="legacy", SIDECAR_SYNC_INTERVAL="1s")
+    assert len(namespace.rules("legacy")) == 10
+    stop(podman, "old")
+    until(lambda: len(namespace.rules("legacy")) == 5)
+    until(lambda: "10.96.0.9/32" not in namespace.addresses())
+    assert in_place(namespace, "legacy")
+    assert who_answers(namespace, "-noservername") == "apiserver"
+
+
+def test_the_uninstall_cleans_the_node_once_nothing_runs_there(
+    podman: Podman, play: Play, namespace: Namespace, tmp_path: Path
+) -> None:
+    made = rendered("kubernetes/uninstall")
+    uninstall = pod(made)
+    uninstall["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}  # it keeps its log
+    uninstall["spec"]["restartPolicy"] = "Never"
+    file = tmp_path / "uninstall.yaml"
+    file.write_text(yaml.safe_dump_all([*of_kind("ConfigMap", made), uninstall]))
+    name = uninstall["metadata"]["name"]
+
+    play("old", SIDECAR_IPTABLES_BACKEND="legacy", SIDECAR_IP_ADDRESS="10.96.0.9")
+    podman.run("pod", "kill", "old")
+    podman.run("pod", "rm", "--force", "old")
+    play("sidecar", SIDECAR_IPTABLES_BACKEND="nft")
+    podman.run("play", "kube", str(file), check=False)
+    assert "an instance running on this node needs it" in podman.log(f"{name}-cleanup")
+    assert not podman.inspect("container", f"{name}-done")["State"]["Running"]
+    assert in_place(namespace, "nft")
+
+    podman.run("pod", "rm", "--force", name)
+    podman.run("pod", "stop", "sidecar")
+    assert in_place(namespace, "nft")
+    podman.run("play", "kube", str(file))
+    until(lambda: podman.log(f"{name}-done") == "this node is clean\n", lambda: podman.log(f"{name}-cleanup"))
+    assert podman.log(f"{name}-cleanup").startswith("clean: nothing is left on this node\n")
+    assert CIDR not in namespace.addresses()
+    assert "10.96.0.9/32" not in namespace.addresses()
+    assert namespace.rules("nft") == namespace.rules("legacy") == []
+    assert podman.inspect("container", f"{name}-done")["State"]["Running"]
+    podman.run("pod", "stop", "--time=90", name)
+    assert podman.inspect("container", f"{name}-done")["State"]["ExitCode"] == 0

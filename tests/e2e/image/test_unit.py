@@ -50,7 +50,7 @@ def in_place(namespace: Namespace) -> bool:
     return namespace.addresses() == [CIDR] and len(namespace.rules("legacy")) == 5
 
 
-def test_the_unit(systemctl: Systemctl, namespace: Namespace) -> None:
+def test_the_unit(systemctl: Systemctl, podman: Podman, namespace: Namespace) -> None:
     systemctl("start", NAME, **SETTINGS)
     until(lambda: in_place(namespace))
 
@@ -59,8 +59,11 @@ def test_the_unit(systemctl: Systemctl, namespace: Namespace) -> None:
     assert systemctl("show", "--property=MainPID", NAME) == process
 
     watch = namespace.start("ip", "-oneline", "monitor", "address")
-    systemctl("restart", NAME, **SETTINGS, SIDECAR_CLEANUP="true")
+    systemctl("restart", NAME, **SETTINGS)
     until(lambda: systemctl("show", "--property=MainPID", NAME) != process)
+    process = systemctl("show", "--property=MainPID", NAME)
+    systemctl("kill", "--signal=SIGKILL", NAME)
+    until(lambda: systemctl("show", "--property=MainPID", NAME) not in (process, "MainPID=0"))
     namespace.iptables("legacy", 4, "-t", "raw", "-F")
     until(lambda: in_place(namespace))  # so it is the new one that is at work by now
     watch.terminate()
@@ -69,6 +72,14 @@ def test_the_unit(systemctl: Systemctl, namespace: Namespace) -> None:
 
     systemctl("stop", NAME)
     assert systemctl("is-active", NAME, check=False) == "inactive"
+    assert in_place(namespace)
+
+    # The record outlives the unit, as its directory does.
+    systemctl("start", NAME, **SETTINGS | {"SIDECAR_IP_ADDRESS": "10.96.0.3"})
+    until(lambda: namespace.addresses() == ["10.96.0.3/32"] and len(namespace.rules("legacy")) == 5)
+    systemctl("stop", NAME)
+    program = f"/opt/{NAME}/bin/{NAME}"
+    assert podman.run("exec", "node", program, "cleanup", f"--env-file=/etc/{NAME}.env").startswith("clean: ")
     assert namespace.addresses() == []
     assert namespace.rules("legacy") == []
 
