@@ -81,9 +81,8 @@ class Kubelet:
     def __init__(self, namespace: Namespace, sidecar: Manifest) -> None:
         argv = [*namespace.prefix, sys.executable, kubelet.__file__]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(sidecar))
-        self.process.stdin.close()
+        with self.process.stdin as given:  # type: ignore[union-attr] # it is a pipe, see above
+            given.write(json.dumps(sidecar))
         self.told: list[tuple[str, str]] = []
 
     def read(self, seconds: float) -> None:
@@ -99,7 +98,8 @@ class Kubelet:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.process.stdout.close()  # type: ignore[union-attr] # as above
 
 
 @pytest.fixture
