@@ -13,6 +13,7 @@ from typing import Final
 
 from loguru import logger
 
+from sidecar.errors import reason
 from sidecar.node import claims, instances, record
 from sidecar.node.access import Access, access
 from sidecar.node.claims import Claims
@@ -96,16 +97,19 @@ class Leftovers:
         if not self._left or time.monotonic() < self._not_before:
             return
         try:
-            due = [each for each in self._left if self._is_due(each)]
+            self._remove_what_is_due()
         except OSError as error:
-            self._tell(f"cannot see whether another instance needs what is left on this node: {error.strerror}")
+            self._tell(f"cannot see whether another instance needs what is left on this node: {reason(error)}")
+
+    def _remove_what_is_due(self) -> None:
+        due = [each for each in self._left if self._is_due(each)]
+        if not due:
             return
-        if due:
-            self._not_before = time.monotonic() + RETRY
-            for report in self._remove(due, time.monotonic() + self._options.cleanup_timeout):
-                for failure in report.failures:
-                    self._tell(f"what an earlier instance has set up is still there: {failure}")
-            self._look()
+        self._not_before = time.monotonic() + RETRY
+        for report in self._remove(due, time.monotonic() + self._options.cleanup_timeout):
+            for failure in report.failures:
+                self._tell(f"what an earlier instance has set up is still there: {failure}")
+        self._look()
 
     def clean_up(self, deadline: float) -> list[Report]:
         """Remove for a cleanup what is left and nobody needs, whoever may come back for it."""

@@ -206,6 +206,20 @@ def test_the_record_is_written_again_if_somebody_empties_the_directory(namespace
     assert sidecar.stop() == 0
 
 
+def test_if_it_cannot_be_seen_what_others_need_nothing_is_removed(namespace: Namespace, start: Start) -> None:
+    old = start(f"--ip-address={OLD}")
+    old.wait_for("in sync")
+    new = start(FLAGS[0], "--sync-interval=100ms")
+    new.wait_for("in sync")
+    namespace.run("rm", f"{DIRECTORY}/claims")
+    new.wait_for("cannot see whether another instance needs what is left on this node")
+    old.kill()
+    namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
+    new.wait_for(f"added {CIDR}", times=2)
+    assert new.stop() == 0
+    assert sorted(namespace.addresses()) == [CIDR, f"{OLD}/32"]
+
+
 def test_a_cleanup_removes_what_is_recorded_and_not_needed(namespace: Namespace, start: Start, backend: str) -> None:
     use = f"--iptables-backend={backend}"
     crashed(start, f"--ip-address={OLD}", "--setup-iptables", use)
