@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.node import leftovers
 from support import program
 from support.namespace import CIDR, IPV4, Namespace
 from support.program import Sidecar, Start
@@ -127,6 +128,30 @@ def test_what_a_younger_instance_or_another_installation_has_set_up_stays(namesp
     assert sidecar.stop() == 0
     ends(start(FLAGS[0], "--health-address=127.0.0.1:9180", ONCE))  # which started later
     assert sorted(namespace.addresses()) == [CIDR, f"{OLD}/32"]
+
+
+def test_what_a_younger_instance_has_set_up_goes_when_it_does_not_come_back(
+    namespace: Namespace, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "RETURN", 0.5)
+    old = start(FLAGS[0], "--sync-interval=100ms")
+    old.wait_for("in sync")
+    crashed(start, f"--ip-address={OLD}")  # as in an update that is undone before its pods are ready
+    until(lambda: namespace.addresses() == [CIDR])
+    until(lambda: recorded(namespace) == [str(IPV4)])
+    assert old.stop() == 0
+
+
+@pytest.mark.any_user
+def test_of_several_that_start_at_once_each_is_recorded(namespace: Namespace, start: Start) -> None:
+    addresses = [f"10.96.0.{number}" for number in range(3, 9)]
+    together = [
+        start(f"--ip-address={address}", ONCE, f"--health-address=127.0.0.1:{9100 + number}")
+        for number, address in enumerate(addresses)
+    ]
+    for each in together:
+        assert SAYS not in ends(each)
+    assert sorted(recorded(namespace)) == addresses
 
 
 ENTRY = {"address": OLD, "interface": "lo", "port": 443, "health_port": 0}

@@ -17,7 +17,7 @@ CIDRS = ["10.96.0.2/32", "fd00:10:96::2/128"]
 
 MEBIBYTE = 2**20
 
-#: Bytes. It was 60 MB when this was written.
+#: Bytes. It was 64 MB when this was written.
 LARGEST = 70e6
 
 
