@@ -1,15 +1,18 @@
 """What an instance leaves in place when it ends, and a successor with other settings removes."""
 
 import json
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from sidecar.node import leftovers
+from sidecar.node.record import Entry, Record
 from support import program
 from support.namespace import CIDR, IPV4, Namespace
 from support.program import Sidecar, Start
-from support.waiting import until
+from support.waiting import HANG, until
 
 DIRECTORY = "/run/apiserver-proxy-sidecar"
 FLAGS = ("--ip-address=10.96.0.2", "--setup-iptables")
@@ -142,16 +145,19 @@ def test_what_a_younger_instance_has_set_up_goes_when_it_does_not_come_back(
     assert old.stop() == 0
 
 
+def record_many(number: int) -> None:
+    for last in range(1, 51):
+        Record().change(added=[Entry(ip_address(f"10.96.{number}.{last}"), "lo", 443, 0)])
+
+
 @pytest.mark.any_user
-def test_of_several_that_start_at_once_each_is_recorded(namespace: Namespace, start: Start) -> None:
-    addresses = [f"10.96.0.{number}" for number in range(3, 9)]
-    together = [
-        start(f"--ip-address={address}", ONCE, f"--health-address=127.0.0.1:{9100 + number}")
-        for number, address in enumerate(addresses)
-    ]
-    for each in together:
-        assert SAYS not in ends(each)
-    assert sorted(recorded(namespace)) == addresses
+def test_of_several_that_write_at_once_everything_is_recorded(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.node.record.PATIENCE", HANG)
+    writers = [namespace.fork(partial(record_many, number)) for number in range(4)]
+    assert [writer.communicate()[1] for writer in writers] == [""] * 4
+    assert len(recorded(namespace)) == 200
 
 
 ENTRY = {"address": OLD, "interface": "lo", "port": 443, "health_port": 0}
