@@ -13,8 +13,8 @@ from sidecar.node import iproute
 from sidecar.node.backends import Backend
 from sidecar.node.command import Command, Run
 from sidecar.node.iproute import IpRoute
-from sidecar.node.iptables_looks import Seen
 from sidecar.node.proc import Process
+from sidecar.node.seen import Seen
 from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Address, Desired, Family, IPAddress, Link, LinkAddress, Observed, socket_name
 from sidecar.text import quoted

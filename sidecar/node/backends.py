@@ -23,10 +23,10 @@ from sidecar.node.backend_choice import SYSTEM, Candidates, Choice
 from sidecar.node.backends_shown import Shown
 from sidecar.node.command import Command, Run
 from sidecar.node.iptables import Iptables
-from sidecar.node.iptables_looks import Seen
 from sidecar.node.other_backend import OtherBackend, apply_parts
 from sidecar.node.programs import is_installed
 from sidecar.node.releases import Release
+from sidecar.node.seen import Seen
 from sidecar.state.actions import Outcome, RemoveFormer, RemoveRule, RuleAction
 from sidecar.state.model import BackendInUse, Chain, Family, Rule
 

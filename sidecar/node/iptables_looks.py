@@ -14,8 +14,8 @@ What was measured about the ways to look (1.8.9 and 1.8.11) and matters here:
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Final
 
 from loguru import logger
 
@@ -29,22 +29,13 @@ from sidecar.errors import (
     RulesChanged,
     SidecarError,
 )
-from sidecar.firewall.iptables import hindrance
 from sidecar.node import nft_rules
 from sidecar.node.command import Run
 from sidecar.node.iptables_program import NOT_SUPPORTED, REFUSED, YES_OR_NO, IptablesProgram, Line
-from sidecar.node.listings import Listing, may_lack_port, narrower, resembles, without_port
+from sidecar.node.listings import resembles
 from sidecar.node.nft_expressions import handle, is_as_listed
-from sidecar.state.model import IPV4, Chain, Family, Hindrance, Rule
-
-#: The rules of each chain, as listed.
-_Listings: TypeAlias = dict[Chain, tuple[str, ...]]
-
-#: For each chain with lines like ours: the number of its rules; and each such line's place, with our rule.
-_Places: TypeAlias = Mapping[Chain, tuple[int, Sequence[tuple[int, Rule]]]]
-
-#: The place of each rule that is listed like ours, but is narrower.
-_Others: TypeAlias = Mapping[tuple[Chain, int], Rule]
+from sidecar.node.seen import Narrower, Places, Seen, places, seen_in
+from sidecar.state.model import NFT_FAMILIES, Chain, Family, Rule
 
 #: Why a rule in a chain that nft's iptables cannot list is unknown.
 _PERHAPS_NARROWER: Final = "-C finds one, which may be a narrower rule of another program"
@@ -53,17 +44,15 @@ _NO_ANSWER: Final = "-C cannot tell either"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a look at rules found."""
+class _Look:
+    """A look by one process that showed all rules."""
 
-    copies: dict[Rule, int]  # how many copies of each rule there are; one that is not in here could not be looked for
-    hindrances: dict[Rule, Hindrance] = field(default_factory=dict)
-    errors: tuple[SidecarError, ...] = ()  # why some could not be looked for
-    unknown: dict[Rule, str] = field(default_factory=dict)
-    """Why some cannot be judged, now or later: iptables does not fully understand what is in their chain."""
-
-    former: dict[Rule, int] = field(default_factory=dict)  # how many copies are in the backend that was in use before
-    dormant: frozenset[str] = frozenset()  # the tables whose rules have no effect (nft, `flags dormant`)
+    stdout: str
+    rules: Sequence[Rule]
+    generation: bytes | None
+    places: Places
+    narrower: Narrower | None
+    seen: Seen
 
 
 class IptablesLooks(IptablesProgram):
@@ -72,9 +61,8 @@ class IptablesLooks(IptablesProgram):
     def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:
         super().__init__(run, family, backend, wait)
         self.family = family
-        self._nft_family = "ip" if family == IPV4 else "ip6"
         self._said_that_it_cannot_count = False
-        self._last: tuple[str, Sequence[Rule], bytes | None, _Places, _Others | None, Seen] | None = None
+        self._last: _Look | None = None
         #: Rules beside which there are some that iptables takes for the same.
         self.confusable: set[Rule] = set()
         #: Rules beside which there are narrower ones that it lists, and deletes, like them.
@@ -96,23 +84,23 @@ class IptablesLooks(IptablesProgram):
         if result.exit == REFUSED and not isinstance(failure := self.failure(argv, stdin, result), NotSupported):
             raise failure
         # A node in sync answers the same again and again: it need not be read again.
-        if result.exit == 0 and self._last and self._last[:2] == (result.stdout, rules):
-            *_, before, places, others, seen = self._last
-            if (generation and generation == before) or self._narrower(places) == others:
+        last = self._last
+        if result.exit == 0 and last and (last.stdout, last.rules) == (result.stdout, rules):
+            is_same = generation and generation == last.generation
+            if is_same or self._narrower(last.places) == last.narrower:
                 self.added.difference_update(rules)
-                self._last = (result.stdout, rules, generation, places, others, seen)
-                return seen
+                self._last = replace(last, generation=generation)
+                return last.seen
         with contextlib.suppress(OutputUnreadable):
             if result.exit == 0:
                 listings = self.read(argv, stdin, result, chains)
-                others = self._narrower(places := _places(listings, rules))
-                if others is None and not is_second:
+                narrower = self._narrower(like := places(listings, rules))
+                if narrower is None and not is_second:
                     return self.observe(rules, is_second=True)
-                listings = _told_apart(listings, others)
-                seen = self._without_hidden(self._found(listings, rules), listings, chains[-1:])
+                seen = self._seen_in(listings, rules, narrower, chains[-1:])
                 # What is missing is looked for in other ways each time.
                 is_whole = all(map(seen.copies.get, rules))
-                self._last = (result.stdout, rules, generation, places, others, seen) if is_whole else None
+                self._last = _Look(result.stdout, rules, generation, like, narrower, seen) if is_whole else None
                 return seen
         # The batch ends at the first chain that cannot be listed, and says little of it: one by one, then.
         return self._observe_chains(chains, rules)
@@ -142,14 +130,13 @@ class IptablesLooks(IptablesProgram):
         if len(errors) == len(chains):
             raise next(iter(failures.values()))
         listed = [rule for rule in rules if rule.place in listings]
-        listings = _told_apart(listings, self._narrower(_places(listings, listed)))
-        seen = self._without_hidden(self._found(listings, listed), listings, listings)
+        seen = self._seen_in(listings, listed, self._narrower(places(listings, listed)), listings)
         errors += [answer for answer in answers.values() if isinstance(answer, SidecarError)]
-        return Seen(
-            seen.copies | {rule: answer for rule, answer in answers.items() if isinstance(answer, int)},
-            seen.hindrances,
-            (*seen.errors, *errors),
-            seen.unknown | {rule: answer for rule, answer in answers.items() if isinstance(answer, str)},
+        return replace(
+            seen,
+            copies=seen.copies | {rule: answer for rule, answer in answers.items() if isinstance(answer, int)},
+            errors=(*seen.errors, *errors),
+            unknown=seen.unknown | {rule: answer for rule, answer in answers.items() if isinstance(answer, str)},
         )
 
     def _asked(self, rule: Rule, failure: SidecarError) -> int | str | SidecarError:
@@ -171,22 +158,29 @@ class IptablesLooks(IptablesProgram):
         if answer == 0:
             self.added.discard(rule)
         why = {0: _PERHAPS_NARROWER, 1: _ADDED_ONCE}.get(answer, _NO_ANSWER)
-        return f"{failure}; {why}; see `nft list chain {self._nft_family} {' '.join(rule.place)}`"
+        return f"{failure}; {why}; see `nft list chain {NFT_FAMILIES[self.family]} {' '.join(rule.place)}`"
 
-    def _without_hidden(self, seen: Seen, listings: Mapping[Chain, Sequence[str]], ends: Collection[Chain]) -> Seen:
-        """Return what was seen without the rules that the listings do not show, although they are there.
+    def _seen_in(
+        self,
+        listings: Mapping[Chain, Sequence[str]],
+        rules: Sequence[Rule],
+        narrower: Narrower | None,
+        ends: Collection[Chain],
+    ) -> Seen:
+        """Return what listings show of rules, without those that they do not show, although they are there.
 
         A listing that was cut off hides rules, and they would be added at each look. Of several chains that are listed
         at once only the last may be cut off: `ends`.
         """
+        seen = seen_in(listings, rules, narrower, self.command if self.loses_ports else "")
+        self.confusable = self.confusable.difference(rules) | seen.confusable
+        self.beside_narrower = self.beside_narrower.difference(rules) | seen.beside_narrower
         self.added -= {rule for rule, copies in seen.copies.items() if copies}
         missing = [rule for rule, copies in seen.copies.items() if not copies]
         hidden = [
             rule for rule in missing if self._is_suspect(rule, listings[rule.place] if rule.place in ends else ())
         ]
-        if not hidden:
-            return seen
-        if not self.are_there(hidden):
+        if hidden and not self.are_there(hidden):
             hidden = [rule for rule in hidden if rule in self.added and self.are_there([rule])]
         copies = {rule: number for rule, number in seen.copies.items() if rule not in hidden}
         return replace(seen, copies=copies, errors=(*seen.errors, *map(self._contradiction, hidden)))
@@ -206,61 +200,20 @@ class IptablesLooks(IptablesProgram):
     def are_there(self, rules: Sequence[Rule]) -> bool:
         """Whether iptables finds all of these rules, without a listing. It changes nothing."""
         verb = "-D" if self.is_legacy() else "-C"
-        argv, stdin = self.restore([line(rule, verb) for rule in rules], *["--test"] * self.is_legacy())
-        result = self.run(*argv, stdin=stdin)
-        if result.exit not in YES_OR_NO:
-            raise self.failure(argv, stdin, result)
-        return result.exit == 0
+        return self.succeeds(self.restore([line(rule, verb) for rule in rules], *["--test"] * self.is_legacy()))
 
-    def _narrower(self, places: _Places) -> _Others | None:
-        """Return the places of rules that are listed like ours, but are narrower; none if the kernel does not say.
-
-        None: the kernel has not as many rules as were listed.
-        """
-        found: dict[tuple[Chain, int], Rule] = {}
-        for chain, (number, lines) in places.items():
-            if self.is_legacy() or (known := nft_rules.rules(self.family, chain)) is None:
-                continue
-            if len(known) != number:
-                return None
-            found |= {(chain, at): rule for at, rule in lines if not is_as_listed(known[at], rule)}
-        return found
+    def _narrower(self, like: Places) -> Narrower | None:
+        """Return which of these lines are of narrower rules; None if the rules changed meanwhile."""
+        return {} if self.is_legacy() else nft_rules.narrower(self.family, like)
 
     def handles(self, rule: Rule) -> list[int]:
         """Return the kernel's numbers of the copies of a rule; raise RulesChanged if it does not say which are ours."""
         argv, lines = self.argv(rule.table, ("-S", rule.chain)), self.listing(rule.place)
-        number, like = _places({rule.place: lines}, [rule]).get(rule.place, (0, ()))
+        number, like = places({rule.place: lines}, [rule]).get(rule.place, (0, ()))
         known = nft_rules.rules(self.family, rule.place) or ()
         if like and len(known) != number:
             raise RulesChanged(argv, "", "does not fit to what the kernel says: the rules changed meanwhile")
         return [handle(known[at]) for at, _ in like if is_as_listed(known[at], rule)]
-
-    def _found(self, listings: Mapping[Chain, Sequence[str]], rules: Sequence[Rule]) -> Seen:
-        ours: dict[Chain, set[str]] = {}
-        for rule in rules:
-            ours.setdefault(rule.place, set()).add(rule.line)
-        chains = {place: Listing(listings[place], lines) for place, lines in ours.items()}
-        copies = {rule: chains[rule.place].copies[rule.line] for rule in rules}
-        self.beside_narrower.difference_update(rules)
-        self.beside_narrower.update(rule for rule in rules if narrower(rule) in chains[rule.place].copies)
-        self.confusable.difference_update(rules)
-        self.confusable.update(rule for rule in rules if chains[rule.place].has_lookalike(rule))
-        hindrances = {}
-        for rule, number in copies.items():
-            if number and (found := hindrance(rule, chains[rule.place].before(rule))):
-                is_certain = found.certain and not (self.loses_ports and may_lack_port(found.line))
-                hindrances[rule] = replace(found, certain=is_certain)
-        unknown = self._without_port(copies, listings) if self.loses_ports else {}
-        return Seen({rule: copies[rule] for rule in rules if rule not in unknown}, hindrances, unknown=unknown)
-
-    def _without_port(self, copies: Mapping[Rule, int], listings: Mapping[Chain, Sequence[str]]) -> dict[Rule, str]:
-        """Return why rules are unknown of which a listing may show a copy without its port, and no whole one."""
-        return {
-            rule: f"{self.command} lists `{without_port(rule)}`, as this release loses the port of rules "
-            "that a newer one has set: install iptables 1.8.9 or newer, or remove the rule with the program that set it"
-            for rule, number in copies.items()
-            if not number and without_port(rule) in listings[rule.place]
-        }
 
     def _say_that_it_cannot_count(self, chain: Chain, failure: SidecarError) -> None:
         if not self._said_that_it_cannot_count:
@@ -269,26 +222,6 @@ class IptablesLooks(IptablesProgram):
                 f"{self.command} cannot list {' '.join(chain)}, so a second copy of a rule in it would go unnoticed: "
                 f"{failure}"
             )
-
-
-def _told_apart(listings: _Listings, others: _Others | None) -> _Listings:
-    """Return the listings, with the narrower rules at these places in other words than ours."""
-    if not others:
-        return listings
-    changed = {chain: list(lines) for chain, lines in listings.items()}
-    for (chain, at), rule in others.items():
-        changed[chain][at] = narrower(rule)
-    return {chain: tuple(lines) for chain, lines in changed.items()}
-
-
-def _places(listings: _Listings, rules: Sequence[Rule]) -> _Places:
-    ours = {(rule.place, rule.line): rule for rule in rules}
-    found = {}
-    for chain, lines in listings.items():
-        number = len(lines) - any(each.startswith("-P ") for each in lines[-1:])  # the policy is no rule
-        if places := [(at, ours[chain, each]) for at, each in enumerate(lines) if (chain, each) in ours]:
-            found[chain] = (number, places)
-    return found
 
 
 def line(rule: Rule, verb: str) -> Line:

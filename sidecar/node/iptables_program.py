@@ -115,11 +115,7 @@ class IptablesProgram:
 
     def has_chain(self, chain: Chain) -> bool:
         """Whether a chain exists. Its table must exist, as legacy would create it."""
-        argv = self.argv(chain[0], ("-S", chain[1]))
-        result = self.run(*argv)
-        if result.exit not in YES_OR_NO:
-            raise self.failure(argv, "", result)
-        return result.exit == 0
+        return self.succeeds((self.argv(chain[0], ("-S", chain[1])), ""))
 
     def list_each(self, chains: Sequence[Chain]) -> Listed:
         """Return the rules of each chain that can be listed, and why the others cannot.
@@ -194,6 +190,14 @@ class IptablesProgram:
 
     def argv(self, table: str, words: Sequence[str]) -> tuple[str, ...]:
         return (self.command, *self._wait, "-t", table, *words)
+
+    def succeeds(self, command: Command, answers: Collection[int] = YES_OR_NO) -> bool:
+        """Run a command: True for exit status 0, False for another of `answers`. Raises a SidecarError for the rest."""
+        argv, stdin = command
+        result = self.run(*argv, stdin=stdin)
+        if result.exit not in answers:
+            raise self.failure(argv, stdin, result)
+        return result.exit == 0
 
     def failure(self, argv: tuple[str, ...], stdin: str, result: Result) -> SidecarError:
         """Return what the exit status means.

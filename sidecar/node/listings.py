@@ -1,9 +1,8 @@
 """Parses the output of `iptables -S`, and finds the lines that iptables does not tell apart from our rules. Pure."""
 
 import re
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from sidecar.state.model import IPV4, Chain, Rule
@@ -51,24 +50,6 @@ def parse_listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str,
 
 def _policy(line: str) -> tuple[str, ...]:
     return (line,) if line.startswith("-P ") and not line.endswith(" ACCEPT") else ()
-
-
-class Listing:
-    """The rules of a chain, ready for many of ours to be looked up in it."""
-
-    def __init__(self, lines: Sequence[str], ours: Collection[str]) -> None:
-        self.copies = Counter(lines)
-        self._first = {line: at for at, line in reversed(list(enumerate(lines)))}
-        self._others = [line for line in lines if line not in ours]
-        self._places = [at for at, line in enumerate(lines) if line not in ours]
-
-    def before(self, rule: Rule) -> Sequence[str]:
-        """Return the rules of others before the first copy of ours. Of ours, none stands in the way of another."""
-        return self._others[: bisect_left(self._places, self._first[rule.line])]
-
-    def has_lookalike(self, rule: Rule) -> bool:
-        """Whether there is a rule that iptables may take for ours."""
-        return any(is_lookalike(each, rule) for each in self._others)
 
 
 def narrower(rule: Rule) -> str:

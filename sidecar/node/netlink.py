@@ -1,4 +1,4 @@
-"""Decides whether netlink messages may mean that one of our addresses or rules is gone. Pure, no I/O."""
+"""The wire format of netlink, and which messages may mean that one of our addresses or rules is gone. Pure, no I/O."""
 
 import struct
 from collections.abc import Iterator
@@ -64,11 +64,11 @@ class Watch:
         Or makes the kernel choose an address as a source: an IPv6 address that is not deprecated any more.
         With the index of the interface (0: it is missing), also whether another link is the interface now, or none.
         """
-        return any(self._concerns_link(kind, payload, index) for kind, payload in messages(data))
+        return any(self._concerns_link(kind, payload, index) for kind, _, payload in messages(data))
 
     def concerns_rules(self, data: bytes) -> bool:
         """Whether one of these nftables messages removes rules from a watched chain."""
-        return any(self._concerns_rule(kind, payload) for kind, payload in messages(data))
+        return any(self._concerns_rule(kind, payload) for kind, _, payload in messages(data))
 
     def _concerns_link(self, kind: int, payload: bytes, index: int | None) -> bool:
         if kind == _OVERRUN:
@@ -101,15 +101,25 @@ class Watch:
         return any((family, table) == each[:2] and chain in (None, each[2]) for each in self.chains)
 
 
-def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and the payload of each message (man 7 netlink)."""
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the type, the flags and the payload of each message (man 7 netlink)."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, at)
+        length, kind, flags, *_ = _HEADER.unpack_from(data, at)
         if length < _HEADER.size:
             return
-        yield kind, data[at + _HEADER.size : at + length]
+        yield kind, flags, data[at + _HEADER.size : at + length]
         at += (length + 3) & ~3
+
+
+def message(kind: int, flags: int, payload: bytes) -> bytes:
+    """Return a message to the kernel."""
+    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, 0, 0) + payload
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return an attribute of a message."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def table(payload: bytes) -> tuple[str, bool]:

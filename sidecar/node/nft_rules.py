@@ -5,7 +5,10 @@ from typing import Final
 
 from sidecar.node import nfnetlink
 from sidecar.node.command import Command
-from sidecar.state.model import IPV4, Chain, Family
+from sidecar.node.netlink import attribute
+from sidecar.node.nft_expressions import is_as_listed
+from sidecar.node.seen import Narrower, Places
+from sidecar.state.model import NFT_FAMILIES, Chain, Family, Rule
 
 # linux/netfilter/nf_tables.h: NFT_MSG_GETRULE, NFT_MSG_GETGEN, and the attributes of a rule.
 _GETRULE: Final = 7
@@ -19,10 +22,26 @@ def rules(family: Family, chain: Chain) -> Sequence[bytes] | None:
 
     If there is no such chain, its answer is as for an empty one.
     """
+    table, name = (each.encode() + b"\0" for each in chain)
     try:
-        return nfnetlink.dump(family, _GETRULE, _place(chain)) or None
+        return nfnetlink.dump(family, _GETRULE, attribute(_TABLE, table) + attribute(_CHAIN, name)) or None
     except OSError:
         return None
+
+
+def narrower(family: Family, places: Places) -> Narrower | None:
+    """Return the places of rules that are listed like ours, but are narrower; none if the kernel does not say.
+
+    None: the kernel has not as many rules as were listed.
+    """
+    found: dict[tuple[Chain, int], Rule] = {}
+    for chain, (number, lines) in places.items():
+        if (known := rules(family, chain)) is None:
+            continue
+        if len(known) != number:
+            return None
+        found |= {(chain, at): rule for at, rule in lines if not is_as_listed(known[at], rule)}
+    return found
 
 
 def generation() -> bytes | None:
@@ -35,12 +54,7 @@ def generation() -> bytes | None:
 
 def deletion(family: Family, chain: Chain, handles: Sequence[int]) -> Command:
     """Return the command that deletes these rules, all or none: a handle names one rule for certain."""
-    place = ("delete", "rule", "ip" if family == IPV4 else "ip6", *chain, "handle")
+    place = ("delete", "rule", NFT_FAMILIES[family], *chain, "handle")
     if len(handles) == 1:
         return ("nft", *place, str(handles[0])), ""
     return ("nft", "-f", "-"), "".join(f"{' '.join(place)} {handle}\n" for handle in handles)
-
-
-def _place(chain: Chain) -> bytes:
-    table, name = (each.encode() + b"\0" for each in chain)
-    return nfnetlink.attribute(_TABLE, table) + nfnetlink.attribute(_CHAIN, name)

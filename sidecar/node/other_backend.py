@@ -7,8 +7,8 @@ from sidecar.errors import BackendUnusable, SidecarError
 from sidecar.node import releases
 from sidecar.node.backend_choice import OTHER, Candidates
 from sidecar.node.iptables import Iptables
-from sidecar.node.iptables_looks import Seen
 from sidecar.node.releases import Release
+from sidecar.node.seen import Seen
 from sidecar.state.actions import Outcome, RuleAction
 from sidecar.state.model import Rule
 

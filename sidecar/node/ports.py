@@ -1,6 +1,5 @@
 """Who listens on a TCP port of this network namespace, and which of them is a sidecar."""
 
-import errno
 import os
 import socket
 from array import array
@@ -10,7 +9,8 @@ from struct import Struct, pack
 from typing import Final
 
 from sidecar import PROGRAM
-from sidecar.node import instances, netlink, proc
+from sidecar.node import instances, proc
+from sidecar.node.netlink_query import DUMP, query
 from sidecar.node.proc_formats import Listener
 from sidecar.state.model import IPV4
 
@@ -25,14 +25,9 @@ _ENOUGH: Final = 4096
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 0x1
-_NLM_F_DUMP: Final = 0x300
-_NLMSG_DONE: Final = 3
 _LISTEN: Final = 10
-_HEADER: Final = Struct("=IHHII")  # struct nlmsghdr
 _REQUEST: Final = Struct("=BBBxI2s46x")  # struct inet_diag_req_v2: family, protocol, what else, states, source port
 _ANSWER: Final = Struct("=4x2s2x16s44xI")  # struct inet_diag_msg: source port, source address, inode
-_LARGEST: Final = 65536
 
 #: Stands for a program that cannot be seen from here.
 UNSEEN: Final = "a process that cannot be seen from here (other user, or other container)"
@@ -50,20 +45,11 @@ def _dump(family: int, port: int) -> Iterator[Listener]:
     """Ask the kernel for the sockets of a family that listen on a port (man 7 sock_diag)."""
     request_port = port.to_bytes(2, "big")
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _LISTEN, request_port)
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 0, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as asker:
-        asker.settimeout(_PATIENCE)
-        asker.send(header + request)
-        while True:
-            for kind, payload in netlink.messages(asker.recv(_LARGEST)):
-                if kind == _NLMSG_DONE:
-                    return
-                if kind != _SOCK_DIAG_BY_FAMILY or len(payload) < _ANSWER.size:
-                    raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
-                its_port, source, inode = _ANSWER.unpack_from(payload)
-                packed = source if family == socket.AF_INET6 else source[:4]
-                if its_port == request_port:  # to ask for port 0 is to ask for all
-                    yield Listener(ip_address(packed), port, inode)
+    for payload in query(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, DUMP, request):
+        its_port, source, inode = _ANSWER.unpack_from(payload)
+        packed = source if family == socket.AF_INET6 else source[:4]
+        if its_port == request_port:  # to ask for port 0 is to ask for all
+            yield Listener(ip_address(packed), port, inode)
 
 
 def inode(listener: socket.socket) -> int:

@@ -13,7 +13,7 @@ from sidecar.log import levels
 from sidecar.node import iproute
 from sidecar.node.command import Command
 from sidecar.node.iproute import IpRoute
-from sidecar.node.iptables_looks import Seen
+from sidecar.node.seen import Seen
 from sidecar.state.actions import (
     Action,
     CreateLink,

@@ -12,6 +12,8 @@ Family: TypeAlias = Literal[4, 6]
 IPV4: Final = 4
 IPV6: Final = 6
 
+NFT_FAMILIES: Final[Mapping[Family, str]] = {4: "ip", 6: "ip6"}  # what nft calls them
+
 LOOPBACK: Final = "lo"
 
 #: A table and one of its chains.

@@ -38,8 +38,8 @@ from sidecar.state.compare import (
     works,
 )
 from sidecar.state.model import (
-    IPV4,
     LOOPBACK,
+    NFT_FAMILIES,
     Address,
     AddressState,
     Desired,
@@ -159,7 +159,7 @@ def dormancy(family: Family, table: str) -> str:
 
 def waking(family: Family, table: str) -> str:
     """Return the command that ends the dormancy of a table."""
-    return f"nft add table {'ip' if family == IPV4 else 'ip6'} {table}"
+    return f"nft add table {NFT_FAMILIES[family]} {table}"
 
 
 def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[Notice]:

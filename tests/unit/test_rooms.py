@@ -17,9 +17,10 @@ FLOORS = [set(names.split()) for names in NAMES]
 PURE = [
     *PACKAGE.glob("state/*.py"),
     *PACKAGE.glob("firewall/*.py"),
-    *(PACKAGE / "node" / name for name in ("netlink.py", "nft_expressions.py")),
+    *(PACKAGE / "node" / name for name in ("netlink.py", "nft_expressions.py", "listings.py", "seen.py")),
 ]
 HARMLESS = {
+    "bisect",
     "collections",
     "dataclasses",
     "enum",

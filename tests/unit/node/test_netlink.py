@@ -226,7 +226,7 @@ def test_messages_and_attributes_begin_at_multiples_of_four(odd: int) -> None:
     filler = message(NEWADDR, b"x" * (8 + odd))
     assert WATCH.concerns_links(filler + address(DELADDR, (IFA_LOCAL, OURS)))
     assert WATCH.concerns_links(address(DELADDR, (IFA_LABEL, b"x" * odd), (IFA_LOCAL, OURS)))
-    assert list(messages(filler + filler)) == [(NEWADDR, b"x" * (8 + odd))] * 2
+    assert list(messages(filler + filler)) == [(NEWADDR, 0, b"x" * (8 + odd))] * 2
 
 
 def test_nothing_and_half_a_header_tell_nothing() -> None:

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.node.netlink import attributes
-from sidecar.node.nfnetlink import attribute
+from sidecar.node.netlink import attribute, attributes
 from sidecar.node.nft_expressions import handle, is_as_listed
 from sidecar.state.desired import desired
 from sidecar.state.model import Rule
