@@ -8,7 +8,7 @@ Measured with 1.8.9 and 1.8.11, both backends:
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Final, TypeAlias
 
@@ -24,6 +24,9 @@ from sidecar.state.model import BackendInUse, Family, Rule
 #: How many rules one transaction changes: without privileges in the initial user namespace, nft gets a socket buffer
 #: that does not hold 500.
 MOST_AT_ONCE: Final = 100
+
+#: A command, and how many copies of a rule it changes.
+_Step: TypeAlias = tuple[Command, int]
 
 _ForSeveral: TypeAlias = Callable[[Sequence[RuleAction]], Iterator[tuple[RuleAction, Outcome]]]
 
@@ -45,17 +48,8 @@ class Iptables(IptablesLooks):
 
     def commands(self, action: RuleAction) -> list[Command]:
         """Return the commands for an action, in order; they assume that nobody changes anything meanwhile."""
-        if action.rule in self.beside_narrower and not isinstance(action, AddRule):
-            return [command for command, _ in self._exactly(action)]
-        match action:
-            case AddRule(rule, insert):
-                return [(self.argv(*line(rule, "-I" if insert else "-A")), "")]
-            case MoveToFront(rule):
-                return [self._deletion(rule, 1, line(rule, "-I"))]
-            case RemoveSurplus(rule):
-                return self._removals_of_surplus(rule)
-            case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
-                return self._removals(rule, copies)
+        is_exact = action.rule in self.beside_narrower and not isinstance(action, AddRule)
+        return [command for command, _ in (self._exactly(action) if is_exact else self._steps(action))]
 
     def apply(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
         """Carry out actions, and yield what came of each: how many copies it changed, or why it failed.
@@ -116,12 +110,12 @@ class Iptables(IptablesLooks):
             yield from self.apply(actions[middle:])
 
     def _reduce_together(self, actions: Sequence[RuleAction]) -> Iterator[tuple[RuleAction, Outcome]]:
-        """Reduce the copies of several rules in one transaction, as `_remove_surplus` does with those of one."""
+        """Reduce the copies of several rules in one transaction, as `_reduction` does with those of one."""
         rules = [action.rule for action in actions]
         try:
             listed = self.listed(sorted({rule.place for rule in rules}))
             lines = [each for chain in listed for each in reduction(chain, listed[chain], rules)]
-            is_done = self._transaction(self.restore(lines))
+            is_done = self.succeeds(self.restore(lines))
         except SidecarError as error:
             yield from [(actions[0], error)] if error.transient else self._in_halves(actions)
             return
@@ -149,20 +143,37 @@ class Iptables(IptablesLooks):
         Others change rules too, between our look and our act. So each action checks once more: what another
         program added meanwhile is not added again, and the last copy is never removed as surplus.
         """
-        if action.rule in self.beside_narrower and not isinstance(action, AddRule):
-            return self._apply_exactly(action)
-        match action:
-            case AddRule(rule, insert):
-                return self._add(rule, "-I" if insert else "-A")
-            case MoveToFront(rule):
-                return self._delete(rule, 1, line(rule, "-I"))
-            case RemoveSurplus(rule, surplus):
-                return self._remove_surplus(rule, surplus)
-            case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
-                return self._remove(rule, copies)
+        if isinstance(action, AddRule):
+            return self._add(action)
+        if action.rule in self.beside_narrower:
+            return self._carry_out(self._exactly(action), answers=(0,))
+        if self._is_mistaken(action.rule):
+            for _ in range(2):  # once more, in case somebody changed the rules meanwhile
+                steps = self._steps(action)
+                if (done := self._carry_out(steps)) or not steps:
+                    return done
+            self._compares_prefixes = True
+        return self._carry_out(self._steps(action))
 
-    def _exactly(self, action: RuleAction) -> list[tuple[Command, int]]:
-        """Return the commands for an action, and how many copies each removes; they delete by nft's handles.
+    def _carry_out(self, steps: Sequence[_Step], answers: Collection[int] = YES_OR_NO) -> int:
+        """Run commands that change all or nothing; return how many copies they changed. 1: a rule does not exist."""
+        return sum(copies for command, copies in steps if self.succeeds(command, answers))
+
+    def _steps(self, action: RuleAction) -> list[_Step]:
+        match action:
+            case AddRule():
+                return [((self.argv(*_addition(action)), ""), 1)]
+            case MoveToFront(rule):
+                return [(self._deletion(rule, 1, line(rule, "-I")), 1)]
+            case RemoveSurplus(rule):
+                return self._reduction(rule)
+            case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
+                if copies == 1 and rule not in self.confusable:
+                    return [((self.argv(*line(rule, "-D")), ""), 1)]
+                return [(self._deletion(rule, number), number) for number in self._chunks(rule, copies)]
+
+    def _exactly(self, action: RuleAction) -> list[_Step]:
+        """Return the steps of an action by commands that delete by nft's handles.
 
         Where a narrower rule is listed like ours, `-D` may take that one; and a place may be another rule's by then.
         """
@@ -175,35 +186,33 @@ class Iptables(IptablesLooks):
         parts = [handles[at : at + MOST_AT_ONCE] for at in range(0, len(handles), MOST_AT_ONCE)]
         return [*found, *((nft_rules.deletion(self.family, action.rule.place, part), len(part)) for part in parts)]
 
-    def _apply_exactly(self, action: RuleAction) -> int:
-        done = 0
-        for (argv, stdin), number in self._exactly(action):
-            result = self.run(*argv, stdin=stdin)
-            if result.exit:
-                raise self.failure(argv, stdin, result)
-            done += number
-        return done
+    def _reduction(self, rule: Rule) -> list[_Step]:
+        """Return commands that replace all copies of a rule by one in the place of the first, where it has its effect.
 
-    def _add(self, rule: Rule, verb: str) -> bool:
-        if self._ask(rule, "-C"):
+        In one transaction (of very many: some at once): unless all copies that were just counted are still there, it
+        comes to nothing. So of two sidecars that both count two and take one away, one fails, and there is a copy at
+        every moment.
+        """
+        lines = self.listing(rule.place)
+        copies, found = lines.count(rule.line), []
+        while copies > 1:
+            number = self._chunks(rule, copies)[0]
+            first = (rule.table, ("-I", rule.chain, str(lines.index(rule.line) + 1), *rule.match))
+            found.append((self._deletion(rule, number, first), number - 1))
+            copies -= number - 1
+        return found
+
+    def _add(self, action: AddRule) -> bool:
+        rule = action.rule
+        if self.succeeds((self.argv(*line(rule, "-C")), "")):
             seen = self.observe([rule])
             if seen.errors:
                 raise seen.errors[0]
             if rule in seen.unknown or seen.copies[rule]:
                 return False
-        self._ask(rule, verb, answers=(0,))
+        self.succeeds((self.argv(*_addition(action)), ""), answers=(0,))
         self.added.add(rule)
         return True
-
-    def _remove(self, rule: Rule, copies: int) -> int:
-        if copies == 1 and rule not in self.confusable:
-            return self._ask(rule, "-D")
-        return sum(number for number in self._chunks(rule, copies) if self._delete(rule, number))
-
-    def _removals(self, rule: Rule, copies: int) -> list[Command]:
-        if copies == 1 and rule not in self.confusable:
-            return [(self.argv(*line(rule, "-D")), "")]
-        return [self._deletion(rule, number) for number in self._chunks(rule, copies)]
 
     def _chunks(self, rule: Rule, copies: int) -> list[int]:
         """Return how many copies go at once, one number for each time; beside lookalikes it is all or nothing."""
@@ -214,15 +223,6 @@ class Iptables(IptablesLooks):
     def _is_mistaken(self, rule: Rule) -> bool:
         """Whether iptables may delete another rule when asked to delete this one."""
         return rule in self.confusable and not self._compares_prefixes
-
-    def _delete(self, rule: Rule, copies: int, *then: Line) -> bool:
-        """Delete copies of a rule and do something else, in one transaction: all or nothing."""
-        if self._is_mistaken(rule):
-            for _ in range(2):  # once more, in case somebody changed them meanwhile
-                if self._transaction(self._deletion(rule, copies, *then)):
-                    return True
-            self._compares_prefixes = True
-        return self._transaction(self._deletion(rule, copies, *then))
 
     def _deletion(self, rule: Rule, copies: int, *then: Line) -> Command:
         """Return what deletes copies of a rule and does something else, in one transaction.
@@ -242,58 +242,16 @@ class Iptables(IptablesLooks):
         ]
         return [*[line(rule, "-D")] * (len(back) + lines.count(rule.line)), *back]
 
-    def _remove_surplus(self, rule: Rule, surplus: int) -> int:
-        """Replace all copies of a rule by one in the place of the first, where it has its effect; return how many went.
 
-        In one transaction (of very many: some at once): unless all copies that were just counted are still there, it
-        comes to nothing. So of two sidecars that both count two and take one away, one fails, and there is a copy at
-        every moment.
-        """
-        removed = 0
-        while removed < surplus:
-            copies, first = self._counted(rule)
-            if copies <= 1 or not self._delete(rule, (number := self._chunks(rule, copies)[0]), first):
-                break
-            removed += number - 1
-        return removed
-
-    def _removals_of_surplus(self, rule: Rule) -> list[Command]:
-        copies, first = self._counted(rule)
-        found = []
-        while copies > 1:
-            number = self._chunks(rule, copies)[0]
-            found.append(self._deletion(rule, number, first))
-            copies -= number - 1
-        return found
-
-    def _counted(self, rule: Rule) -> tuple[int, Line]:
-        """Return the number of copies of a rule, and the line that inserts one in the place of the first."""
-        lines = self.listing(rule.place)
-        place = lines.index(rule.line) + 1 if rule.line in lines else 1
-        return lines.count(rule.line), (rule.table, ("-I", rule.chain, str(place), *rule.match))
-
-    def _transaction(self, command: Command) -> bool:
-        """Run a command that changes all or nothing; return False if a rule that it names does not exist."""
-        argv, stdin = command
-        result = self.run(*argv, stdin=stdin)
-        if result.exit not in YES_OR_NO:
-            raise self.failure(argv, stdin, result)
-        return result.exit == 0
-
-    def _ask(self, rule: Rule, verb: str, *, answers: Sequence[int] = YES_OR_NO) -> bool:
-        """Run iptables with one verb on one rule: True for exit status 0, False for another of `answers`."""
-        argv = self.argv(*line(rule, verb))
-        result = self.run(*argv)
-        if result.exit not in answers:
-            raise self.failure(argv, "", result)
-        return result.exit == 0
+def _addition(action: AddRule) -> Line:
+    return line(action.rule, "-I" if action.insert else "-A")
 
 
 def _lines(action: RuleAction) -> list[Line]:
     """Return the lines of a transaction that carry out an action which goes together with others."""
     match action:
-        case AddRule(rule, insert):
-            return [line(rule, "-I" if insert else "-A")]
+        case AddRule():
+            return [_addition(action)]
         case RemoveRule(rule, copies) | RemoveFormer(rule, copies):
             return [line(rule, "-D")] * copies
         case _:
