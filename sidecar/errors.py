@@ -122,8 +122,8 @@ class BackendUnknown(NodeError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"cannot read {path}, so whether this node uses iptables-legacy is unknown: run as root, "
-            "or set --iptables-backend"
+            f"cannot tell whether this node uses iptables-legacy, as {path} cannot be read: run as root, or set "
+            "--iptables-backend"
         )
 
 
@@ -142,8 +142,8 @@ class InterfaceMissing(SidecarError):
     """The interface that should carry the address does not exist."""
 
     def __init__(self, interface: str, waits_because: str = "") -> None:
-        advice = f"waiting for it: {waits_because}" if waits_because else "see `ip link show`, or set --interface"
-        super().__init__(f"interface {interface} does not exist on this node: {advice}")
+        advice = f"; waiting for it: {waits_because}" if waits_because else ": see `ip link show`, or set --interface"
+        super().__init__(f"interface {interface} does not exist on this node{advice}")
 
 
 class AddressUnusable(SidecarError):
@@ -170,8 +170,8 @@ class LooksContradict(SidecarError):
 
     def __init__(self, argv: Sequence[str], rule: str) -> None:
         super().__init__(
-            f"the looks contradict each other, so it is left alone: `{pasteable(argv)}` does not list a rule that "
-            f"iptables finds, {rule}; see whether a disk is full or `ulimit -f` is set"
+            f"iptables contradicts itself: it finds {rule}, but `{pasteable(argv)}` does not list it; the rule is left "
+            "alone. Check for a full disk, and `ulimit -f`"
         )
 
 
@@ -233,6 +233,9 @@ class RulesChanged(CommandError):
 
 class OutputUnreadable(CommandError):
     """The command exited with 0, but its output does not have the known format."""
+
+    def __init__(self, argv: Sequence[str], stdin: str, why: object, stderr: str = "") -> None:
+        super().__init__(argv, stdin, f"printed output that cannot be parsed: {why}", stderr)
 
 
 class DeadlineReached(SidecarError):

@@ -68,7 +68,7 @@ class Member:
         try:
             ports.direct_to(len(self.older), self.listener)
         except OSError as error:
-            logger.warning(f"another instance may answer probes of this one: the kernel refuses ({error.strerror})")
+            logger.warning(f"another instance may answer this one's probes: the kernel refuses ({error.strerror})")
 
     def close(self) -> None:
         self.listener.close()
@@ -190,8 +190,7 @@ def _refuse_strangers(endpoint: Endpoint, others: list[Listener]) -> None:
 def _taken(endpoint: Endpoint, programs: Iterable[str]) -> CannotListen:
     who = ", ".join(sorted(set(programs))) or ports.UNSEEN
     return CannotListen(
-        f"cannot listen on --health-address={endpoint}: another program uses it: choose another port, or see "
-        f"`ss -ltnp`: it is {who}"
+        f"cannot listen on --health-address={endpoint}: in use by {who}: choose another port, or see `ss -ltnp`"
     )
 
 
@@ -220,7 +219,7 @@ def _join(ip: IPAddress, port: int) -> Member:
     if member.inode in after:
         member.older = after - {member.inode} | {_UNKNOWN}
     else:
-        logger.warning("another instance may answer probes of this one: cannot see in /proc/net who shares the port")
+        logger.warning("another instance may answer this one's probes: /proc/net does not show who shares the port")
     return member
 
 

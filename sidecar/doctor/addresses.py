@@ -41,8 +41,7 @@ def interface(view: View) -> Iterator[Finding]:
         return
     facts: Facts = {"interface": link.name, "kind": link.kind}
     if item.state is State.DOWN:
-        found = f"{link.name} is down: nothing reaches its addresses"
-        yield Finding(Level.FAULT, found, commands=view.commands(SetLinkUp(link.name)), facts=facts)
+        yield Finding(Level.FAULT, compare.is_down(link), commands=view.commands(SetLinkUp(link.name)), facts=facts)
     else:
         creator = "" if link.name == LOOPBACK else f", {'' if is_ours(link) else 'not '}created by this program"
         yield Finding(Level.OK, f"{link.name} is up{creator}", facts=facts)
@@ -76,7 +75,7 @@ def address(view: View) -> Iterator[Finding]:
             case State.UNUSABLE:
                 yield _unusable(view, each, held)
             case State.PREFERRED:
-                text = f"{each} is not deprecated: the kernel may choose it as a source address"
+                text = f"{each} is {compare.PREFERRED}"
                 yield Finding(Level.FAULT, text, commands=view.commands(DeprecateAddress(each)), facts=each.facts)
             case _:
                 yield _usable(view, each, held)

@@ -123,7 +123,7 @@ def _ways(view: View, address: Address, asked: Sequence[Peer]) -> Iterator[_Way]
     try:
         told = leads(2 * len(asked), result.stdout, result.stderr)
     except ValueError as error:
-        raise OutputUnreadable(_ASK, lines, f"cannot be understood: {error}", result.stderr) from error
+        raise OutputUnreadable(_ASK, lines, error, result.stderr) from error
     for number, peer in enumerate(asked):
         yield _Way(address, peer, told[2 * number], told[2 * number + 1], marks.get(peer, _UNMARKED))
 

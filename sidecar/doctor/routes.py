@@ -13,8 +13,8 @@ from sidecar.errors import SidecarError
 from sidecar.node import iproute, proc_formats
 from sidecar.node.policy_rules import Packet
 from sidecar.node.routes import LOCAL
+from sidecar.state.compare import GLOBAL
 from sidecar.state.model import IPV4, IPV6, Address, AddressState
-from sidecar.state.plan import GLOBAL
 
 MOST_ADDRESSES: Final = 16  # how many routes are looked up, one by one; more would take too long
 

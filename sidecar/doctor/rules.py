@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from sidecar.doctor.findings import Finding, Level, counted, unknown
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
+from sidecar.state import compare
 from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplus
 from sidecar.state.desired import port_of
 from sidecar.state.inventory import State, of_rule
 from sidecar.state.model import Facts, Family, Rule, RuleSet
-from sidecar.state.plan import waking
 
 
 def rules(view: View) -> Iterator[Finding]:
@@ -27,9 +27,9 @@ def rules(view: View) -> Iterator[Finding]:
         yield from (Finding(Level.UNKNOWN, f"{rule}: {why}", facts=rule.facts) for rule, why in seen.unknown.items())
         desired = [rule for rule in view.desired.rules if rule.family == family]
         for table in sorted(seen.dormant & {rule.table for rule in desired if seen.copies.get(rule)}):
-            found = f"the nft table {table} of IPv{family} has `flags dormant`: none of its rules has an effect"
             facts: Facts = {"family": family, "table": table}
-            yield Finding(Level.FAULT, found, commands=(waking(family, table),), facts=facts)
+            found, remedy = compare.dormant(family, table), compare.waking(family, table)
+            yield Finding(Level.FAULT, found, commands=(remedy,), facts=facts)
         good = 0
         for rule in desired:
             faults = list(_faults(view, rule))

@@ -9,13 +9,14 @@ from sidecar.doctor.findings import Finding, Level
 from sidecar.doctor.view import View
 from sidecar.errors import pasteable
 from sidecar.node import iproute
+from sidecar.state import compare
 from sidecar.state.actions import AddAddress, RemoveAddress
 from sidecar.state.model import Address, LinkAddress
 
 
 def another_scope(view: View, address: Address, held: LinkAddress) -> Finding:
     """Return the finding, and what to do: the sidecar's setting comes before the address, as it would undo that."""
-    found = f"{address} has scope {held.scope} instead of {view.desired.scope}"
+    found = compare.other_scope(view.desired, address, held)
     for each in view.keepers.of(address):
         if each.is_python and each.value("address-scope") != view.desired.scope:
             remedy = f"{each} has --address-scope={each.value('address-scope')}: restart it with the other one first"

@@ -107,7 +107,7 @@ class View:
         try:
             return parse(result.stdout)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise OutputUnreadable(argv, "", f"cannot be understood: {quoted(str(error))}") from error
+            raise OutputUnreadable(argv, "", quoted(str(error))) from error
 
     def observed(self) -> Observed:
         """Return all of it; what could not be observed is left out."""

@@ -72,7 +72,7 @@ class IpRoute:
             try:
                 self._last = (result.stdout, parse_links(result.stdout))
             except ValueError as error:
-                raise OutputUnreadable(_SHOW, "", f"cannot be understood: {error}") from error
+                raise OutputUnreadable(_SHOW, "", error) from error
         return self._last[1]
 
     def _require_iproute2(self) -> None:
@@ -130,14 +130,14 @@ def release(run: Run) -> str:
     said = (result.stderr or result.stdout).strip()
     if usage := _USAGE.search(said):
         raise NotIproute2(quoted(usage[0]))
-    raise OutputUnreadable((COMMAND, "-V"), "", f"names no release of iproute2: {_shown(said)}")
+    raise OutputUnreadable((COMMAND, "-V"), "", f"no release of iproute2: {_shown(said)}")
 
 
 def command(action: LinkAction) -> Command:
     """Return the command that carries out the action, and its standard input."""
     match action:
         case CreateLink(interface, kind):
-            # In one process, which finishes even if we are killed: no link of ours stays without its mark.
+            # In one process, which finishes even if we are killed: no link stays without its mark.
             lines = (f"link add name {interface} type {kind}", f"link set dev {interface} alias {MARK} up", "")
             return (COMMAND, "-batch", "-"), "\n".join(lines)
         case SetLinkUp(interface):

@@ -38,9 +38,9 @@ from sidecar.node.seen import Narrower, Places, Seen, places, seen_in
 from sidecar.state.model import NFT_FAMILIES, Chain, Family, Rule
 
 #: Why a rule in a chain that nft's iptables cannot list is unknown.
-_PERHAPS_NARROWER: Final = "-C finds one, which may be a narrower rule of another program"
-_ADDED_ONCE: Final = "it was added, but -C does not find it"
-_NO_ANSWER: Final = "-C cannot tell either"
+_PERHAPS_NARROWER: Final = "`-C` finds one, but it may be a narrower rule of another program"
+_ADDED_ONCE: Final = "it was added, but `-C` does not find it"
+_NO_ANSWER: Final = "`-C` cannot tell either"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class IptablesLooks(IptablesProgram):
         number, like = places({rule.place: lines}, [rule]).get(rule.place, (0, ()))
         known = nft_rules.rules(self.family, rule.place) or ()
         if like and len(known) != number:
-            raise RulesChanged(argv, "", "does not fit to what the kernel says: the rules changed meanwhile")
+            raise RulesChanged(argv, "", "does not match what the kernel says: the rules changed meanwhile")
         return [handle(known[at]) for at, _ in like if is_as_listed(known[at], rule)]
 
     def _say_that_it_cannot_count(self, chain: Chain, failure: SidecarError) -> None:

@@ -162,7 +162,7 @@ class IptablesProgram:
         try:
             return releases.parse(result.stdout)
         except ValueError as error:
-            raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
+            raise OutputUnreadable(argv, "", error) from error
 
     def listing(self, chain: Chain) -> tuple[str, ...]:
         argv = self.argv(chain[0], ("-S", chain[1]))
@@ -178,7 +178,7 @@ class IptablesProgram:
         try:
             return parse_listings(result.stdout, chains)
         except ValueError as error:
-            raise OutputUnreadable(argv, stdin, f"cannot be understood: {error}") from error
+            raise OutputUnreadable(argv, stdin, error) from error
 
     def restore(self, lines: Sequence[Line], *options: str) -> Command:
         """Return the command and the standard input that run these lines, table by table."""

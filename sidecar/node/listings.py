@@ -33,7 +33,7 @@ def parse_listings(text: str, chains: Sequence[Chain]) -> dict[Chain, tuple[str,
     """
     *lines, rest = split_rules(text)
     if rest:  # iptables exits with 0 even if it could not write all of it
-        raise ValueError(f"it is cut off behind {rest[:80]!r}")
+        raise ValueError(f"it is cut off after {rest[:80]!r}")
     sections: list[list[str]] = []
     for line in (each.rstrip(" ") for each in lines):  # some releases print a space at the end
         if line.startswith(("-P ", "-N ")):

@@ -132,7 +132,7 @@ class NftProgram:
         try:
             return parse(result.stdout)
         except ValueError as error:
-            raise OutputUnreadable(argv, "", f"cannot be understood: {error}") from error
+            raise OutputUnreadable(argv, "", error) from error
 
 
 def _failure(failure: CommandError, stderr: str) -> SidecarError:

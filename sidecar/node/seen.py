@@ -72,8 +72,8 @@ def seen_in(
             is_certain = found.certain and not (loses_ports_by and may_lack_port(found.line))
             hindrances[rule] = replace(found, certain=is_certain)
     unknown = {
-        rule: f"{loses_ports_by} lists `{without_port(rule)}`, as this release loses the port of rules that a newer "
-        "one has set: install iptables 1.8.9 or newer, or remove the rule with the program that set it"
+        rule: f"{loses_ports_by} lists `{without_port(rule)}`, as this release drops the port of rules that a newer "
+        "one has added: install iptables 1.8.9 or newer, or remove the rule with the program that added it"
         for rule, number in copies.items()
         if loses_ports_by and not number and without_port(rule) in listings[rule.place]
     }

@@ -84,11 +84,11 @@ class DeprecateAddress(_OnAddress):
 
     @property
     def todo(self) -> str:
-        return f"deprecate {self.address}, or it becomes a source address"
+        return f"deprecate {self.address}, which may become a source address"
 
     @property
     def done(self) -> str:
-        return f"{self.address} could become a source address, deprecated"
+        return f"deprecated {self.address}, which could become a source address"
 
 
 @dataclass(frozen=True, slots=True)

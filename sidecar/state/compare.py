@@ -1,6 +1,21 @@
-"""Compares an address as found on the node with the desired one, and words what status, plan and doctor say of it."""
+"""Compares what was found with what is desired, and words the facts that the log, status, plan and doctor share."""
 
-from sidecar.state.model import IPV6, Address, AddressState, Desired, Link, LinkAddress, Observed
+from typing import Final
+
+from sidecar.state.model import (
+    IPV6,
+    NFT_FAMILIES,
+    Address,
+    AddressState,
+    Desired,
+    Family,
+    Link,
+    LinkAddress,
+    Observed,
+)
+
+GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination
+PREFERRED: Final = "not deprecated, so it may become a source address"
 
 
 def on(link: Link, address: Address, *, exactly: bool = False) -> LinkAddress | None:
@@ -61,7 +76,28 @@ def also_on(other: Link, found: LinkAddress) -> str:
     return f"{found.cidr} is on {other.name} as well"
 
 
+def is_down(link: Link) -> str:
+    """Return in words that a link is down."""
+    return f"{link.name} is down: nothing reaches its addresses"
+
+
+def other_scope(desired: Desired, address: Address, found: LinkAddress) -> str:
+    """Return in words that the address has another scope than the desired one."""
+    risk = ", so it may become a source address" if found.scope == GLOBAL else ""
+    return f"{address} has scope {found.scope} instead of {desired.scope}{risk}"
+
+
+def dormant(family: Family, table: str) -> str:
+    """Return in words that the rules of an nft table have no effect."""
+    return f"the nft table {NFT_FAMILIES[family]} {table} has `flags dormant`, so its rules have no effect"
+
+
+def waking(family: Family, table: str) -> str:
+    """Return the command that ends the dormancy of a table: adding it again clears its flags."""
+    return f"nft add table {NFT_FAMILIES[family]} {table}"
+
+
 def taken_as_it_is(found: LinkAddress, interface: str) -> str:
     """Return in words that the address was found with another prefix length, or with a peer."""
-    risk = "; it is not deprecated, so it may become a source address" if _is_preferred(found) else ""
+    risk = f"; it is {PREFERRED}" if _is_preferred(found) else ""
     return f"{found.cidr} on {interface} is used as it is, and cleanup leaves it in place{risk}"

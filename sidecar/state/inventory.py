@@ -4,9 +4,9 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sidecar.state.compare import elsewhere, find, has_scope, may_become_source
+from sidecar.state.compare import PREFERRED, dormant, elsewhere, find, has_scope, may_become_source
 from sidecar.state.model import Address, AddressState, Desired, Facts, LinkAddress, Observed, Rule
-from sidecar.state.plan import dormancy, is_ours, obstacles, plan, unread
+from sidecar.state.plan import is_ours, obstacles, plan, unread
 
 
 class State(enum.Enum):
@@ -81,7 +81,7 @@ def of_address(desired: Desired, observed: Observed, address: Address) -> Item:
     if found.state is not AddressState.USABLE:
         return Item("address", name, State.UNUSABLE, found.state.name.lower(), facts)
     if link and may_become_source(link, address):
-        return Item("address", name, State.PREFERRED, "not deprecated, so it may become a source address", facts)
+        return Item("address", name, State.PREFERRED, PREFERRED, facts)
     words = [*_differences(desired, address, found), *([f"also on {others}"] if others else [])]
     return Item("address", name, State.PRESENT, ", ".join(words), facts)
 
@@ -95,7 +95,7 @@ def of_rule(observed: Observed, rule: Rule) -> Item:
         case 0:
             return Item("rule", name, State.MISSING, facts=facts)
         case 1 if observed.is_dormant(rule):
-            return Item("rule", name, State.NO_EFFECT, dormancy(rule.family, rule.table), facts)
+            return Item("rule", name, State.NO_EFFECT, dormant(rule.family, rule.table), facts)
         case 1:
             hindrance = observed.hindrances.get(rule)
             if hindrance and hindrance.certain:

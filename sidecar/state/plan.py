@@ -28,30 +28,31 @@ from sidecar.state.actions import (
 )
 from sidecar.state.compare import (
     also_on,
+    dormant,
     elsewhere,
     find,
     has_scope,
+    is_down,
     is_exact,
     may_become_source,
     on,
+    other_scope,
     taken_as_it_is,
+    waking,
     works,
 )
 from sidecar.state.model import (
     LOOPBACK,
-    NFT_FAMILIES,
     Address,
     AddressState,
     Desired,
     Facts,
-    Family,
     Link,
     LinkAddress,
     Observed,
 )
 from sidecar.text import visible
 
-GLOBAL: Final = "global"  # the scope (man 8 ip-address) of what the kernel may choose as the source for any destination
 WAS_FOREIGN: Final = "it was there, and this program did not create it"
 MARK: Final = PROGRAM  # the alias (man 8 ip-link) of a link that this program created. A link without it is not ours
 
@@ -111,28 +112,23 @@ def notices(desired: Desired, observed: Observed) -> Iterator[Notice]:
     """Yield what an operator should know about the node, although nothing is missing."""
     for each in observed.links or ():
         if each.problem:
-            name = visible(each.name) or "a link without a name that can be read"
-            yield Notice(f"not all of {name} can be read, that is left out: {each.problem}", {"interface": name})
+            name = visible(each.name) or "a link without a readable name"
+            yield Notice(f"{name} can be read only in part: {each.problem}", {"interface": name})
     link = observed.link(desired.interface)
     if link and not link.is_up and not _may_be_set_up(link):
-        text = (
-            f"interface {link.name} is down and not ours: nothing reaches its addresses; `ip link set {link.name} up`"
-        )
-        yield Notice(text, {"interface": link.name})
+        remedy = f"this program did not create it, and leaves it so: `ip link set {link.name} up`"
+        yield Notice(f"{is_down(link)}; {remedy}", {"interface": link.name})
     for address in desired.addresses:
         found = find(observed, address)
         if found and not is_exact(address, found):
             yield Notice(taken_as_it_is(found, desired.interface), address.facts)
         elif found and not has_scope(desired, found):
-            risk = " and may become a source address" if found.scope == GLOBAL else ""
-            text = (
-                f"{address} keeps its scope {found.scope}{risk}; remove it to have it added with scope {desired.scope}"
-            )
-            yield Notice(text, address.facts)
+            remedy = "remove it, and it is added again with the right one"
+            yield Notice(f"{other_scope(desired, address, found)}; {remedy}", address.facts)
         yield from _notice_duplicates(desired, observed, address)
     for family, table in sorted(observed.dormant):
         if any(observed.copies.get(rule) for rule in desired.rules if (rule.family, rule.table) == (family, table)):
-            text = f"IPv{family} rules in table {table} are without effect: {dormancy(family, table)}"
+            text = f"{dormant(family, table)}: `{waking(family, table)}` ends that"
             yield Notice(text, {"family": family, "table": table})
     for rule, hindrance in observed.hindrances.items():
         is_movable = hindrance.certain and not desired.insert
@@ -152,27 +148,17 @@ def unremovable(observed: Observed) -> tuple[Failure, ...]:
     return tuple(Failure(RemoveRule(rule, 1).todo, RuleUnknown(why)) for rule, why in observed.unknown.items())
 
 
-def dormancy(family: Family, table: str) -> str:
-    """Return why the rules of a table have no effect, and what to do: adding the table again clears its flags."""
-    return f"the nft table has `flags dormant`; `{waking(family, table)}` clears that"
-
-
-def waking(family: Family, table: str) -> str:
-    """Return the command that ends the dormancy of a table."""
-    return f"nft add table {NFT_FAMILIES[family]} {table}"
-
-
 def _notice_duplicates(desired: Desired, observed: Observed, address: Address) -> Iterator[Notice]:
     link = observed.link(desired.interface)
     for other, duplicate in elsewhere(observed, address):
         text = also_on(other, duplicate)
         facts: Facts = {"address": duplicate.cidr, "interface": other.name}
         if not _is_removable(duplicate):
-            yield Notice(f"{text}, as part of a network or with a peer, so it is left there", facts)
+            yield Notice(f"{text}, with a network or a peer, and stays there", facts)
         elif not desired.remove_duplicates:
             yield Notice(f"{text}; --remove-duplicates removes it there", facts)
         elif link and not works(link, address):
-            yield Notice(f"{text}, and is left there until it works on {desired.interface}", facts)
+            yield Notice(f"{text}, and stays there until it works on {desired.interface}", facts)
 
 
 def waits_because(desired: Desired, observed: Observed) -> str:

@@ -103,15 +103,12 @@ def test_a_dormant_table_has_no_effect(namespace: Namespace, start: Start, ip: s
     assert again.end() == 0
     family = 4 if "." in ip else 6
     waking = f"nft add table {' '.join(table)}"
-    assert (
-        f"IPv{family} rules in table filter are without effect: the nft table has `flags dormant`; `{waking}`"
-        in again.log
-    )
+    assert f"the nft table {' '.join(table)} has `flags dormant`, so its rules have no effect: `{waking}`" in again.log
     text = ask(namespace, "status", *flags)
     assert "but 2 without effect" in text
     assert text.count("\nno effect") == 2
     found = ask(namespace, "doctor", *flags, "--output=json")
-    assert f"the nft table filter of IPv{family} has `flags dormant`: none of its rules has an effect" in found
+    assert f"the nft table {' '.join(table)} has `flags dormant`, so its rules have no effect" in found
     assert f"3 of 5 IPv{family} rules are in place" in found
     namespace.run(*waking.split())
     assert "no effect" not in ask(namespace, "status", *flags)

@@ -746,7 +746,7 @@ def test_what_hangs_or_talks_nonsense_is_unknown_and_the_rest_goes_on(
     assert report.having("ok", "tls", "certificate for")
     assert report.exit == 1
     report = doctor(node.namespace, *flags, env=fake("ip", "echo nonsense"))
-    assert report.having("unknown", "interface", "cannot be understood")
+    assert report.having("unknown", "interface", "cannot be parsed")
     assert report.exit == 1
 
 

@@ -38,7 +38,7 @@ def test_the_name_of_somebody_else_is_not_taken(namespace: Namespace, start: Sta
     env = fake("ip", STAND_IN)
     sidecar = start(*flags, **env)
     assert sidecar.end() == 1
-    assert f"interface {interface} does not exist on this node: waiting for it: the system or another" in sidecar.log
+    assert f"interface {interface} does not exist on this node; waiting for it: the system or another" in sidecar.log
     assert names(namespace) == {"lo"}
     assert start(*flags, "--create-interface", **env).end() == 0
     assert held(namespace, interface) == CIDRS

@@ -107,7 +107,7 @@ def test_one_of_the_same_name_that_is_not_ours_is_used_and_never_touched(
 def test_a_link_of_somebody_else_that_is_down_stays_down_and_is_noticed(namespace: Namespace) -> None:
     namespace.run("ip", "link", "add", "own0", "type", "veth")
     report = reconciler(namespace, goal("own0", IPV4)).reconcile()
-    assert "interface own0 is down and not ours" in str(report.notices[0])
+    assert "own0 is down: nothing reaches its addresses; this program did not create it" in str(report.notices[0])
     assert "UP" not in namespace.run("ip", "-brief", "link", "show", "own0").split("<")[1].split(">")[0].split(",")
 
 
@@ -129,7 +129,7 @@ def test_an_address_elsewhere_is_noticed_or_taken_off_there(namespace: Namespace
     report = reconciler(namespace, goal("lo", remove_duplicates=True)).reconcile()
     assert report.in_sync
     assert [str(notice) for notice in report.notices] == [
-        "10.96.0.2/24 is on v0 as well, as part of a network or with a peer, so it is left there"
+        "10.96.0.2/24 is on v0 as well, with a network or a peer, and stays there"
     ]
     assert namespace.addresses() == BOTH
     assert sorted(namespace.addresses("v0")) == ["10.96.0.2/24", "10.96.0.3/32", "10.96.0.50/24"]
@@ -167,7 +167,7 @@ def test_another_scope_is_kept_and_noticed(namespace: Namespace) -> None:
     namespace.run("ip", "address", "add", "10.96.0.2/32", "dev", "lo", "scope", "global")
     report = reconciler(namespace, goal("lo", IPV4)).reconcile()
     assert (report.in_sync, report.changed) == (True, ())
-    assert "keeps its scope global" in str(report.notices[0])
+    assert "has scope global instead of host" in str(report.notices[0])
 
 
 def test_an_ipv6_address_that_is_tentative_is_not_in_sync_until_it_is_not(namespace: Namespace) -> None:
@@ -242,7 +242,7 @@ def test_one_that_may_become_a_source_is_changed_in_place(namespace: Namespace, 
     namespace.run("ip", "address", "add", "fd00:10:96::2/128", "dev", interface, "nodad")
     report = reconciler(namespace, goal(interface, IPV6)).reconcile()
     assert [action.done for action in report.changed] == [
-        f"fd00:10:96::2/128 on {interface} could become a source address, deprecated"
+        f"deprecated fd00:10:96::2/128 on {interface}, which could become a source address"
     ]
     assert report.in_sync
     assert sources(namespace) == before

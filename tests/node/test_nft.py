@@ -457,7 +457,9 @@ def test_one_table_that_cannot_be_read_does_not_hide_the_others(here: Namespace)
     found, failures = NftProgram(run, known=lambda: None).tables(time.monotonic() + 60)
     assert [each.name for each in found] == ["second"]
     assert list(failures) == ["table inet first"]
-    assert "`nft --json --terse list table inet first` cannot be understood" in str(failures["table inet first"])
+    assert "`nft --json --terse list table inet first` printed output that cannot be parsed" in str(
+        failures["table inet first"]
+    )
 
 
 def test_no_command_is_started_after_the_deadline(here: Namespace) -> None:

@@ -270,7 +270,7 @@ def test_an_update_may_change_the_address(node: Node, before: str, after: str, a
 def test_a_port_that_another_program_has_is_left_to_it(node: Node, theirs: str, ours: str, *, shares: bool) -> None:
     stranger = node.start_stranger(theirs, shares=shares)
     text = node.refuses(ours)
-    assert text.startswith(f"cannot listen on --health-address={Endpoint(ours, PORT)}: another program uses it: ")
+    assert text.startswith(f"cannot listen on --health-address={Endpoint(ours, PORT)}: in use by ")
     assert f"pid {stranger.pid} (" in text
 
 
@@ -281,7 +281,7 @@ def test_a_program_that_comes_later_gets_nothing_and_is_named(node: Node) -> Non
     assert sidecar.stderr
     line = sidecar.stderr.readline()
     assert f"another program listens on the port of --health-address=:9180, too: pid {stranger.pid} (" in line
-    assert f"it is pid {stranger.pid} (" in node.refuses("")
+    assert f"in use by pid {stranger.pid} (" in node.refuses("")
     assert node.who_answers() == only("A")
     kill(stranger)
     node.start("B")
@@ -317,7 +317,7 @@ def test_a_program_that_cannot_be_seen_is_asked_what_it_is(
     node.processes.append(stranger)
     assert stranger.stdout
     assert stranger.stdout.readline() == "there\n"
-    assert f"another program uses it: choose another port, or see `ss -ltnp`: it is {ports.UNSEEN}" in node.refuses("")
+    assert f"in use by {ports.UNSEEN}: choose another port, or see `ss -ltnp`" in node.refuses("")
 
 
 # Where it listens
@@ -361,7 +361,5 @@ def test_without_the_kernel_s_help_it_listens_all_the_same(log: list[str], monke
     monkeypatch.setattr(ports, "direct_to", refuse)
     port = takeover.listen(Endpoint("127.0.0.1", 0))
     socket.create_connection(("127.0.0.1", port.number), timeout=5.0).close()
-    assert log == [
-        "WARNING another instance may answer probes of this one: the kernel refuses (Protocol not available)"
-    ]
+    assert log == ["WARNING another instance may answer this one's probes: the kernel refuses (Protocol not available)"]
     port.close()

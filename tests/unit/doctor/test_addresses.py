@@ -78,6 +78,7 @@ def test_who_manages_the_interface(node: RecordedNode, file: str, content: str, 
 
 
 ADD = f"ip address add {CIDR} dev lo scope host"
+OTHER_SCOPE = "has scope global instead of host, so it may become a source address"
 DELETE = f"ip address delete {CIDR} dev lo"
 ADD6 = f"ip address add {CIDR6} dev lo nodad preferred_lft 0"
 DELETE6 = f"ip address delete {CIDR6} dev lo"
@@ -114,14 +115,14 @@ def show(node: RecordedNode, *cidrs: str, link: str = "lo", **details: object) -
          [(FAULT, f"{CIDR} is not on lo, but {CIDR} with a peer is", (ADD,))]),
         (lambda node: show(node, "10.96.0.2/24", CIDR), [(OK, f"{CIDR} on lo, scope host", ())]),
         (lambda node: show(node, CIDR, scope="global"),
-         [(WARNING, f"{CIDR} on lo has scope global instead of host",
+         [(WARNING, f"{CIDR} on lo {OTHER_SCOPE}",
            ("ip address add 10.96.0.2/31 dev lo scope host noprefixroute", DELETE,
             f"ip address replace {CIDR} dev lo scope host", "ip address delete 10.96.0.2/31 dev lo"))]),
         (lambda node: show(node.set(desired=ONLY_IPV6), "fd00:10:96::2/64", scope="global"),
          [(NOTE, ("fd00:10:96::2/64 on lo is used as it is, and cleanup leaves it in place; "
           "it is not deprecated, so it may become a source address"), ())]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global"),
-         [(FAULT, f"{CIDR6} on lo is not deprecated: the kernel may choose it as a source address",
+         [(FAULT, f"{CIDR6} on lo is not deprecated, so it may become a source address",
            (f"ip address change {CIDR6} dev lo nodad preferred_lft 0",))]),
         (lambda node: show(node.set(desired=ONLY_IPV6), CIDR6, scope="global", deprecated=True),
          [(OK, f"{CIDR6} on lo, scope global", ())]),

@@ -125,7 +125,7 @@ def test_an_ip_that_is_not_that_of_iproute2(node: RecordedNode, said: str, named
 
 def test_an_ip_that_says_nothing(node: RecordedNode) -> None:
     node.answers["ip -V"] = Result(0, "", "")
-    unclear = "unknown: `ip -V` names no release of iproute2: it printed nothing"
+    unclear = "unknown: `ip -V` printed output that cannot be parsed: no release of iproute2: it printed nothing"
     assert node.texts("commands") == [unclear, f"ok: /usr/sbin/ip, {NFT}, {NFT}-restore"]
 
 

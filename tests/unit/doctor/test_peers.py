@@ -144,5 +144,5 @@ def test_each_command_runs_once(node: RecordedNode) -> None:
 
 def test_output_that_cannot_be_understood_is_no_knowledge(node: RecordedNode) -> None:
     node.answers["ip -4 -json -N route show table all"] = ok("default via 192.168.7.1 dev eth0\n")
-    with pytest.raises(OutputUnreadable, match="cannot be understood"):
+    with pytest.raises(OutputUnreadable, match="cannot be parsed"):
         peers(node.view(), 4)

@@ -110,8 +110,8 @@ DROPS = "from all to 10.96.0.0/16 unreachable"
         (routes(6, ok(UNICAST6), LOCAL_FIRST), "fd00:10:96::2 does not stay on this node: unicast dev lo",
          "if that does not help, see: ip -6 route show table all fd00:10:96::2", (DELETE6, ADD6)),
         (routes(4, UNREACHABLE, LOCAL_FIRST, "?"),
-         (f"{NOT_REACHED}Network is unreachable; `ip -4 -json -N route show table all` cannot be understood: "
-         "Expecting value: line 1 column 1 (char 0)"), "see: ip -4 route show table all 10.96.0.2", ()),
+         (f"{NOT_REACHED}Network is unreachable; `ip -4 -json -N route show table all` printed output that cannot be "
+         "parsed: Expecting value: line 1 column 1 (char 0)"), "see: ip -4 route show table all 10.96.0.2", ()),
     ],
 )  # fmt: skip
 def test_a_route_that_leads_elsewhere(

@@ -74,7 +74,7 @@ FOUR = "4 of 5 IPv4 rules are in place"
            (f"{RAW} -D {RAW_IN}".replace("443", "8443"),)), (OK, GOOD, ())]),
         (lambda node: node.opaque.add(("filter", "INPUT")),
          [(UNKNOWN, (f"-t filter -A {LET_IN}: `iptables-nft -w 1 -t filter -S INPUT` exited with 1: {NOT_PRINTED}; "
-           "-C cannot tell either; see `nft list chain ip filter INPUT`"), ()), (OK, FOUR, ())]),
+           "`-C` cannot tell either; see `nft list chain ip filter INPUT`"), ()), (OK, FOUR, ())]),
     ],
 )  # fmt: skip
 def test_rules(node: RecordedNode, change: Change, expected: list[tuple[Level, str, tuple[str, ...]]]) -> None:

@@ -252,7 +252,7 @@ def test_what_could_not_be_read_of_the_interface_is_neither_added_nor_called_don
         assert [failure.attempt for failure in unread(OWN, observed)] == [f"look for {each}" for each in unknown]
         assert not [action for action in teardown(OWN, observed) if isinstance(action, DeleteLink)]
         (notice,) = notices(OWN, observed)
-        assert "can be read, that is left out: odd" in str(notice)
+        assert "can be read only in part: odd" in str(notice)
 
 
 def test_an_interface_by_another_of_its_names() -> None:
@@ -280,7 +280,7 @@ def test_another_scope_is_kept_and_noticed() -> None:
     observed = everything(addresses=(replace(OURS[0], scope="global"), OURS[1]))
     assert plan(GOAL, observed) == ()
     (notice,) = notices(GOAL, observed)
-    assert "10.96.0.2/32 on lo keeps its scope global" in str(notice)
+    assert "10.96.0.2/32 on lo has scope global instead of host" in str(notice)
 
 
 def test_an_ipv6_address_that_may_become_a_source_is_changed_in_place() -> None:
@@ -322,8 +322,8 @@ def test_where_the_address_does_not_work_others_keep_it() -> None:
         observed = Observed((own, elsewhere), dict.fromkeys(GOAL.rules, 1))
         assert plan(goal, observed) == ()
         assert [str(notice) for notice in notices(goal, observed)][1:] == [
-            "10.96.0.2/32 is on eth0 as well, and is left there until it works on own0",
-            "fd00:10:96::2/128 is on eth0 as well, and is left there until it works on own0",
+            "10.96.0.2/32 is on eth0 as well, and stays there until it works on own0",
+            "fd00:10:96::2/128 is on eth0 as well, and stays there until it works on own0",
         ]
 
 
@@ -332,7 +332,7 @@ def test_an_address_with_a_network_is_never_taken_off_another_interface() -> Non
     observed = Observed((Link("lo", addresses=OURS), Link("eth0", addresses=FOREIGN[:1])), {})
     assert plan(goal, observed) == ()
     (notice,) = notices(goal, observed)
-    assert str(notice) == "10.96.0.2/24 is on eth0 as well, as part of a network or with a peer, so it is left there"
+    assert str(notice) == "10.96.0.2/24 is on eth0 as well, with a network or a peer, and stays there"
 
 
 def test_with_insert_only_what_certainly_hinders_a_rule_makes_it_move() -> None:
@@ -348,4 +348,4 @@ def test_a_link_that_is_down_is_set_up_only_if_it_is_ours_or_lo() -> None:
     assert plan(OWN, everything(name="own0", is_up=False, alias=MARK)) == (SetLinkUp("own0"),)
     assert plan(OWN, everything(name="own0", is_up=False)) == ()
     (notice,) = notices(OWN, everything(name="own0", is_up=False))
-    assert "interface own0 is down and not ours" in str(notice)
+    assert "own0 is down: nothing reaches its addresses; this program did not create it" in str(notice)
