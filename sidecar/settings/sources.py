@@ -25,7 +25,7 @@ from sidecar.settings import durations, values
 from sidecar.settings.invocation import Invocation
 from sidecar.settings.klog import Vmodule
 from sidecar.settings.options import FLAGS, PREFIX, Options, variable
-from sidecar.state.model import IPV4
+from sidecar.state.model import IPV4, IPV6
 from sidecar.text import nearest, quoted
 
 PACKAGE: Final = Path(__file__).parents[1]  # the directory of the source files
@@ -175,6 +175,10 @@ def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str
 
 def _advice(options: Options, origins: Origins) -> Iterator[str]:
     """Yield a line for each setting that has no effect, or more effect than you might expect."""
+    for ip in options.ip_address:
+        if ip.version == IPV6 and ip.is_link_local:
+            zoned = f"{ip}%{options.interface}"
+            yield f"{origins('ip-address')}: {ip} is a link-local address: clients need its zone, as in {quoted(zoned)}"
     ipv4 = next((str(ip) for ip in options.ip_address if ip.version == IPV4), "")
     if options.address_scope == "global" and ipv4:
         yield (

@@ -52,7 +52,8 @@ def desired(  # noqa: PLR0913 - one for each setting that an operator can choose
 
 
 #: Names that the system gives to network cards (man 7 systemd.net-naming-scheme, biosdevname, the kernel's own), and
-#: that network managers, plugins and tunnels give to links that they create.
+#: that network managers, plugins and tunnels give to links that they create. A list, or what `ip link` prints for a
+#: link and its peer (`a@b`), is no name that anybody meant.
 _NAMES_OF_OTHERS: Final = """
     en* eth* wl* ww* wpan* ib* sl[0-9]* usb[0-9]* em[0-9]* p[0-9]*p[0-9]* lan lan[0-9]* wan wan[0-9]* swp[0-9]*
     hsn[0-9]* nic[0-9]* can[0-9]* vcan[0-9]* rename[0-9]* ppp[0-9]* mgmt* ath[0-9]* ra[0-9]* wifi* mlan[0-9]* rmnet*
@@ -60,7 +61,7 @@ _NAMES_OF_OTHERS: Final = """
     veth* docker* podman* nerdctl* cni* cbr[0-9]* cali* cilium* lxc* lxd* incus* flannel* weave* ovn* antrea* azv* gke*
     nodelocaldns* kube-ipvs* kube-bridge* kube-dummy* egress.calico wireguard.cali virbr* vnet[0-9]* vmnet* host[0-9]*
     ve-* vb-* vz-* tun* tap* wg* tailscale* zt* vxlan* genev* sit* gre* erspan* ip6tnl* ip6gre* ip_vti* ip6_vti* vti*
-    xfrm* ipsec* teql* ipip* l2tp* vpn*
+    xfrm* ipsec* teql* ipip* l2tp* vpn* *,* *@*
 """
 
 

@@ -378,6 +378,10 @@ def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
             ["--address-scope=global"],
             "--address-scope=global: the kernel may choose 10.96.0.2 as the source address of other connections",
         ),
+        (
+            ["--ip-address=10.96.0.2,fe80::2"],
+            "--ip-address: fe80::2 is a link-local address: clients need its zone, as in fe80::2%lo",
+        ),
         (["--log_file=/x"], "--log_file has no effect without --logtostderr=false"),
         (["--log_dir=/x"], "--log_dir has no effect without --logtostderr=false"),
         (["--log_dir=/x", "--log_file=/x", "--logtostderr=false"], "--log_dir has no effect together with --log_file"),

@@ -103,6 +103,7 @@ def test_the_address_and_the_port_of_a_rule(line: str, expected: RuleSet | None)
         ("lxc1 lxcbr0 flannel.1 weave virbr0 vnet3 tun0 tunl0 tap7 wg0 vxlan.calico genev_sys_6081 kube-ipvs0", True),
         ("eth0.100 bond0.5 vlan7 ovs-system antrea-gw0 nodelocaldns sit0 ip6tnl0 tailscale0 ppp0 ifb1 vmbr0", True),
         ("Eth0 ENS5 BR0 Wlan0 cbr0 nerdctl0 ve-web vb-web vz-zone host0 macsec0 bat0 ath0 egress.calico lan wan", True),
+        ("lo,dummy0 proxy0@if7", True),
         (
             "dummy0 kube-apiproxy apiserver-proxy proxy0 own0 local0 k8s svc0 vip0 anycast loop1 xeth0 team",
             False,
