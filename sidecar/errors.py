@@ -27,7 +27,8 @@
     │   └── OutputUnreadable        it succeeded, but its output cannot be parsed
     └── DeadlineReached         1  the cleanup's time was up before this command began
 
-The number is the exit code. `str()` of each is one line, meant for the person who has to act on it.
+The number is the exit code; `exit_code` in state/actions.py takes the worst. `str()` of each is one line, meant for the
+person who has to act on it. node/iptables_program.py and node/iproute.py decide which error a failed command is.
 
 Stopped and Interrupted are not failures, but the way out of work that a signal has ended.
 """

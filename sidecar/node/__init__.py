@@ -1,4 +1,12 @@
 """Access to the machine: every command, every file in /proc, every socket.
 
-Imports log and what is below it. Start with `reconcile` (one pass) and `command` (the only user of sh).
+Imports log and what is below it. Start with `reconcile` (one pass) and `command` (the only user of sh). What belongs
+together:
+
+- addresses and links: iproute
+- rules: backends (which iptables), on iptables (changes), on iptables_looks (looks), on iptables_program (one command);
+  listings and seen (what the looks show), nf_tables and nft_expressions (what iptables does not show)
+- other instances: claims, instances, backends_shown, ports
+- what wakes up the daemon: events, with netlink, lock_watch, legacy_probe
+- commands: command, child, programs, signals
 """
