@@ -82,7 +82,7 @@ def _clean_up(loaded: Loaded) -> Cleaned:
     logged = collect_warnings(loaded.options)
     deadline = time.monotonic() + loaded.options.cleanup_timeout
     commands = Commands(loaded.options.command_timeout)
-    wakeup = Wakeup(commands.told, on_stop=commands.interrupt, on_interrupt=commands.interrupt)
+    wakeup = Wakeup(commands.wakeup_fd, on_stop=commands.interrupt, on_interrupt=commands.interrupt)
     node, port = access(loaded.options, commands), loaded.options.port
     mine = Claims()
     mine.take(desired.claims(node.desired, port), is_over=lambda: wakeup.stopping or time.monotonic() > deadline)

@@ -40,8 +40,8 @@ def coloured(text: str, colour: str, columns: int) -> str:
 
 def notes(warnings: Sequence[str], errors: Sequence[str]) -> list[str]:
     """Return one or more lines for each warning and each error."""
-    told = [*(f"warning: {text}" for text in warnings), *(f"error: {text}" for text in errors)]
-    return [line for text in told for line in wrapped(text)]
+    texts = [*(f"warning: {text}" for text in warnings), *(f"error: {text}" for text in errors)]
+    return [line for text in texts for line in wrapped(text)]
 
 
 def as_json(value: dict[str, object], indent: int | None = None) -> str:

@@ -41,7 +41,7 @@ def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
     """Yield the plan. Raises OSError if no command can be run at all."""
     logged = collect_warnings(loaded.options)
     commands = Commands(loaded.options.command_timeout)
-    Wakeup(commands.told, on_stop=commands.interrupt, on_interrupt=commands.interrupt)
+    Wakeup(commands.wakeup_fd, on_stop=commands.interrupt, on_interrupt=commands.interrupt)
     node = access(loaded.options, commands, creates=False)
     reconciler = node.reconciler()
     observed, unseen = reconciler.observe()

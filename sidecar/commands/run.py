@@ -30,7 +30,9 @@ def run(options: Options, warnings: Sequence[str]) -> int:
     start_logging(options)
     try:
         commands = Commands(options.command_timeout)
-        wakeup = Wakeup(commands.told, on_stop=commands.stop, on_interrupt=commands.interrupt, on_child=commands.reap)
+        wakeup = Wakeup(
+            commands.wakeup_fd, on_stop=commands.stop, on_interrupt=commands.interrupt, on_child=commands.reap
+        )
     except OSError as error:
         logger.error(f"cannot start: {reason(error)}")
         return NodeError.exit_code

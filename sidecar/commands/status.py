@@ -61,7 +61,7 @@ def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Stat
     logged = collect_warnings(loaded.options)
     commands = BriefCommands(loaded.options.command_timeout)
     # Nothing is changed here, so a signal can end the running command and with it the look.
-    wakeup = Wakeup(commands.told, on_stop=commands.interrupt, on_interrupt=commands.interrupt)
+    wakeup = Wakeup(commands.wakeup_fd, on_stop=commands.interrupt, on_interrupt=commands.interrupt)
     node = access(loaded.options, commands, creates=False, longest_look=LONGEST_LOOK)
     reconciler = node.reconciler()
 

@@ -22,7 +22,7 @@ from sidecar.state.actions import Action, MoveToFront, RemoveAddress, RemoveForm
 from sidecar.state.model import Desired, Observed
 
 SOON: Final = 1.0  # seconds until the first retry, and until the first pass after a change
-LATER: Final = 7.0  # seconds from there to the second pass after a change, where the kernel tells of further ones
+LATER: Final = 7.0  # seconds from there to the second pass after a change, where events show further ones
 
 #: Passes that events may trigger at once, and how many per second after that.
 BURST: Final = 5.0
@@ -51,7 +51,7 @@ def run(  # noqa: PLR0913 - what to do, when to do it, and whom to tell
     If the very first pass shows that this node cannot do what the settings ask for, return its report: going on
     would hide that. Later, the same failure may be temporary, for example during a package upgrade, so it is retried.
     """
-    schedule, pace = Schedule(interval, is_told=bool(events and events.are_whole)), Pace()
+    schedule, pace = Schedule(interval, has_events=bool(events and events.are_whole)), Pace()
     first, woken = True, Woken.BY_CLOCK
     try:
         while not wakeup.stopping:
@@ -142,14 +142,14 @@ class Schedule:
     """Computes the seconds from one pass to the next.
 
     The delay is 1 s after a change or a first failure, then doubles with each pass up to the interval; but in sync, and
-    where the kernel tells of changes, one more look is enough. After a failed pass it gets jitter, so that a thousand
+    where events show each change, one more look is enough. After a failed pass it gets jitter, so that a thousand
     nodes with the same problem do not retry in step.
     """
 
-    def __init__(self, interval: float, jitter: Callable[[], float] = _jitter, *, is_told: bool = False) -> None:
+    def __init__(self, interval: float, jitter: Callable[[], float] = _jitter, *, has_events: bool = False) -> None:
         self._interval = interval
         self._jitter = jitter
-        self._is_told = is_told
+        self._has_events = has_events
         self._delay = interval
         self._failing = False
 
@@ -165,7 +165,7 @@ class Schedule:
         failed = not report.in_sync
         if report.changed or (failed and not self._failing):
             delay = SOON
-        elif self._is_told and not failed:
+        elif self._has_events and not failed:
             later = LATER if self._delay == SOON else self._interval
             delay = self._delay if by_event else later
         else:

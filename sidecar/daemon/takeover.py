@@ -106,10 +106,6 @@ class Port:
             attend(self.members[place].listener)
         return _OFTEN if any(len(group) > 1 for group in groups) else _RARELY
 
-    def close(self) -> None:
-        for member in self.members:
-            member.close()
-
     def _name_strangers(self, found: list[Listener]) -> None:
         known = self.strangers.union(*({member.inode, *member.older} for member in self.members))
         came = ports.strangers([each for each in found if each.inode not in known and self._shares(each)])

@@ -34,16 +34,16 @@ class Wakeup:
 
     def __init__(
         self,
-        told: int,
+        wakeup_fd: int,
         on_stop: Callable[[], None],
         on_interrupt: Callable[[], None],
         on_child: Callable[[], None] | None = None,
     ) -> None:
-        """`told` is the end of a signal pipe that others may read, too; `on_child` is called when a child ends."""
+        """`wakeup_fd` is the end of a signal pipe that others read as well; `on_child` is called when a child ends."""
         self.stopping = False
         self._on_stop = on_stop
         self._on_interrupt = on_interrupt
-        self._told = told
+        self._wakeup_fd = wakeup_fd
         self._has_come = False
         for number in (*_STOP, signal.SIGHUP):
             signal.signal(number, self._handle)
@@ -54,7 +54,7 @@ class Wakeup:
     def wait(self, seconds: float, events: Events | None = None) -> Woken:
         """Sleep until a signal comes (or came since the last sleep), a relevant event comes, or `seconds` pass."""
         poll = select.poll()
-        for descriptor in (self._told, *(events.descriptors if events else ())):
+        for descriptor in (self._wakeup_fd, *(events.descriptors if events else ())):
             poll.register(descriptor, select.POLLIN)
         now = time.monotonic()
         deadline, probed = now + seconds, now
@@ -63,8 +63,8 @@ class Wakeup:
             # By the clock: messages that do not concern us may come all the time, and end each poll.
             due = deadline if interval is None else min(deadline, probed + interval)
             ready = {descriptor for descriptor, _ in poll.poll(min(max(0.0, due - now) * 1000, _LONGEST_POLL))}
-            if self._told in ready:
-                os.read(self._told, 1024)
+            if self._wakeup_fd in ready:
+                os.read(self._wakeup_fd, 1024)
                 continue  # the handler has run by now: it says whether this signal ends the sleep
             concerned = [events.arrived(descriptor) for descriptor in ready] if events else []
             if any(concerned):

@@ -93,7 +93,7 @@ def dropped() -> dict[str, int]:
 
 
 def _log_dropped(output: "_Output") -> None:
-    for destination, number in output.take_untold():
+    for destination, number in output.take_unreported():
         logger.bind(dropped=number, log=destination).warning(
             f"{number} log lines were dropped: {_NAMES[destination]} did not take them"
         )
@@ -124,7 +124,7 @@ class _Output:
         self._failing: set[int] = set()
         self.patience = Patience()
         self.dropped = {STDERR: 0, FILES: 0}
-        self._untold = {STDERR: 0, FILES: 0}
+        self._unreported = {STDERR: 0, FILES: 0}
         self._encoding = sys.stderr.encoding or "utf-8"
         self._stderr: Outlet | None = None
         self._stderr_target = -1
@@ -160,20 +160,20 @@ class _Output:
         for sent, outcomes in self._writer.finish():
             self._judge(sent, outcomes)
 
-    def take_untold(self) -> list[tuple[str, int]]:
+    def take_unreported(self) -> list[tuple[str, int]]:
         """Return how many lines each destination missed since this was last asked, if it would take one now."""
         files_are_ready = self._writer.is_ready()
         is_ready = {
             STDERR: self._stderr.is_ready() if self._stderr else files_are_ready,
             FILES: files_are_ready and not self._failing,
         }
-        untold = [(name, number) for name, number in self._untold.items() if number and is_ready[name]]
-        self._untold |= {name: 0 for name, _ in untold}
-        return untold
+        unreported = [(name, number) for name, number in self._unreported.items() if number and is_ready[name]]
+        self._unreported |= {name: 0 for name, _ in unreported}
+        return unreported
 
     def _count(self, destination: str) -> None:
         self.dropped[destination] += 1
-        self._untold[destination] += 1
+        self._unreported[destination] += 1
 
     def _say(self, line: str, entry: Entry) -> None:
         """Write a line to standard error."""

@@ -68,7 +68,7 @@ class Outcome:
 
 
 class Writer(Generic[T]):
-    """Sends lines to the child, and remembers what it has not answered yet: each with a thing of the caller's."""
+    """Sends lines to the child, and remembers what it has not answered yet: each with a tag of the caller."""
 
     def __init__(self, targets: Sequence[Target], patience: Patience) -> None:
         self._targets = targets
@@ -78,7 +78,7 @@ class Writer(Generic[T]):
         self._read = b""
         self._sent: deque[tuple[Sequence[int], T]] = deque()
 
-    def write(self, targets: Sequence[int], line: str, time: datetime, thing: T) -> bool:
+    def write(self, targets: Sequence[int], line: str, time: datetime, tag: T) -> bool:
         """Have the line written to these targets; return whether the child will do so, or has a place for it."""
         try:
             if self._outlet is None or not self._outlet.write(pickle.dumps((targets, line, time))):
@@ -87,7 +87,7 @@ class Writer(Generic[T]):
             if not self._sent:
                 self._stop()
             return False
-        self._sent.append((targets, thing))
+        self._sent.append((targets, tag))
         return True
 
     def outcomes(self) -> Iterator[tuple[T, list[Outcome]]]:
@@ -109,8 +109,8 @@ class Writer(Generic[T]):
         if not read:  # somebody killed it
             self._stop()
             while self._sent:
-                targets, thing = self._sent.popleft()
-                yield thing, [Outcome(each, NAME, "the process that writes it has ended") for each in targets]
+                targets, tag = self._sent.popleft()
+                yield tag, [Outcome(each, NAME, "the process that writes it has ended") for each in targets]
             return
         *answers, self._read = (self._read + read).split(b"\n")
         for answer in answers:

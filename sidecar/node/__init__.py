@@ -4,8 +4,8 @@ Imports log and what is below it. Start with `reconcile` (one pass) and `command
 together:
 
 - addresses and links: iproute
-- rules: backends (which iptables), on iptables (changes), on iptables_looks (looks), on iptables_program (one command);
-  listings and seen (what the looks show), nf_tables and nft_expressions (what iptables does not show)
+- rules: backends (which iptables), on iptables (changes), iptables_observer (looks), iptables_program (one command);
+  listings and seen (what looks show), nf_tables and nft_expressions (what iptables does not show)
 - other instances: claims, instances, backends_shown, ports
 - what wakes up the daemon: events, with netlink, lock_watch, legacy_probe
 - commands: command, child, programs, signals

@@ -7,7 +7,7 @@ from functools import partial
 
 from sidecar.node import iproute
 from sidecar.node.backends import Backend
-from sidecar.node.backends_shown import Shown, is_foreign, of_running_sidecar
+from sidecar.node.backends_shown import ShownBackend, is_foreign, of_running_sidecar
 from sidecar.node.claims import Claims
 from sidecar.node.command import Commands
 from sidecar.node.iproute import IpRoute
@@ -75,7 +75,7 @@ def access(  # noqa: PLR0913 - what to do, and four ways in which the commands d
             options.iptables_wait,
             creates=creates,
             longest_look=longest_look,
-            shown=Shown(family, rules, mine) if mine else None,
+            shown=ShownBackend(family, rules, mine) if mine else None,
             of_running=None if mine else partial(of_running_sidecar, commands.run, family, rules),
         )
 

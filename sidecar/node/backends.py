@@ -20,7 +20,7 @@ from sidecar.errors import BackendUnknown, CommandMissing, SidecarError
 from sidecar.log import levels
 from sidecar.node import nft_tables, releases
 from sidecar.node.backend_choice import SYSTEM, Candidates, Choice
-from sidecar.node.backends_shown import Shown
+from sidecar.node.backends_shown import ShownBackend
 from sidecar.node.command import Command, Run
 from sidecar.node.iptables import Iptables
 from sidecar.node.other_backend import OtherBackend, apply_parts
@@ -45,7 +45,7 @@ class Backend:
         *,
         creates: bool = True,
         longest_look: float = math.inf,
-        shown: Shown | None = None,
+        shown: ShownBackend | None = None,
         of_running: Callable[[], str | None] | None = None,
         is_installed: Callable[[str], bool] = is_installed,
         legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,

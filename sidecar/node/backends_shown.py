@@ -20,7 +20,7 @@ _Shown = TypeVar("_Shown", RulesBackend, Foreign)
 _NAMES: Final = ("nft", "legacy", "system")
 
 
-class Shown:
+class ShownBackend:
     """The backend that this instance uses for the rules of a family."""
 
     def __init__(self, family: Family, rules: Sequence[RuleSet], mine: Claims) -> None:
@@ -75,10 +75,10 @@ def is_foreign(interface: str) -> bool:
     return interface != LOOPBACK and bool(_shown_by(instances.running()[0], {Foreign(interface)}))
 
 
-def _shown_by(running: Iterable[Instance], wanted: Collection[_Shown]) -> frozenset[_Shown]:
+def _shown_by(running: Iterable[Instance], asked: Collection[_Shown]) -> frozenset[_Shown]:
     """Return what instances show, of what is asked for; each may have a /run of its own."""
     shown = frozenset[_Shown]()
     for root in ("/", *(f"/proc/{each.process.pid}/root" for each in running)):
         with contextlib.suppress(OSError):  # none has run there, or it belongs to another user
-            shown |= claims.held(wanted, Path(root, *claims.DIRECTORY.parts[1:]))
+            shown |= claims.held(asked, Path(root, *claims.DIRECTORY.parts[1:]))
     return shown

@@ -82,7 +82,7 @@ class Commands:
         """
         self.on_end: OnEnd | None = None
         #: Readable when a signal came, or a command was started: for `poll`. Whoever polls it reads it empty.
-        self.told, self._tell = signal_pipe()
+        self.wakeup_fd, self._wakeup_end = signal_pipe()
         self._environment = environment(variables)
         self._programs: dict[str, sh.Command] = {}
         self._timeout = timeout
@@ -167,7 +167,7 @@ class Commands:
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full: it is readable
-            os.write(self._tell, b"!")
+            os.write(self._wakeup_end, b"!")
 
     def _time_for(self, argv: tuple[str, ...], stdin: str) -> float:
         """Return the seconds that a command may take now."""
@@ -250,9 +250,9 @@ class Commands:
         return ended
 
     def _await(self, process: Child, deadline: float, *, killed: bool = False) -> bool:
-        """Wait for the command to end: until `deadline`, GRACE once told to stop, no longer once interrupted."""
+        """Wait for the command to end: until `deadline`, GRACE once asked to stop, no longer once interrupted."""
         poll = select.poll()
-        poll.register(self.told, select.POLLIN)
+        poll.register(self.wakeup_fd, select.POLLIN)
         with contextlib.ExitStack() as stack:
             end: int | None = None
             while not process.is_over():
@@ -265,10 +265,10 @@ class Commands:
                     end = stack.enter_context(child.pidfd(process.running.pid))
                     if end is not None:
                         poll.register(end, select.POLLIN)
-                is_told = process.running is None or end is not None
-                ready = poll.poll((left if is_told else min(left, WITHOUT_PIDFD)) * 1000)
-                if any(descriptor == self.told for descriptor, _ in ready):
-                    os.read(self.told, 1024)
+                wakes_up = process.running is None or end is not None
+                ready = poll.poll((left if wakes_up else min(left, WITHOUT_PIDFD)) * 1000)
+                if any(descriptor == self.wakeup_fd for descriptor, _ in ready):
+                    os.read(self.wakeup_fd, 1024)
         return True
 
 

@@ -49,7 +49,7 @@ class Events:
         self.are_whole = True
         self._legacy_families: Collection[int] = ()
         self._lock: LockWatch | None = None
-        self._told_of: set[Part] = set()
+        self._parts: set[Part] = set()
         self._sockets: dict[int, tuple[socket.socket, Callable[[bytes], bool], Part]] = {}
         self._tables = sorted({(family, table) for family, table, _ in watch.chains})
         self._sizes: dict[tuple[int, str], bytes] = {}
@@ -102,7 +102,7 @@ class Events:
                 # Read on even if the answer is known: the rest would wake us up again.
                 found = concerns(data) or bool(flags & socket.MSG_TRUNC) or found
         if found:
-            self._told_of.add(part)
+            self._parts.add(part)
         return found
 
     def probe(self) -> bool:
@@ -113,8 +113,8 @@ class Events:
 
     def take_part(self) -> Part | None:
         """Return what part of the node all that arrived since the last call was about; None for more than one."""
-        told_of, self._told_of = self._told_of, set()
-        return told_of.pop() if len(told_of) == 1 else None
+        parts, self._parts = self._parts, set()
+        return parts.pop() if len(parts) == 1 else None
 
     def forget(self) -> None:
         """Discard all that has arrived so far, but for what it was about."""
@@ -131,7 +131,7 @@ class Events:
         """Whether legacy's tables changed since `take_sizes`; the same number of rules of the same size goes unseen."""
         is_changed = self._ask() != self._sizes
         if is_changed:
-            self._told_of.add(Part.RULES)
+            self._parts.add(Part.RULES)
         return is_changed
 
     def _concerns_links(self, data: bytes) -> bool:

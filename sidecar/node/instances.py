@@ -52,9 +52,9 @@ class Instance:
 
     def value(self, name: str) -> str:
         """Return the text of a setting, fit for display; settings from an env file are not seen."""
-        given = self.line.values.get(name)
-        if given:
-            text = ",".join(given) if name == "ip-address" else given[-1]
+        texts = self.line.values.get(name)
+        if texts:
+            text = ",".join(texts) if name == "ip-address" else texts[-1]
         else:
             text = self.variables.get(FLAGS[name].variable) or FLAGS[name].default or ""
         return visible(text)

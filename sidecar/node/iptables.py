@@ -2,7 +2,7 @@
 
 Measured with 1.8.9 and 1.8.11, both backends:
 
-- `-D` compares rightly, but for what iptables-nft does not know (see iptables_looks: it is not run there) and for
+- `-D` compares rightly, but for what iptables-nft does not know (see iptables_observer: it is not run there) and for
   prefix lengths (see `_deletion`), and for narrower rules that it lists like ours (see `_exactly`).
 - What stands between `*table` and `COMMIT` is one transaction: if a line fails, none has an effect. The nft
   backend has the kernel do that; legacy holds the lock and writes the table back only at `COMMIT`.
@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from sidecar.errors import SidecarError
 from sidecar.node import nft_rules
 from sidecar.node.command import Command, Run
-from sidecar.node.iptables_looks import IptablesLooks, line
+from sidecar.node.iptables_observer import IptablesObserver, line
 from sidecar.node.iptables_program import YES_OR_NO, Line
 from sidecar.node.listings import places_of_lookalikes, reduction
 from sidecar.state.actions import AddRule, MoveToFront, Outcome, RemoveFormer, RemoveRule, RemoveSurplus, RuleAction
@@ -34,7 +34,7 @@ _ForSeveral: TypeAlias = Callable[[Sequence[RuleAction]], Iterator[tuple[RuleAct
 _FEW: Final = 5
 
 
-class Iptables(IptablesLooks):
+class Iptables(IptablesObserver):
     """Observes and changes the rules of one address family through one backend."""
 
     def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:

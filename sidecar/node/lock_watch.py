@@ -39,7 +39,7 @@ class LockWatch:
         self._watch = watch
 
     def forget(self) -> None:
-        """Discard what has been told so far."""
+        """Discard what has arrived so far."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self.descriptor, _MOST_BYTES):
                 pass

@@ -72,7 +72,7 @@ def listeners() -> list[Listener]:
 def owners(inodes: Collection[int]) -> dict[int, Process]:
     """Return the processes that have these sockets open, by inode, as far as they can be seen."""
     deadline = time.monotonic() + PATIENCE
-    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    names = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, Process] = {}
     for pid in _pids():
         if time.monotonic() > deadline:
@@ -81,9 +81,9 @@ def owners(inodes: Collection[int]) -> dict[int, Process]:
             targets = _open_files(pid)
         except OSError:  # it has ended, or belongs to another user
             continue
-        for target in targets & wanted.keys():
+        for target in targets & names.keys():
             if owner := process(pid):
-                found.setdefault(wanted[target], owner)
+                found.setdefault(names[target], owner)
     return found
 
 

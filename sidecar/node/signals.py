@@ -10,7 +10,7 @@ def signal_pipe() -> tuple[int, int]:
 
     So a signal in the instant before poll(2) is not lost. By the time that the pipe has been read, the handler has run.
     """
-    told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     with contextlib.suppress(ValueError):  # only the main thread handles signals
-        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    return told, tell
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    return read_end, write_end

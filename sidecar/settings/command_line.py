@@ -41,10 +41,10 @@ def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[s
 def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, str], booleans: Collection[str]) -> None:
     if argument.startswith("--"):
         typed, equals, value = argument[2:].partition("=")
-        given = value if equals else None
+        text = value if equals else None
     else:
         typed = argument[1]
-        given = argument[2:].removeprefix("=") if argument[2:] else None
+        text = argument[2:].removeprefix("=") if argument[2:] else None
     name = known.get(_normal(typed))
     word = argument.partition("=")[0]
     # To pflag, -vmodule=x is the flag -v with the rest as its value; here it counts as a typo.
@@ -54,14 +54,14 @@ def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, s
         if word == argument and rest and not rest[0].startswith("-"):
             rest.popleft()  # probably its value, not a fault of its own
         return
-    if given is None and name in booleans:
-        given = "true"
-    elif given is None:
+    if text is None and name in booleans:
+        text = "true"
+    elif text is None:
         if not rest:
             line.faults.append(f"{'-' if len(name) == 1 else '--'}{name}: needs a value")
             return
-        given = rest.popleft()
-    line.values.setdefault(name, []).append(given)
+        text = rest.popleft()
+    line.values.setdefault(name, []).append(text)
 
 
 def _normal(name: str) -> str:

@@ -20,7 +20,7 @@ from sidecar.errors import (
 )
 from sidecar.node import claims
 from sidecar.node.backends import Backend
-from sidecar.node.backends_shown import Shown
+from sidecar.node.backends_shown import ShownBackend
 from sidecar.node.command import Result
 from sidecar.node.iproute import IpRoute
 from sidecar.node.programs import is_installed
@@ -336,7 +336,7 @@ def instance(node: Node, tmp_path: Path) -> Callable[..., Backend]:
         mine = claims.Claims(tmp_path)
         mine.take([], is_over=lambda: False)
         ip = IPV4 if node.family == 4 else IPV6
-        shown = Shown(node.family, [RuleSet(ip, 443)], mine)
+        shown = ShownBackend(node.family, [RuleSet(ip, 443)], mine)
         return Backend(node.run, node.family, wish, 5.0, shown=shown, legacy_tables=lambda _: sorted(node.legacy))
 
     return instance

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from sidecar.node.iproute import parse_links
-from sidecar.node.iptables_looks import line
+from sidecar.node.iptables_observer import line
 from sidecar.state.desired import desired
 from support.fake_kernel import FakeKernel
 from support.namespace import IPV4, IPV6, Namespace, NamespaceCommands

@@ -330,7 +330,8 @@ def test_it_listens_where_it_is_told(host: str) -> None:
     assert not member.listener.get_inheritable()
     for other in ["::1"] if host == "::1" else ["127.0.0.1", *(["::1"] if not host else [])]:
         socket.create_connection((other, port.number), timeout=5.0).close()
-    port.close()
+    for member in port.members:
+        member.close()
 
 
 def test_an_address_that_the_node_does_not_have_is_refused() -> None:
@@ -362,4 +363,5 @@ def test_without_the_kernel_s_help_it_listens_all_the_same(log: list[str], monke
     port = takeover.listen(Endpoint("127.0.0.1", 0))
     socket.create_connection(("127.0.0.1", port.number), timeout=5.0).close()
     assert log == ["WARNING another instance may answer this one's probes: the kernel refuses (Protocol not available)"]
-    port.close()
+    for member in port.members:
+        member.close()

@@ -204,13 +204,13 @@ def test_after_a_change_the_looks_come_soon_and_then_ever_later() -> None:
 
 
 def test_where_the_kernel_tells_of_changes_two_looks_after_a_change_are_enough() -> None:
-    schedule = Schedule(60.0, lambda: 1.0, is_told=True)
+    schedule = Schedule(60.0, lambda: 1.0, has_events=True)
     reports = [QUIET, CHANGED, QUIET, QUIET, QUIET, CHANGED, CHANGED, QUIET, FAILED, FAILED, FAILED, QUIET]
     assert [schedule.next(report) for report in reports] == [60, 1, 7, 60, 60, 1, 1, 7, 1, 2, 4, 60]
 
 
 def test_events_that_come_to_nothing_take_the_place_of_no_look() -> None:
-    schedule = Schedule(60.0, lambda: 1.0, is_told=True)
+    schedule = Schedule(60.0, lambda: 1.0, has_events=True)
     looks = [
         (CHANGED, True),
         (QUIET, True),

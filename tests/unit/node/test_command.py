@@ -377,7 +377,7 @@ def handlers() -> Iterator[None]:
 def test_a_signal_in_the_instant_before_the_wait_is_not_lost(is_first: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """As in that instant, poll(2) is not interrupted if another thread gets the signal; handlers run in this one."""
     commands = Commands(timeout=FOREVER)
-    wakeup = Wakeup(commands.told, on_stop=commands.stop, on_interrupt=commands.interrupt)
+    wakeup = Wakeup(commands.wakeup_fd, on_stop=commands.stop, on_interrupt=commands.interrupt)
     if not is_first:
         signal.raise_signal(signal.SIGHUP)
     until_it_waits = partial(until, lambda: commands._is_running)  # noqa: SLF001 - the very window that is meant

@@ -55,7 +55,7 @@ class _Look:
     seen: Seen
 
 
-class IptablesLooks(IptablesProgram):
+class IptablesObserver(IptablesProgram):
     """Observes the rules of one address family through one backend."""
 
     def __init__(self, run: Run, family: Family, backend: str, wait: float) -> None:
