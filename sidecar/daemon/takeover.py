@@ -1,7 +1,7 @@
 """Takes the port of --health-address over from older instances, and gives it back.
 
-In a rolling update two instances share a node's network, and so the port. Whoever asks there is to be answered by the
-newest, whatever the older ones do: they may hang, or be release 0.1.0, which knows nothing of this. So nothing is
+In a rolling update two instances share a node's network, and so the port. The newest has to answer all requests
+there, whatever the older ones do: they may hang, or be release 0.1.0, which knows nothing of this. So nothing is
 agreed upon. All listen with SO_REUSEPORT (man 7 socket), which makes a group of their sockets, and the newest lets the
 kernel direct all connections to its own socket. When a process ends, however it ends, its socket leaves the group.
 
@@ -40,7 +40,7 @@ _RARELY: Final = 5.0
 #: How often to join a group, if another socket joins or leaves at the same moment: for 0.25 s in all.
 _TRIES: Final = 8
 
-#: The inode of no socket. Who has it among the older ones does not know its own place, and joins again.
+#: The inode of no socket. A member that has it among the older ones does not know its own place, and joins again.
 _UNKNOWN: Final = 0
 
 #: What the answer of a sidecar to a request for / has in it, in all releases.

@@ -26,7 +26,7 @@ _PTMX: Final = os.makedev(5, 2)
 
 
 class Patience:
-    """The time that is left to wait for whoever reads the log."""
+    """The time that is left to wait for the reader of the log."""
 
     def __init__(self) -> None:
         self._left = LONGEST_LOOK

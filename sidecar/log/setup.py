@@ -74,7 +74,7 @@ def collect_warnings(options: "Options") -> list[str]:
 
 
 def begin_pass() -> None:
-    """Let lines wait again for whoever reads them, and log how many were dropped, if they would get through now."""
+    """Let lines wait for their reader again, and log how many were dropped, if they would get through now."""
     if _output:
         _output.begin_pass()
         _log_dropped(_output)

@@ -147,7 +147,7 @@ class Writer(Generic[T]):
             self._outlet, self._read = None, b""
             os.close(self._requests)
             os.close(self._answers)
-            with contextlib.suppress(ChildProcessError):  # whoever handles SIGCHLD was first
+            with contextlib.suppress(ChildProcessError):  # the handler of SIGCHLD was first
                 os.waitpid(self._child, 0)
 
 

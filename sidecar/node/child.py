@@ -1,8 +1,8 @@
 """A child process: its start, the files for its streams, word of its end, and what it leaves behind.
 
 sh waits until the child executes the program. A file system that hangs, or a scanner of files, can put that off for
-ever, and a signal that kills the child may have no effect meanwhile (state D). So a thread waits in sh, and whoever
-started it does not.
+ever, and a signal that kills the child may have no effect meanwhile (state D). So a thread waits in sh, and the
+main thread does not.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Child(threading.Thread):
                 # After `kill` others open files, too: then the few that sh leaves behind stay.
                 _tidy_up(set() if self._is_killed else open_files() - held, self._children())
                 raise
-        except Exception as error:  # noqa: BLE001 - sh raises errors of many kinds; see `error` who asks
+        except Exception as error:  # noqa: BLE001 - sh raises errors of many kinds; the caller finds it in `error`
             self.error = error
         self._is_launched = True
         if self._is_killed:

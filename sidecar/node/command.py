@@ -81,7 +81,7 @@ class Commands:
         `grace` is how long to wait for the end of one that was killed.
         """
         self.on_end: OnEnd | None = None
-        #: Readable when a signal came, or a command was started: for `poll`. Whoever polls it reads it empty.
+        #: Readable once a signal came, or a command was started: for `poll`, after which it is to be read empty.
         self.wakeup_fd, self._wakeup_end = signal_pipe()
         self._environment = environment(variables)
         self._programs: dict[str, sh.Command] = {}

@@ -34,7 +34,7 @@ _MESSAGE: Final = 65536
 PROBE_INTERVAL: Final = 1.0  # seconds between two checks of the size of legacy's tables
 _KERNEL: Final = 0  # the sender's netlink port (man 7 netlink, nl_pid)
 
-#: How many messages are read at a time: whoever sends faster than we read must not keep us from the work.
+#: How many messages are read at a time: a sender that is faster than us must not keep us from the work.
 _MOST_READS: Final = 10_000
 
 
@@ -45,7 +45,7 @@ class Events:
         #: The index of the interface, by which a new name of it is noticed; 0: it is missing, None: not known.
         self.interface_index: int | None = None
         self._watch = watch
-        #: Whether the kernel tells of each change that concerns us, or else why not was logged.
+        #: Whether the kernel reports each change that concerns us; if not, why was logged.
         self.are_whole = True
         self._legacy_families: Collection[int] = ()
         self._lock: LockWatch | None = None
@@ -98,7 +98,7 @@ class Events:
             except OSError:  # mostly ENOBUFS: messages were lost, and may have concerned us
                 found = True
                 continue
-            if sender == _KERNEL:  # whoever has CAP_NET_ADMIN may send to us
+            if sender == _KERNEL:  # any process with CAP_NET_ADMIN may send to us
                 # Read on even if the answer is known: the rest would wake us up again.
                 found = concerns(data) or bool(flags & socket.MSG_TRUNC) or found
         if found:

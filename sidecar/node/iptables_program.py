@@ -6,9 +6,9 @@ Measured with 1.8.9 and 1.8.11, both backends:
   number of tables, at the cost of one `-C`, and changes nothing.
 - `iptables-save` is not used: on the nft backend it reads every table, which takes seconds with many rules.
 
-The exit status of a failed command decides what the failure means, not its error text. One status takes more: 4 means
-to legacy that the lock is held, but to nft, which has no lock, that the kernel refused. Only its error text says why:
-`CHANGE failed (ERROR)`, with the kernel's error in strerror's words (LC_ALL=C).
+The exit status of a failed command decides what the failure means, not its error text. One status takes more: for
+legacy, 4 means that the lock is held, but for nft, which has no lock, that the kernel refused. Only its error text says
+why: `CHANGE failed (ERROR)`, with the kernel's error in strerror's words (LC_ALL=C).
 """
 
 import contextlib

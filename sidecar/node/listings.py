@@ -98,7 +98,7 @@ def may_lack_port(line: str) -> bool:
 
 
 def resembles(line: str, rule: Rule) -> bool:
-    """Whether a rule has all conditions of ours, and perhaps more, so that iptables may take it for ours."""
+    """Whether a rule has all conditions of our rule, and perhaps more, so that iptables may take it for ours."""
     return set(rule.match) <= set(line.split())
 
 

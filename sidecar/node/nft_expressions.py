@@ -1,4 +1,4 @@
-"""Decides whether a rule of the kernel has only the conditions of one of ours. Pure, no I/O.
+"""Decides whether a rule in the kernel has only the conditions of one of our rules. Pure, no I/O.
 
 iptables-nft up to 1.8.9 lists rules of `nft` without what it does not know: a set, a map, some fields of the TCP
 header, a payload by offset, a header to change. Such a rule may match less than ours, or do more, and is listed in the

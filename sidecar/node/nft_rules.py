@@ -20,7 +20,7 @@ _CHAIN: Final = 2
 def rules(family: Family, chain: Chain) -> Sequence[bytes] | None:
     """Return the rules of a chain in order, as nft_expressions reads them; None if the kernel has none or does not say.
 
-    If there is no such chain, its answer is as for an empty one.
+    For a chain that does not exist, its answer is as for an empty one.
     """
     table, name = (each.encode() + b"\0" for each in chain)
     try:

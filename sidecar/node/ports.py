@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this network namespace, and which of them is a sidecar."""
+"""Finds out who listens on a TCP port of this network namespace, and which of them are sidecars."""
 
 import os
 import socket

@@ -45,7 +45,7 @@ class _Lines:
         self._places = [at for at, line in enumerate(lines) if line not in ours]
 
     def before(self, rule: Rule) -> Sequence[str]:
-        """Return the rules of others before the first copy of ours. Of ours, none stands in the way of another."""
+        """Return the rules of others before the first copy of ours. Our own rules never stand in each other's way."""
         return self._others[: bisect_left(self._places, self._first[rule.line])]
 
     def has_lookalike(self, rule: Rule) -> bool:

@@ -1,4 +1,4 @@
-"""How a signal wakes up whoever waits in poll(2)."""
+"""Lets a signal end a wait in poll(2)."""
 
 import contextlib
 import os

@@ -1,6 +1,8 @@
 """Rules of an administrator that iptables-nft lists just like ours, though they match less, or do more."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +130,24 @@ def test_what_plan_prints_deletes_the_copy_that_is_ours(
     administrator.namespace.run("sh", "-c", commands)
     assert administrator.rules()[0] == before
     assert len(administrator.rules()) == 2
+
+
+def test_a_copy_beside_a_narrower_rule_that_nft_does_not_delete_is_told(
+    administrator: Administrator, once: Callable[..., str], start: Start, tmp_path: Path
+) -> None:
+    administrator.add(f"{OURS} tcp window 5 accept")
+    once("--daemon=false")
+    administrator.add_ours()
+    before = administrator.rules()
+    broken = tmp_path / "nft"
+    broken.write_text("#!/bin/sh\necho it does not work >&2\nexit 1\n")
+    broken.chmod(0o755)
+    run = start(*administrator.flags, "--daemon=false", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert run.end() == 1
+    assert "could not remove 1 copy too many: -t filter -A INPUT " in run.log
+    assert f"`nft delete rule {administrator.family} filter INPUT handle " in run.log
+    assert "exited with 1: it does not work" in run.log
+    assert administrator.rules() == before
 
 
 @pytest.mark.parametrize("rule", EQUAL)
