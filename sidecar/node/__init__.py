@@ -7,6 +7,6 @@ together:
 - rules: backends (which iptables), on iptables (changes), iptables_observer (looks), iptables_program (one command);
   listings and seen (what looks show), nf_tables and nft_expressions (what iptables does not show)
 - other instances: claims, instances, backends_shown, ports
-- what wakes up the daemon: events, with netlink, lock_watch, legacy_probe
+- what wakes up the daemon: events, with netlink, xtables_lock, legacy_tables
 - commands: command, child, programs, signals
 """

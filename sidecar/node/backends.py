@@ -58,7 +58,6 @@ class Backend:
         asking legacy for one creates it. `shown` shows others what is in use; `of_running` returns what the running
         sidecar uses, for those that only look.
         """
-        self._run = run
         self._family: Family = family
         self._requested = requested
         self._wait = wait

@@ -12,9 +12,9 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar.node.legacy_probe import table_size
-from sidecar.node.lock_watch import LockWatch
+from sidecar.node.legacy_tables import table_size
 from sidecar.node.netlink import Watch
+from sidecar.node.xtables_lock import LockWatch
 from sidecar.state.model import Part
 
 # linux/netlink.h, linux/rtnetlink.h, linux/netfilter/nfnetlink.h

@@ -1,5 +1,11 @@
-"""Finds out why the xtables lock cannot be taken: who holds it, or what is wrong with its file."""
+"""The xtables lock: who holds it, what is wrong with its file, and when a program has done with it.
 
+iptables-legacy locks this file while it changes or reads a table, and closes it at its end; iptables-nft never opens
+it. A program that writes legacy's tables without the lock goes unnoticed here.
+"""
+
+import contextlib
+import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +15,14 @@ from sidecar.node import proc
 from sidecar.node.proc import Process
 
 DEFAULT: Final = Path("/run/xtables.lock")  # iptables/xshared.c, XT_LOCK_NAME
+
+# linux/inotify.h
+_CLOSE: Final = 0x00000008 | 0x00000010  # after writing, and otherwise
+_OPTIONS: Final = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK, IN_CLOEXEC
+
+_MOST_BYTES: Final = 65536  # at a time; an event takes 16
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def path(variables: Mapping[str, str] = os.environ) -> Path:
@@ -47,3 +61,28 @@ def problem() -> str | None:
             "all programs on the node lock"
         )
     return None
+
+
+class LockWatch:
+    """Becomes readable when a program closes the file (man 7 inotify), which may come later or be replaced."""
+
+    def __init__(self) -> None:
+        """Raise OSError if the kernel gives no descriptor."""
+        self.descriptor: int = _libc.inotify_init1(_OPTIONS)
+        if self.descriptor < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+        self._watch = -1
+        self.renew()
+
+    def renew(self) -> None:
+        """Watch the file that is there now, and no other; if it is watched already, that changes nothing."""
+        watch = _libc.inotify_add_watch(self.descriptor, os.fsencode(path()), _CLOSE)
+        if self._watch not in (watch, -1):
+            _libc.inotify_rm_watch(self.descriptor, self._watch)  # fails if its file is gone
+        self._watch = watch
+
+    def forget(self) -> None:
+        """Discard what has arrived so far."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.descriptor, _MOST_BYTES):
+                pass
