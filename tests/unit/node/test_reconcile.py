@@ -240,6 +240,17 @@ def test_copies_become_one_even_if_the_kernel_lacks_something_for_another_rule()
     assert sum(map(len, kernel.rules["iptables"].values())) == 4
 
 
+def test_beside_a_rule_that_older_releases_take_for_ours_one_that_compares_prefixes_deletes_only_ours() -> None:
+    kernel = synced()
+    chain = kernel.rules["ip6tables"]["filter", "INPUT"]
+    wider = chain[0].replace("/128", "/127")
+    chain += [chain[0], wider]
+    assert reconciler(kernel).reconcile().in_sync
+    assert kernel.rules["ip6tables"]["filter", "INPUT"] == [chain[0], wider]
+    assert reconciler(kernel).cleanup(float("inf")).in_sync
+    assert kernel.rules["ip6tables"]["filter", "INPUT"] == [wider]
+
+
 def test_copies_are_reduced_to_one() -> None:
     kernel = synced()
     kernel.rules["iptables"]["raw", "PREROUTING"] += [RAW_RULE] * 3
