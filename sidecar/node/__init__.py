@@ -5,7 +5,8 @@ together:
 
 - addresses and links: iproute
 - rules: backends (which iptables), on iptables (changes), iptables_observer (looks), iptables_program (one command);
-  listings and seen (what looks show), nf_tables and nft_expressions (what iptables does not show)
+  listings and seen (what looks show), nft_rules and nft_expressions (what iptables does not show)
+- tables of nft itself: nft, nft_tables
 - other instances: claims, instances, backends_shown, ports
 - what wakes up the daemon: events, with netlink, xtables_lock, legacy_tables
 - commands: command, child, programs, signals
