@@ -14,9 +14,10 @@ from sidecar.node.command import Commands
 from sidecar.node.iproute import IpRoute
 from sidecar.node.standing import Standing, standing
 from sidecar.settings.options import FLAGS
+from sidecar.state.compare import GLOBAL
 from sidecar.state.desired import RULES
 from sidecar.state.model import IPV4, IPV6, LOOPBACK, IPAddress, Link, LinkAddress
-from sidecar.state.plan import GLOBAL, is_ours
+from sidecar.state.plan import is_ours
 
 _TIMEOUT: Final = 1.0  # seconds that one command may take: the user expects an answer soon
 _FEW: Final = 2  # one rule alone may well be another program's

@@ -15,7 +15,6 @@ from sidecar.node.events import Events
 from sidecar.node.halted import halted
 from sidecar.node.health_answers import Answer
 from sidecar.node.instances import Instance
-from sidecar.node.legacy_probe import table_size
 from sidecar.node.netlink import Watch
 from sidecar.state.actions import Action, RuleAction
 from sidecar.state.model import Facts, Family, RuleSet
@@ -136,10 +135,10 @@ def _pause(view: View, seconds: float) -> int:
         for table in (legacy_tables.readable(family) or () if backend.is_legacy else ())
     ]
     samples = round(seconds / _SAMPLE) if tables else 1
-    changes, before = 0, [table_size(*each) for each in tables]
+    changes, before = 0, [legacy_tables.table_size(*each) for each in tables]
     for _ in range(samples):
         view.pause(seconds / samples)
-        now = [table_size(*each) for each in tables]
+        now = [legacy_tables.table_size(*each) for each in tables]
         changes, before = changes + (now != before), now
     return changes
 
