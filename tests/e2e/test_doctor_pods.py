@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from pytest_mock import MockerFixture
 
 from sidecar.node.programs import is_installed
 from support import program, proxy
@@ -85,6 +86,13 @@ def is_in_order(node: PodNode, *flags: str) -> None:
     report = doctor(node, *flags)
     assert (report.noise(), report.exit) == ([], 0)
     assert any("5 of 5 IPv" in each["found"] for each in report.findings)
+
+
+@pytest.fixture(autouse=True)
+def unhurried(mocker: MockerFixture) -> None:
+    """Let doctor take its time: here it is tried what it finds, however busy the machine is."""
+    for limit in ("node.brief.LONGEST_LOOK", "doctor.view.PATIENCE", "doctor.listener.PATIENCE"):
+        mocker.patch(f"sidecar.{limit}", HANG)  # its forked child has the same
 
 
 @pytest.fixture(scope="session")
