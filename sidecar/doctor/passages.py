@@ -10,15 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 from sidecar.doctor import peers, ruleset
 from sidecar.doctor.peers import Peer
 from sidecar.doctor.ruleset import Ruleset
 from sidecar.doctor.view import View
+from sidecar.doctor.ways import ways_between
 from sidecar.errors import SidecarError
 from sidecar.firewall.packet import UNTRACKED, Hook, Journey, Packet, common, from_peer, from_this_node
 from sidecar.firewall.walk import Met, Passage, passage
+from sidecar.node import proc
 from sidecar.node.nft import NftProgram
 from sidecar.node.routes import IPNetwork
 from sidecar.state.model import Address, Family, IPAddress
@@ -64,7 +67,7 @@ class Passages:
     ruleset: Ruleset
     clients: tuple[Client, ...]
     other_users: Client  # this node, as a user that is not known
-    left_out: int = 0  # how many interfaces were not looked at, for lack of time
+    left_out: int = 0  # how many pods were not looked at, for lack of time
 
 
 def passages(view: View, address: Address) -> Passages:
@@ -87,24 +90,29 @@ def _passages(view: View, address: Address) -> Passages:
 def _followed(view: View, address: Address) -> Passages:
     ip, port = address.ip, view.port
     behind = _behind(view, ip.version)
-    whole = [from_peer(ip, port, interface, None) for interface in behind] or [from_peer(ip, port, A_POD, None)]
-    node = from_this_node(ip, port)
+    whole = [from_peer(ip, port, name, None, returns=None) for name in behind] or [from_peer(ip, port, A_POD, None)]
+    server = view.once("server", lambda: _server(view.port))
+    node = from_this_node(ip, port, server=server)
     packets = {*_common([node]), *_common(whole)}
     rules = view.once(("rules", address), lambda: ruleset.read(view, ip.version, packets))
     other_users = _client(THIS_NODE, rules, node)
-    clients = [_client(THIS_NODE, rules, from_this_node(ip, port, os.geteuid()))]
-    if not behind:
-        clients.append(_client(A_POD, rules, whole[0]))
+    clients = [_client(THIS_NODE, rules, from_this_node(ip, port, user=os.geteuid(), server=server))]
     if len(behind) > _SEVERAL and _client(A_POD, rules, _together(whole)).is_clear:
         return Passages(rules, tuple(clients), other_users)
     named = list(_named(rules, ip.version))
-    for number, (interface, (known, networks)) in enumerate(behind.items()):
+    every = [
+        Peer(interface, each)
+        for interface, (known, networks) in behind.items()
+        for each in (*known, *islice(_within(networks, named, known), _MOST_NAMED))
+    ]
+    if not every:
+        clients.append(_client(A_POD, rules, from_peer(ip, port, A_POD, None, server=server)))
+    returns = _returns(view, address, every)
+    for number, peer in enumerate(every):
         if number >= _SEVERAL and view.is_late():
-            return Passages(rules, tuple(clients), other_users, len(behind) - number)
-        clients += (
-            _client(f"{interface} ({client})", rules, from_peer(ip, port, interface, client), Peer(interface, client))
-            for client in (*known, *islice(_within(networks, named, known), _MOST_NAMED))
-        )
+            return Passages(rules, tuple(clients), other_users, len(every) - number)
+        journeys = from_peer(ip, port, peer.interface, peer.ip, returns=returns.get(peer), server=server)
+        clients.append(_client(f"{peer.interface} ({peer.ip})", rules, journeys, peer))
     return Passages(rules, tuple(clients), other_users)
 
 
@@ -119,6 +127,23 @@ def _behind(view: View, family: Family) -> dict[str, tuple[list[IPAddress], Sequ
         return {}
     names = dict.fromkeys([*(each.interface for each in known), *routed])
     return {name: ([each.ip for each in known if each.interface == name], routed.get(name, ())) for name in names}
+
+
+def _server(port: int) -> int | None:
+    """Return the user id of the one who listens on a port; None: nobody, several, or not known."""
+    with contextlib.suppress(OSError):
+        owners = proc.owners([each.inode for each in proc.listeners() if each.port == port])
+        uids = {Path(f"/proc/{each.pid}").stat().st_uid for each in owners.values()}
+        return uids.pop() if len(uids) == 1 else None
+    return None
+
+
+def _returns(view: View, address: Address, here: Sequence[Peer]) -> dict[Peer, bool | None]:
+    """Return whether replies to these peers go back to where they are; None: not known."""
+    try:
+        return {way.peer: way.returns for way in ways_between(view, address, here, {})} if here else {}
+    except SidecarError:  # the check of the routes says so
+        return dict.fromkeys(here)
 
 
 def _common(pairs: Sequence[tuple[Journey, Journey]]) -> Iterator[tuple[Hook, Packet]]:

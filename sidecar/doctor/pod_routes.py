@@ -4,7 +4,6 @@ import contextlib
 import enum
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,35 +23,18 @@ from sidecar.doctor.peers import (
     routes_in_use,
 )
 from sidecar.doctor.view import NO_TIME, View
-from sidecar.errors import OutputUnreadable, SidecarError
-from sidecar.node import iproute
+from sidecar.doctor.ways import CLIENT_PORT, Way, ways_between
+from sidecar.errors import SidecarError
 from sidecar.node.policy_rules import Packet
-from sidecar.node.routes import UNICAST, Leads, leads
+from sidecar.node.routes import UNICAST
 from sidecar.state.model import IPV4, Address, Facts, Family
 
 MOST_PEERS: Final = 512  # for how many interfaces the way is asked for; by default a node has at most 110 pods
-
-_PORT: Final = 40000  # a client's port
 
 _SYSCTLS: Final = Path("/proc/sys/net/ipv4/conf")
 _UNKNOWN: Final = "cannot tell whether pods reach the address, and replies the pods"
 
 _MOST_NAMES: Final = 3  # how many interfaces are named
-
-_UNMARKED: Final = (0, 0)
-
-_ASK: Final = (iproute.COMMAND, "-json", "-force", "-batch", "-")
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """The way from a pod to an address, and back, as the kernel says."""
-
-    address: Address
-    peer: Peer
-    there: Leads
-    back: Leads
-    marks: tuple[int, int]  # those that rules give to packets to the address, and to replies
 
 
 class _Problem(enum.Enum):
@@ -96,8 +78,8 @@ def _named(view: View, family: Family) -> Iterator[Finding]:
 
 
 def _for_address(view: View, address: Address, asked: Sequence[Peer]) -> Iterator[Finding]:
-    broken = defaultdict[tuple[_Problem, Cause], list[_Way]](list)
-    for way in _ways(view, address, asked):
+    broken = defaultdict[tuple[_Problem, Cause], list[Way]](list)
+    for way in ways_between(view, address, asked, _marks(view, address)):
         for found in _problems(view, way):
             broken[found].append(way)
     for (problem, cause), ways in broken.items():
@@ -110,24 +92,6 @@ def _for_address(view: View, address: Address, asked: Sequence[Peer]) -> Iterato
         )
 
 
-def _ways(view: View, address: Address, asked: Sequence[Peer]) -> Iterator[_Way]:
-    """Ask the kernel for all of it in one process."""
-    marks = _marks(view, address)
-    lines = ""
-    for peer in asked:
-        marked, marked_back = (f" mark {mark}" if mark else "" for mark in marks.get(peer, _UNMARKED))
-        there = f"from {peer.ip} iif {peer.interface} ipproto tcp sport {_PORT} dport {view.port}"
-        lines += f"route get {address.ip} {there}{marked}\n"
-        lines += f"route get {peer.ip} from {address.ip} ipproto tcp sport {view.port} dport {_PORT}{marked_back}\n"
-    result = view.run(*_ASK, stdin=lines)
-    try:
-        told = leads(2 * len(asked), result.stdout, result.stderr)
-    except ValueError as error:
-        raise OutputUnreadable(_ASK, lines, error, result.stderr) from error
-    for number, peer in enumerate(asked):
-        yield _Way(address, peer, told[2 * number], told[2 * number + 1], marks.get(peer, _UNMARKED))
-
-
 def _marks(view: View, address: Address) -> Mapping[Peer, tuple[int, int]]:
     """Return the marks that rules give to the traffic of each peer."""
     with contextlib.suppress(SidecarError):  # the check of the policies says so
@@ -135,23 +99,23 @@ def _marks(view: View, address: Address) -> Mapping[Peer, tuple[int, int]]:
     return {}
 
 
-def _problems(view: View, way: _Way) -> Iterator[tuple[_Problem, Cause]]:
+def _problems(view: View, way: Way) -> Iterator[tuple[_Problem, Cause]]:
     address, peer = way.address.ip, way.peer
     if way.back.interface == peer.interface and way.there.kind == "local":
         return
-    back = detours.cause(view, Packet(peer.ip, address, source_port=view.port, port=_PORT, mark=way.marks[1]))
+    back = detours.cause(view, Packet(peer.ip, address, source_port=view.port, port=CLIENT_PORT, mark=way.marks[1]))
     comes_back = _comes_back(view, way, back)
     if not comes_back:
         yield _Problem.BACK, back
     if way.there.kind != "local":
-        there = detours.cause(view, Packet(address, peer.ip, peer.interface, _PORT, view.port, way.marks[0]))
+        there = detours.cause(view, Packet(address, peer.ip, peer.interface, CLIENT_PORT, view.port, way.marks[0]))
         if not there.route or there.route.kind != "local":
             yield _Problem.THERE, there
         elif comes_back:  # otherwise the source is not believed as long as replies go elsewhere
             yield _Problem.FILTERED, back
 
 
-def _comes_back(view: View, way: _Way, cause: Cause) -> bool:
+def _comes_back(view: View, way: Way, cause: Cause) -> bool:
     """Whether a reply reaches the pod: by its interface, or by another one where that is no detour."""
     if way.back.kind != UNICAST or way.back.interface == way.peer.interface:
         return way.back.kind == UNICAST
@@ -167,7 +131,7 @@ def _comes_back(view: View, way: _Way, cause: Cause) -> bool:
     return cause.route is not None and cause.route.table in tables and not is_only_here
 
 
-def _fault(view: View, problem: _Problem, cause: Cause, ways: Sequence[_Way]) -> Finding:
+def _fault(view: View, problem: _Problem, cause: Cause, ways: Sequence[Way]) -> Finding:
     """Return the finding of one problem with one cause, on as many ways as it concerns."""
     first = ways[0]
     address, peer, there, back = first.address, first.peer, first.there, first.back

@@ -66,7 +66,7 @@ def policies(view: View) -> Iterator[Finding]:
         for left_out in found_out.ruleset.unread:
             yield Finding(Level.UNKNOWN, f"cannot tell whether other rules stop traffic of {address.ip}: {left_out}")
         if found_out.left_out:
-            left = counted(found_out.left_out, "interface")
+            left = counted(found_out.left_out, "pod")
             yield Finding(Level.UNKNOWN, f"not followed {NO_TIME}: traffic to {address.ip} from {left}")
         if not stops and not found_out.ruleset.unread:
             clients = _list([client.name for client in found_out.clients])

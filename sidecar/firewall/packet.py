@@ -87,30 +87,44 @@ class Journey:
     is_reply: bool
 
 
-def from_peer(ip: IPAddress, port: int, interface: str, client: IPAddress | None) -> tuple[Journey, Journey]:
+def from_peer(  # noqa: PLR0913 - both ends, and by keyword what is known besides
+    ip: IPAddress,
+    port: int,
+    interface: str,
+    client: IPAddress | None,
+    *,
+    returns: bool | None = True,
+    server: int | None = None,
+) -> tuple[Journey, Journey]:
     """Return the journeys of a request from behind an interface, and of the reply to it; None: from any address there.
 
-    The routes to and from there are as they should be.
+    `returns` is whether the route to the client leads out by that interface; `server` the user id of who listens.
     """
     request = Packet(
         ip.version, client, ip, CLIENT_PORT, port, _REQUEST, interface, "", mark=0, is_from_here=False, is_to_here=True,
-        returns=True,
+        returns=returns,
     )  # fmt: skip
     reply = Packet(
-        ip.version, ip, client, port, CLIENT_PORT, _REPLY, "", interface, mark=0, is_from_here=True, is_to_here=False
-    )
+        ip.version, ip, client, port, CLIENT_PORT, _REPLY, "", interface, mark=0, owner=server, is_from_here=True,
+        is_to_here=False,
+    )  # fmt: skip
     return (
         Journey(tuple((hook, request) for hook in (Hook.INGRESS, Hook.PREROUTING, Hook.INPUT)), is_reply=False),
         Journey(tuple((hook, reply) for hook in (Hook.OUTPUT, Hook.POSTROUTING, Hook.EGRESS)), is_reply=True),
     )
 
 
-def from_this_node(ip: IPAddress, port: int, user: int | None = None) -> tuple[Journey, Journey]:
-    """Return the journeys of a request of a user of this node, and of the reply: over lo, from and to the address."""
+def from_this_node(
+    ip: IPAddress, port: int, *, user: int | None = None, server: int | None = None
+) -> tuple[Journey, Journey]:
+    """Return the journeys of a request from this node to itself, and of the reply: over lo, from and to the address.
+
+    `user` and `server` are the user ids of those at its ends.
+    """
 
     def journey(ports: tuple[int, int], flags: frozenset[str], *, is_reply: bool) -> Journey:
         packet = Packet(ip.version, ip, ip, *ports, flags, mark=0, is_from_here=True, is_to_here=True, returns=True)
-        out = replace(packet, came_in="", goes_out=LOOPBACK, owner=None if is_reply else user)
+        out = replace(packet, came_in="", goes_out=LOOPBACK, owner=server if is_reply else user)
         back = replace(packet, came_in=LOOPBACK, goes_out="")
         outward = ((hook, out) for hook in (Hook.OUTPUT, Hook.POSTROUTING))
         inward = ((hook, back) for hook in (Hook.INGRESS, Hook.PREROUTING, Hook.INPUT))
