@@ -52,7 +52,8 @@ def _run(options: Options, commands: Commands, wakeup: Wakeup) -> int:
     node = access(options, commands, mine=mine)
     journal = daemon.Journal(node.desired, options.port)
     leftovers = Leftovers(options, commands, journal.changed)
-    reconciler = node.reconciler(journal.changed, leftovers.remove)
+    # A pass by hand leaves what an earlier one has set up: nobody may run to keep it, but somebody wanted it.
+    reconciler = node.reconciler(journal.changed, *([leftovers.remove] if options.daemon else []))
     commands.require(node.programs)
     vitals = _answer_probes(options, node) if options.health_address and options.daemon else None
     mine.take(desired.claims(node.desired, options.port), is_over=lambda: wakeup.stopping)

@@ -244,34 +244,32 @@ NODES_THAT_ARE_BROKEN: Final = (
            "^without effect behind `-A PREROUTING -j ACCEPT`", 0, both=True),
     Broken("dropped in a chain of others", "$ipt -N POLICY; $ipt -I INPUT -j POLICY; "
            f"$ipt -A POLICY -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP; {LO}",
-           "fault", "policies", "^`-A POLICY .* in filter drops traffic to 10.96.0.2, before our rule in INPUT",
+           "fault", "policies", "^`-A POLICY .* in filter drops traffic to 10.96.0.2 from pods, before our rule",
            both=True),
     Broken("rejected in a chain of others", "$ipt -N POLICY; $ipt -I OUTPUT -j POLICY; $ipt -A POLICY -j REJECT; "
            "$ipt -I OUTPUT -o lo -j ACCEPT",
-           "fault", "policies", "^`-A POLICY -j REJECT.* in filter drops traffic from 10.96.0.2, before our rule"),
+           "fault", "policies", "^`-A POLICY -j REJECT.* in filter drops traffic from 10.96.0.2 to pods, before our"),
     Broken("dropped without rules of ours", f"$ipt -N HARD; $ipt -A INPUT -j HARD; $ipt -A HARD -j DROP; {LO}",
            "fault", "policies", "^`-A HARD -j DROP` in filter drops traffic to 10.96.0.2", flags=WITHOUT_RULES,
            then=("--setup-iptables", "--rule-position=insert")),
-    Broken("replies over lo dropped", "$ipt -P INPUT DROP", "fault", "connect",
-           "no answer within 1s; `-P INPUT DROP` drops the replies, which come in over lo$", both=True),
+    Broken("replies over lo dropped", "$ipt -P INPUT DROP", "fault", "policies",
+           "^`-P INPUT DROP` in filter drops traffic from 10.96.0.2 to this node$", both=True),
     Broken("policy DROP without rules of ours", f"$ipt -P INPUT DROP; {LO}",
-           "fault", "policies", "^`-P INPUT DROP` in filter drops traffic to 10.96.0.2$", flags=WITHOUT_RULES,
+           "fault", "policies", "^`-P INPUT DROP` in filter drops traffic to 10.96.0.2 from pods$", flags=WITHOUT_RULES,
            then=("--setup-iptables", "--rule-position=insert"), both=True, root=SEES_LEGACY),
     Broken("policy DROP in raw", "$ipt -t raw -P OUTPUT DROP",
-           "fault", "policies", "^`-P OUTPUT DROP` in raw drops traffic from 10.96.0.2$", both=True),
+           "fault", "policies", "^`-P OUTPUT DROP` in raw drops traffic to and from 10.96.0.2$", both=True),
     Broken("dropped in raw, behind our rules", "$ipt -t raw -A PREROUTING -d 10.96.0.0/12 -j DROP",
-           "fault", "policies", "^`-A PREROUTING -d 10.96.0.0/12 -j DROP` in raw drops traffic to 10.96.0.2$",
+           "fault", "policies", "^`-A PREROUTING -d 10.96.0.0/12 -j DROP` in raw drops traffic to and from 10.96.0.2$",
            both=True),
     Broken("dropped in mangle", "$ipt -t mangle -N SPOOF; $ipt -t mangle -A PREROUTING -j SPOOF; "
            "$ipt -t mangle -A SPOOF -p tcp --dport 0:1023 -j DROP",
            "fault", "policies", "^`-A SPOOF -p tcp -m tcp --dport 0:1023 -j DROP` in mangle drops traffic to"),
-    Broken("refused, perhaps by a rule", "$ipt -I INPUT -i lo -p tcp --dport 443 -j REJECT --reject-with tcp-reset",
-           "fault", "connect", "Connection refused; perhaps because of `-A INPUT -i lo .* -j REJECT"),
+    Broken("refused by a rule", "$ipt -I INPUT -i lo -p tcp --dport 443 -j REJECT --reject-with tcp-reset",
+           "fault", "policies", "^`-A INPUT -i lo .* -j REJECT .* drops traffic to 10.96.0.2 from this node, before"),
     Broken("dropped by what only nft shows", "nft add table inet guard; nft add chain inet guard input "
            "'{ type filter hook input priority 0; policy drop; }'",
-           "fault", "connect",
-           "no answer within 1s; perhaps because of nft's table inet guard, which iptables does not show",
-           by_hand="nft delete table inet guard"),
+           "fault", "policies", "^`policy drop` in chain input of table inet guard drops traffic to and from 10.96"),
     Broken("rules in nft as well", f"$other {OURS['INPUT'].format('-A')}", "warning", "backend",
            "has our rules, too", 0, both=True, root=SEES_LEGACY),
     Broken("copies in both backends", f"for i in 1 2; do $other {OURS['INPUT'].format('-A')}; done; "
@@ -291,7 +289,7 @@ NODES_THAT_ARE_BROKEN: Final = (
            "fault", "taken", "^`-A KUBE-SEP-ZQ5AX2CXSKPRG3QW .* in nat takes traffic to 10.96.0.2:443",
            flags=WITHOUT_RULES, then=("--setup-iptables",)),
     Broken("REDIRECT perhaps",
-           "$ipt -t nat -A PREROUTING ! -i docker0 -p tcp --dport 443 -j REDIRECT --to-ports 8443",
+           "$ipt -t nat -A PREROUTING -m limit -p tcp --dport 443 -j REDIRECT --to-ports 8443",
            "warning", "taken", "^`-A PREROUTING .* in nat may take traffic to", 0, flags=WITHOUT_RULES),
     Broken("one of two addresses missing", "ip address delete 10.96.0.3/32 dev lo", "fault", "address",
            "^10.96.0.3/32 is not on lo$", flags=TWO),
@@ -769,12 +767,6 @@ def test_no_false_alarm_with_rules_of_others(node_with: Callable[..., Node], rul
             assert (report.alarms(), report.exit) == ([], 0)
         node.stop_listening()
         node.sh("for t in raw nat filter; do $ipt -t $t -F; $ipt -t $t -X; done; ip address delete 10.96.0.2/32 dev lo")
-
-
-def test_calicos_chains_are_told(node_with: Callable[..., Node]) -> None:
-    node = node_with(f"iptables-nft-restore --noflush < {NODES / 'calico.rules'}", "nft", *WANTED)
-    report = doctor(node.namespace, *WANTED)
-    assert report.having("note", "policies", "policy chains of Calico")
 
 
 def test_untracked_traffic_is_not_taken_by_nat(node_with: Callable[..., Node]) -> None:

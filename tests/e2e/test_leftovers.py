@@ -47,10 +47,17 @@ def ends(sidecar: Sidecar) -> str:
     return sidecar.log
 
 
+def replaces(namespace: Namespace, start: Start, *flags: str) -> None:
+    """Let an instance run until nothing but what it set up is recorded."""
+    sidecar = start(*flags)
+    sidecar.wait_for("in sync")
+    until(lambda: len(recorded(namespace)) == 1)
+    assert sidecar.stop() == 0
+
+
 @pytest.mark.any_user
-@pytest.mark.parametrize("is_daemon", [True, False], ids=["daemon", "one pass"])
 def test_what_a_predecessor_with_another_address_left_goes_and_nothing_else(
-    namespace: Namespace, start: Start, backend: str, *, is_daemon: bool
+    namespace: Namespace, start: Start, backend: str
 ) -> None:
     use = f"--iptables-backend={backend}"
     foreign = [
@@ -65,10 +72,9 @@ def test_what_a_predecessor_with_another_address_left_goes_and_nothing_else(
     crashed(start, f"--ip-address={OLD},fd00::9", "--setup-iptables", use)
     assert len(namespace.rules(backend, 6)) == 5
 
-    successor = start(*FLAGS, use, *([] if is_daemon else [ONCE]))
+    successor = start(*FLAGS, use)
     successor.wait_for("in sync")
-    if not is_daemon:
-        ends(successor)
+    until(lambda: recorded(namespace) == [str(IPV4)])
     assert f"removed {OLD}/32 from lo" in successor.log
     assert SAYS not in successor.log
     assert sorted(namespace.addresses()) == [CIDR, "10.96.0.8/32", f"{OLD}/24"]
@@ -88,14 +94,14 @@ def test_a_change_of_the_port_or_the_interface_takes_nothing_away_that_stays(
     crashed(start, *FLAGS, use)
     watch = namespace.start("ip", "-oneline", "monitor", "address")
     until(lambda: str(watch.pid) in namespace.run("cat", "/proc/net/netlink"))
-    ends(start(*FLAGS, use, "--port=8443", ONCE))
+    replaces(namespace, start, *FLAGS, use, "--port=8443")
     assert len(namespace.rules(backend)) == 5
     assert all("8443" in each for each in namespace.rules(backend))
-    ends(start(*FLAGS, use, "--port=8443", "--interface=up0", ONCE))
+    replaces(namespace, start, *FLAGS, use, "--port=8443", "--interface=up0")
     assert namespace.addresses() == []
     assert CIDR in namespace.addresses("up0")
     assert len(namespace.rules(backend)) == 5
-    ends(start(FLAGS[0], "--interface=up0", ONCE))
+    replaces(namespace, start, FLAGS[0], "--interface=up0")
     assert CIDR in namespace.addresses("up0")
     assert namespace.rules(backend) == []
     watch.terminate()
@@ -129,8 +135,15 @@ def test_what_a_younger_instance_or_another_installation_has_set_up_stays(namesp
     sidecar.wait_for("pass: in sync", times=sidecar.log.count("pass: in sync") + 3)
     assert sorted(namespace.addresses()) == [CIDR, "10.96.0.7/32", f"{OLD}/32"]
     assert sidecar.stop() == 0
-    ends(start(FLAGS[0], "--health-address=127.0.0.1:9180", ONCE))  # which started later
-    assert sorted(namespace.addresses()) == [CIDR, f"{OLD}/32"]
+    later = start(FLAGS[0], "--health-address=127.0.0.1:9180")
+    until(lambda: sorted(namespace.addresses()) == [CIDR, f"{OLD}/32"])
+    assert later.stop() == 0
+
+
+def test_a_pass_by_hand_takes_nothing_away(namespace: Namespace, start: Start) -> None:
+    for ip in (OLD, "10.96.0.7", str(IPV4)):
+        ends(start(f"--ip-address={ip}", ONCE))
+    assert sorted(namespace.addresses()) == [CIDR, "10.96.0.7/32", f"{OLD}/32"]
 
 
 def test_what_a_younger_instance_has_set_up_goes_when_it_does_not_come_back(
