@@ -76,15 +76,16 @@ def passages(view: View, address: Address) -> Passages:
 
 
 def _passages(view: View, address: Address) -> Passages:
+    """Follow the traffic, and again with the elements of sets on which it depends."""
     found = _followed(view, address)
+    unread = list(found.ruleset.unread)
     for _ in range(_MOST_ROUNDS):
         if not found.ruleset.elements.questions:
             break
         failures = NftProgram(view.run).answer(found.ruleset.elements, view.walk_until)
+        unread += (f"{name}: {error}" for name, error in failures.items())
         found = _followed(view, address)
-        unread = (*found.ruleset.unread, *(f"{name}: {error}" for name, error in failures.items()))
-        found = replace(found, ruleset=replace(found.ruleset, unread=unread))
-    return found
+    return replace(found, ruleset=replace(found.ruleset, unread=tuple(unread)))
 
 
 def _followed(view: View, address: Address) -> Passages:
@@ -97,9 +98,9 @@ def _followed(view: View, address: Address) -> Passages:
     rules = view.once(("rules", address), lambda: ruleset.read(view, ip.version, packets))
     other_users = _client(THIS_NODE, rules, node)
     clients = [_client(THIS_NODE, rules, from_this_node(ip, port, user=os.geteuid(), server=server))]
-    if len(behind) > _SEVERAL and _client(A_POD, rules, _together(whole)).is_clear:
-        return Passages(rules, tuple(clients), other_users)
-    named = list(_named(rules, ip.version))
+    if len(behind) > _SEVERAL and (pods := _client(A_POD, rules, _together(whole))).is_clear:
+        return Passages(rules, (*clients, pods), other_users)
+    named = list(_named(rules, [network for _, networks in behind.values() for network in networks]))
     every = [
         Peer(interface, each)
         for interface, (known, networks) in behind.items()
@@ -163,14 +164,19 @@ def _together(pairs: Sequence[tuple[Journey, Journey]]) -> tuple[Journey, Journe
     return Journey(first, is_reply=False), Journey(second, is_reply=True)
 
 
-def _named(rules: Ruleset, family: Family) -> Iterator[IPNetwork]:
-    """Yield the addresses and networks that rules name."""
+def _named(rules: Ruleset, behind: Sequence[IPNetwork]) -> Iterator[IPNetwork]:
+    """Yield the addresses and networks that rules name, of those that may lie within the ones behind interfaces."""
+    heads = {_head(str(network)) for network in behind}
     texts = (text for each in {id(base.rules): base.rules for base in rules.chains}.values() for text in each.texts())
     for text in {found for each in texts for found in _NETWORK.findall(each)}:
-        with contextlib.suppress(ValueError):  # something else that looks like an address
-            network = ip_network(text, strict=False)
-            if network.version == family and network.prefixlen:
-                yield network
+        if _head(text) in heads:  # most are for others, and there can be very many
+            with contextlib.suppress(ValueError):  # something else that looks like an address
+                yield ip_network(text, strict=False)
+
+
+def _head(network: str) -> str:
+    """Return the first number of an address: one in a network of pods has the same."""
+    return re.split("[.:]", network, maxsplit=1)[0]
 
 
 def _within(
@@ -178,9 +184,8 @@ def _within(
 ) -> Iterator[IPAddress]:
     """Yield an address of each named network that lies behind an interface and has none of the known addresses."""
     for each in named:
-        if any(each[0] in network and each[-1] in network for network in networks) and not any(
-            ip in each for ip in known
-        ):
+        is_there = any(each[0] in network and each[-1] in network for network in networks)
+        if is_there and each.prefixlen and not any(ip in each for ip in known):
             yield each[0] if each.num_addresses == 1 else each[1]
 
 

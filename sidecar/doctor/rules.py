@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 from sidecar.doctor.findings import Finding, Level, counted, unknown
+from sidecar.doctor.passages import passages
 from sidecar.doctor.view import View
 from sidecar.errors import SidecarError
 from sidecar.state import compare
 from sidecar.state.actions import AddRule, MoveToFront, RemoveRule, RemoveSurplus
 from sidecar.state.desired import port_of
 from sidecar.state.inventory import State, of_rule
-from sidecar.state.model import Facts, Family, Rule, RuleSet
+from sidecar.state.model import Address, Facts, Family, Rule, RuleSet
 
 
 def rules(view: View) -> Iterator[Finding]:
@@ -64,11 +65,9 @@ def _faults(view: View, rule: Rule) -> Iterator[Finding]:
 
 def _left_over(view: View, family: Family) -> Iterator[Finding]:
     """Yield rules for our addresses and another port that no running instance needs, left by an earlier setting."""
-    places = dict.fromkeys(rule.place for rule in view.desired.rules if rule.family == family)
-    backend = view.backends[family]
-    there = [place for place in places if backend.sees(place[0]) is not False]  # to ask legacy for one creates it
-    listed = [(*place, line) for place, lines in backend.listed_if_possible(there).items() for line in lines]
-    for address in (each for each in view.desired.addresses if each.ip.version == family):
+    addresses = [each for each in view.desired.addresses if each.ip.version == family]
+    listed = list(_lines(view, addresses[0]))
+    for address in addresses:
         found: dict[int, list[RemoveRule]] = {}
         for table, chain, line in listed:
             port = port_of(line, address)
@@ -81,3 +80,11 @@ def _left_over(view: View, family: Family) -> Iterator[Finding]:
                 text = f"{rules} left for {address.ip} and port {port}, perhaps from an earlier --port"
                 facts: Facts = {**address.facts, "port": port}
                 yield Finding(Level.WARNING, text, commands=view.commands(*removals), facts=facts)
+
+
+def _lines(view: View, address: Address) -> Iterator[tuple[str, str, str]]:
+    """Yield the rules in the chains of ours, as they were read to follow the traffic: table, chain, and rule."""
+    places = {rule.place for rule in view.desired.rules}
+    for base in passages(view, address).ruleset.chains:
+        if (base.table, base.name) in places:
+            yield from ((base.table, base.name, line) for line in base.rules.of(base.name) or ())

@@ -12,7 +12,6 @@ from sidecar.firewall.nft import NftTable, base_chains
 from sidecar.firewall.nft_conditions import Elements
 from sidecar.firewall.packet import Hook, Packet
 from sidecar.firewall.verdicts import BaseChain
-from sidecar.firewall.walk import jumps
 from sidecar.node import nft_tables
 from sidecar.node.iptables import Iptables
 from sidecar.node.nft import NftProgram
@@ -132,7 +131,7 @@ class _Reading:
             targets = {
                 ((table, target), packet)
                 for (table, chain), packet in coming
-                for target in jumps(self.rules[table], chain, packet)
+                for target in self.rules[table].jumps(chain, packet)
             }
             coming = targets - been
             been |= coming

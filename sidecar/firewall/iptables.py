@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from typing import Final, NamedTuple
@@ -65,7 +65,7 @@ class IptablesRules:
     def __init__(self, listings: Mapping[str, Sequence[str]]) -> None:
         self._listings = listings
         self._read: dict[str, _Read] = {}
-        self._quick: dict[Packet, _Quick] = {}
+        self._quick: _Quick | None = None  # that of the last packet: the same one meets many rules
 
     def of(self, chain: str) -> Sequence[str] | None:
         lines = self._listings.get(chain)
@@ -82,12 +82,28 @@ class IptablesRules:
         return chain.from_iterable(self._listings.values())
 
     def judge(self, rule: str, packet: Packet) -> Sequence[Judgement] | None:
-        quick = self._quick.get(packet) or self._quick.setdefault(packet, _Quick(packet))
-        if quick.never(rule):
+        if self._quick_for(packet).never(rule):
             return None
         if (read := self._read.get(rule)) is None:
             read = self._read[rule] = _taken_apart(rule)
         return _judged(read, packet)
+
+    def jumps(self, chain: str, packet: Packet) -> Iterator[str]:
+        """Yield the chains that a packet may come to from the rules of a chain itself."""
+        quick = self._quick_for(packet)
+        for rule in self.of(chain) or ():
+            if quick.never_all(rule) and _target(rule) in _EFFECTS:
+                continue  # some of the packets go on, and none to another chain
+            for each in self.judge(rule, packet) or ():
+                if each.effect in (Effect.JUMP, Effect.GOTO):
+                    yield each.target
+                if each.matches is Matches.ALL and each.effect not in (Effect.CONTINUE, Effect.JUMP, Effect.UNKNOWN):
+                    return
+
+    def _quick_for(self, packet: Packet) -> "_Quick":
+        if self._quick is None or self._quick.packet is not packet:
+            self._quick = _Quick(packet)
+        return self._quick
 
 
 def hindrance(rule: Rule, before: Sequence[str]) -> Hindrance | None:
@@ -120,6 +136,7 @@ class _Quick:
     """Recognizes, without taking them apart, most of the rules that do not matter for a packet."""
 
     def __init__(self, packet: Packet) -> None:
+        self.packet = packet
         ends = {"-s": packet.source, "-d": packet.destination}
         self._known = [
             (f" {option} ", f"{ip}/{ip.max_prefixlen}", f"/{ip.max_prefixlen}") for option, ip in ends.items() if ip
@@ -142,6 +159,11 @@ class _Quick:
         """Whether a rule has a condition that cannot match every packet, as nothing is known about it."""
         # A network that holds every address is not printed as a condition (iptables/xshared.c, print_rule4).
         return '"' not in line and any(option in line for option in self._unknown)
+
+
+def _target(line: str) -> str:
+    """Return the target of a rule without quotes, without taking it apart."""
+    return line.rpartition(" -j ")[2].partition(" ")[0]
 
 
 def _judged(read: _Read, packet: Packet) -> Sequence[Judgement]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
 from sidecar.firewall.packet import ESTABLISHED, INVALID, NEW, UNTRACKED, Hook, Journey, Packet
-from sidecar.firewall.verdicts import BaseChain, Effect, Judgement, Matches, Rules
+from sidecar.firewall.verdicts import BaseChain, Effect, Judgement, Matches
 
 _Rule = TypeVar("_Rule")
 
@@ -96,16 +96,6 @@ def way(base: BaseChain[Any], packet: Packet) -> Way:
     walk = _Walk(base, packet)
     met = tuple(walk.follow(base.name))
     return Way(met, walk.ends, walk.packet)
-
-
-def jumps(rules: Rules[Any], chain: str, packet: Packet) -> Iterator[str]:
-    """Yield the chains that a packet may come to from the rules of a chain itself."""
-    for rule in rules.of(chain) or ():
-        for each in rules.judge(rule, packet) or ():
-            if each.effect in (Effect.JUMP, Effect.GOTO):
-                yield each.target
-            if each.matches is Matches.ALL and each.effect not in (Effect.CONTINUE, Effect.JUMP, Effect.UNKNOWN):
-                return
 
 
 class _Outcome(enum.Enum):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sidecar.errors import BackendUnusable, NotSupported
-from sidecar.node import legacy_tables
+from sidecar.node import legacy_tables, nft_tables
 from sidecar.node.command import Run
 from sidecar.node.iptables import Iptables
 from sidecar.node.programs import is_installed
@@ -119,6 +119,13 @@ class Candidates:
         if name != "legacy":
             return tuple(_BUILT_IN)
         return legacy_tables.known(self._family, self.readable_tables())
+
+    def existing_tables(self, tool: Iptables) -> frozenset[str]:
+        """Return the tables of a tool that exist; raise BackendUnknown if that cannot be known."""
+        if tool.is_legacy():
+            return frozenset(self.tables("legacy"))
+        known = nft_tables.names(self._family)
+        return frozenset(_BUILT_IN) if known is None else known
 
     def readable_tables(self) -> Sequence[str] | None:
         """Return the legacy tables that the kernel has, or None if that cannot be known."""

@@ -28,7 +28,7 @@ from sidecar.node.programs import is_installed
 from sidecar.node.releases import Release
 from sidecar.node.seen import Seen
 from sidecar.state.actions import Outcome, RemoveFormer, RemoveRule, RuleAction
-from sidecar.state.model import BackendInUse, Chain, Family, Rule
+from sidecar.state.model import BackendInUse, Family, Rule
 
 AUTO: Final = "auto"
 
@@ -36,7 +36,7 @@ AUTO: Final = "auto"
 class Backend:
     """The rules of one address family, in the requested or detected backend."""
 
-    def __init__(  # noqa: PLR0913 - seven for the work, four for tests that simulate the node
+    def __init__(  # noqa: PLR0913 - seven for the work, three for tests that simulate the node
         self,
         run: Run,
         family: Family,
@@ -50,7 +50,6 @@ class Backend:
         is_installed: Callable[[str], bool] = is_installed,
         legacy_tables: Callable[[Family], Sequence[str] | None] | None = None,
         dormant: Callable[[Family], frozenset[str]] = nft_tables.dormant,
-        nft_tables: Callable[[Family], frozenset[str] | None] = nft_tables.names,
     ) -> None:
         """Use the `requested` backend (auto, nft, legacy, system); wait at most `wait` s for the xtables lock.
 
@@ -64,7 +63,6 @@ class Backend:
         to_look = min(wait, longest_look)
         self._candidates = Candidates(run, family, to_look, is_installed=is_installed, readable_tables=legacy_tables)
         self._dormant = dormant
-        self._nft_tables = nft_tables
         self._creates = creates
         self._shown = shown
         self._of_running = of_running
@@ -184,14 +182,7 @@ class Backend:
 
     def tables(self, tool: Iptables) -> frozenset[str]:
         """Return the tables of one of these tools that exist; raise BackendUnknown if that cannot be known."""
-        if tool.is_legacy():
-            return frozenset(self._candidates.tables("legacy"))
-        known = self._nft_tables(self._family)
-        return frozenset(self._candidates.tables("nft")) if known is None else known
-
-    def listed_if_possible(self, chains: Sequence[Chain]) -> dict[Chain, tuple[str, ...]]:
-        """Return the rules of those of the chains that iptables can print; their tables must exist."""
-        return self._settle([]).list_all(chains)[0]
+        return self._candidates.existing_tables(tool)
 
     def listed_in_other(self, rules: Sequence[Rule]) -> tuple[Iptables, Mapping[Rule, int], int]:
         """Return the iptables of the backend that is not in use, our rules there, and the number of others."""

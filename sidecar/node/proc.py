@@ -3,6 +3,7 @@
 Much of it is readable only by root, or only for this pid namespace; results leave out the rest, and say so.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -74,7 +75,7 @@ def owners(inodes: Collection[int]) -> dict[int, Process]:
     deadline = time.monotonic() + PATIENCE
     names = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, Process] = {}
-    for pid in _pids():
+    for pid in _pids() if inodes else ():
         if time.monotonic() > deadline:
             break
         try:
@@ -90,11 +91,10 @@ def owners(inodes: Collection[int]) -> dict[int, Process]:
 def _open_files(pid: int) -> set[str]:
     directory = f"/proc/{pid}/fd"
     found = set()
-    for entry in os.scandir(directory):
-        try:
-            found.add(_link(entry.path))
-        except FileNotFoundError:  # closed meanwhile
-            continue
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.add(_link(entry.path))
     return found
 
 

@@ -1,5 +1,7 @@
 """The way from a pod and back, as the kernel of a real node says."""
 
+from pytest_mock import MockerFixture
+
 from sidecar.doctor.pod_routes import from_pods
 from sidecar.doctor.view import View
 from sidecar.node.backends import Backend
@@ -21,11 +23,14 @@ ip route add default via 192.168.7.1 table 64
 def found(namespace: Namespace) -> list[tuple[str, tuple[str, ...]]]:
     state = desired([IPV4], interface="lo", port=443)
     run = NamespaceCommands(namespace).run
-    backend = Backend(run, 4, "nft", 5.0, creates=False, nft_tables=lambda _: frozenset(("mangle",)))
+    backend = Backend(run, 4, "nft", 5.0, creates=False)
     return [(each.found, each.commands) for each in from_pods(View(state, 443, run, {4: backend}), state.addresses)]
 
 
-def test_a_detour_of_marked_packets(namespace: Namespace) -> None:
+def test_a_detour_of_marked_packets(namespace: Namespace, mocker: MockerFixture) -> None:
+    mocker.patch(
+        "sidecar.node.nft_tables.names", return_value=frozenset(("mangle",))
+    )  # asked in this process's network
     namespace.run("sh", "-e", "-c", NODE + "ip rule add pref 50 fwmark 0x5/0xf lookup 64")
     healthy = [("pods behind cali0 are routed to 10.96.0.2 and back", ())]
     assert found(namespace) == healthy

@@ -122,12 +122,7 @@ class RecordedNode:
 
     def view(self) -> View:
         families: list[Family] = sorted({address.ip.version for address in self.desired.addresses})
-        backends = {
-            family: Backend(
-                self.run, family, self.backend, 5.0, longest_look=1.0, nft_tables=lambda _: frozenset(TABLES)
-            )
-            for family in families
-        }
+        backends = {family: Backend(self.run, family, self.backend, 5.0, longest_look=1.0) for family in families}
         return View(self.desired, self.port, self.run, backends, warnings=self.warnings)
 
     def findings(self, *topics: str) -> list[Finding]:
@@ -214,6 +209,7 @@ class RecordedNode:
         )
         mocker.patch("sidecar.node.capabilities.has", return_value=True)
         mocker.patch("sidecar.node.nft_tables.everywhere", return_value=[])
+        mocker.patch("sidecar.node.nft_tables.names", return_value=frozenset(TABLES))
         mocker.patch("sidecar.node.capabilities.in_initial_user_namespace", return_value=True)
         mocker.patch("sidecar.doctor.kernel.has", side_effect=lambda feature: self.modules.get(feature.module, True))
         mocker.patch("sidecar.node.claims.held", side_effect=self._claims)

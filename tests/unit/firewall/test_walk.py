@@ -8,7 +8,7 @@ import pytest
 from sidecar.firewall.iptables import IptablesRules
 from sidecar.firewall.packet import UNTRACKED, Hook, Packet, from_peer, from_this_node
 from sidecar.firewall.verdicts import BaseChain, Effect
-from sidecar.firewall.walk import Passage, Way, jumps, passage, way
+from sidecar.firewall.walk import Passage, Way, passage, way
 
 ADDRESS, POD = IPv4Address("10.96.0.2"), IPv4Address("10.244.0.5")
 TRACKED = Packet(4, None, ADDRESS, None, 443)
@@ -60,14 +60,14 @@ def test_a_service_takes_what_is_for_its_address_by_whichever_endpoint() -> None
 
 
 def test_only_chains_that_a_packet_may_come_to_are_followed() -> None:
-    assert list(jumps(KUBE_PROXY, "KUBE-SERVICES", TRACKED)) == ["KUBE-SVC-B", "KUBE-NODEPORTS"]
+    assert list(KUBE_PROXY.jumps("KUBE-SERVICES", TRACKED)) == ["KUBE-SVC-B", "KUBE-NODEPORTS"]
     to_another = replace(TRACKED, is_to_here=False)
-    assert list(jumps(KUBE_PROXY, "KUBE-SERVICES", to_another)) == ["KUBE-SVC-B"]
+    assert list(KUBE_PROXY.jumps("KUBE-SERVICES", to_another)) == ["KUBE-SVC-B"]
 
 
 def test_chains_behind_a_certain_end_are_not_followed() -> None:
-    listed = chains("-A INPUT -j A", "-A INPUT -p tcp -j ACCEPT", "-A INPUT -j B")
-    assert list(jumps(listed, "INPUT", IN)) == ["A"]
+    listed = chains("-A INPUT -j A", "-A INPUT -s 192.0.2.1/32 -j DROP", "-A INPUT -p tcp -j ACCEPT", "-A INPUT -j B")
+    assert list(listed.jumps("INPUT", IN)) == ["A"]
 
 
 @pytest.mark.parametrize(
