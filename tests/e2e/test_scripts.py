@@ -89,6 +89,13 @@ def test_bench_measures_each_fault_and_tells_it_as_json() -> None:
     assert [row["backend"] for row in results["opponent"]] == ["nft", "legacy"]
 
 
+@pytest.mark.thorough
+def test_bench_measures_doctor() -> None:
+    (rows,) = bench("doctor").values()
+    assert len(rows) == 8
+    assert all(row["ms"] > 0 for row in rows)
+
+
 def test_bench_refuses_what_it_does_not_measure() -> None:
     done = subprocess.run([ROOT / "scripts" / "bench", "coffee"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

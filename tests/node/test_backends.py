@@ -283,7 +283,7 @@ def test_a_cleanup_removes_what_it_can_see_if_legacy_cannot_be_seen(node: Node) 
         report = Reconciler(goal, IpRoute(node.run), {node.family: backend}).cleanup(time.monotonic() + 3)
     assert node.namespace.rules("nft", node.family) == []
     assert report.exit_code == 3
-    assert "whether this node uses iptables-legacy is unknown" in str(report.failures)
+    assert "cannot tell whether this node uses iptables-legacy" in str(report.failures)
 
 
 def test_nor_can_legacy(node: Node) -> None:

@@ -21,14 +21,14 @@ RULES = (
     "from all goto 40000",
     "from all ipproto tcp sport 443 lookup 77",
     "from all ipproto udp dport 100-200 lookup 77",
-    "from all uidrange 0-1000 lookup 77",
+    "from all uidrange 0-0 lookup 77",
     "from all tos 0x10 lookup 77",
     "from all l3mdev",
     "from all tun_id 7 lookup 77",
     "from all nop",
     "from all lookup 77 realms 3/4",
     "from all lookup 1000000",
-    "from all iif lo fwmark 0x200/0xf00 uidrange 7-8 ipproto tcp dport 443 lookup 77",
+    "from all iif lo fwmark 0x200/0xf00 uidrange 0-0 ipproto tcp dport 443 lookup 77",
 )
 
 
