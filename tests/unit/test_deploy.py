@@ -91,7 +91,7 @@ def test_it_is_what_kubernetes_knows(folder: str) -> None:
 def test_a_kustomization_of_your_own_changes_settings_and_image(tmp_path: Path) -> None:
     """As docs/deploy.md shows it, beside a copy of the manifests, since its paths are relative."""
     text = (ROOT / "docs" / "deploy.md").read_text()
-    ((mine,),) = [re.findall(r"```\n(# my-nodes/kustomization.yaml\n.*?)```", text, flags=re.DOTALL)]
+    ((mine,),) = [re.findall(r"```yaml\n(# my-nodes/kustomization.yaml\n.*?)```", text, flags=re.DOTALL)]
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     for name, made in (("my-nodes", mine), ("my-nodes-uninstall", mine.replace("/kubernetes\n", f"/{UNINSTALL}\n"))):
         (tmp_path / name).mkdir()

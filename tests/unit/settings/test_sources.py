@@ -405,12 +405,12 @@ def test_what_belongs_to_another_command_is_not_passed_over(argv: list[str], fau
     assert faults(REQUIRED, *argv) == [fault]
 
 
-def test_the_readme_has_every_flag_with_its_variable_and_its_default() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+def test_the_settings_guide_has_every_flag_with_its_variable_and_its_default() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "settings.md").read_text()
     for flag in FLAGS.values():
         spelled = "`-v`, `--v`" if flag.name == "v" else f"`{flag.spelled}`"
         default = "required" if flag.default is None else f"`{flag.default}`" if flag.default else "none"
-        assert f"\n| {spelled} | `{flag.variable}` | {default} | " in readme
+        assert f"\n| {spelled} | `{flag.variable}` | {default} | " in guide
 
 
 @pytest.mark.parametrize(
