@@ -147,6 +147,18 @@ def test_one_file_runs_where_nothing_of_the_project_is(namespace: Namespace, tmp
     assert code == 0
     assert "removed    10.96.0.2/32 on lo" in namespace.run(*clean, "cleanup", "--ip-address=10.96.0.2")
 
+    # Where the home directory cannot be written to, or is full.
+    (home := tmp_path / "home").mkdir()
+    for options, why in (("ro", "Read-only file system"), ("size=5m", "No space left on device")):
+        namespace.run("mount", "-t", "tmpfs", "-o", options, "t", str(home))
+        namespace.run("mount", "-t", "tmpfs", "t", "/dev/shm")
+        told = namespace.run("sh", "-c", 'exec "$@" 2>&1', "sh", *clean[:2], f"HOME={home}", *clean[3:], "version")
+        line = f"{file.stem}: cannot unpack into {home}/.shiv: {why}: using /dev/shm/{file.stem}-"
+        assert re.fullmatch(rf"{line}\d+\n{file.stem} {__version__}\n", told)
+    named = (*clean[:2], "SHIV_ROOT=/proc/x", *clean[3:], "version")
+    told = namespace.run("sh", "-c", '"$@" 2>&1; echo $?', "sh", *named)
+    assert re.fullmatch(f"{file.stem}: cannot unpack into /proc/x: .*: name a directory with 50 MB, .*\n3\n", told)
+
 
 def test_the_demo_shows_what_it_promises() -> None:
     if reason := clusters.missing():
