@@ -151,6 +151,13 @@ def test_each_command_is_run_by_a_test_or_says_why_not() -> None:
     assert all_commands() == RUN_BY.keys()
 
 
+def test_ci_runs_the_test_commands_of_the_readme() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("scripts/")] == [
+        command for command in commands(README) if command.startswith("scripts/test")
+    ]
+
+
 @pytest.mark.parametrize("where", sorted(set(RUN_BY.values())))
 def test_the_test_that_runs_a_command_is_there(where: str) -> None:
     if where.startswith("no: "):
