@@ -78,7 +78,7 @@ def _idle(each: Instance, *, answers: bool) -> Finding | None:
         return None
     says = f"it says {_quoted(answer)}" if answer.status else "it does not answer on --health-address"
     found = f"{each} runs here, but hangs: {says}"
-    return Finding(Level.FAULT, found, "restart it; what hangs with it, its log says", facts=facts)
+    return Finding(Level.FAULT, found, "restart it; its log says what hangs", facts=facts)
 
 
 def _powerless(each: Instance) -> Finding:

@@ -1,6 +1,6 @@
 """Sets up the log: callers use loguru, and lines go where klog's `output` (klog.go) would send them.
 
-The README lists the differences. Above all, klog ends the program if it cannot write a file; here the line goes to
+docs/logging.md lists the differences. Above all, klog ends the program if it cannot write a file; here the line goes to
 standard error instead, and the work goes on. Nor does the work wait for a log that nobody reads: all lines of a pass
 wait for LONGEST_LOOK at most, then they are dropped and counted.
 """

@@ -1,7 +1,7 @@
 """The table of settings: one line holds the name, type, default, help, group and check of a setting.
 
 Code derives from it the flags, the `SIDECAR_*` variables, --help, and pydantic's model (sources.py); tests hold
-`.env.example` and the tables in the README to it. To add a setting, add a line.
+`.env.example` and the tables in docs/settings.md to it. To add a setting, add a line.
 """
 
 from collections.abc import Callable, Mapping
@@ -93,7 +93,7 @@ class Options:
     """
 
     # fmt: off
-    ip_address: tuple[IPAddress, ...] = flag(_A, None, "where the proxy listens; repeat, or a,b", values.addresses, is_list=True)
+    ip_address: tuple[IPAddress, ...] = flag(_A, None, "address of the proxy; several: a,b", values.addresses, is_list=True)
     interface: str = flag(_A, "lo", "interface to add the address to", values.interface)
     port: int = flag(_A, "443", "port on which the proxy listens", values.port)
     address_scope: str = flag(_A, "host", "host or global: scope of IPv4 addresses", one_of("host", "global"))

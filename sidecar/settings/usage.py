@@ -19,7 +19,8 @@ def usage() -> str:
         "Holds IP addresses on an interface, and the iptables rules for them, for an apiserver-proxy.",
         "status shows what is in place, plan the commands that run would execute now, doctor why it does",
         "not work on this node; none of them changes anything. Without --ip-address, they use the settings",
-        "of the sidecar that runs on this node. cleanup removes what run set up.",
+        "of the sidecar that runs on this node, or of the rules that one has left. cleanup removes what",
+        "run set up.",
     ]
     for title, group in groupby(FLAGS.values(), lambda flag: flag.group):
         lines += ["", f"{title}:", *_rows(list(group))]
@@ -35,7 +36,8 @@ def usage() -> str:
             "--legacy_stderr_threshold_behavior=false, --logtostderr drops lines below --stderrthreshold.",
             "",
             "Exit codes: 0 done, or stopped by a signal; 1 not in sync; 2 bad configuration; 3 the node lacks",
-            "something: a command, a capability, kernel support. doctor: 0 nothing wrong found, 1 a fault.",
+            "something: a command, a capability, kernel support. doctor: 1 as well for a fault that run cannot",
+            "repair, and for what decides but cannot be seen.",
         )
     )
 

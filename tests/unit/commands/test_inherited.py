@@ -125,7 +125,7 @@ def test_the_address_may_be_named_by_a_variable_or_in_a_file(
 
 def test_who_runs_takes_nothing_over(running: Running) -> None:
     running(instance("--ip-address=10.96.0.2"))
-    assert faults("run") == ["--ip-address or SIDECAR_IP_ADDRESS is required: where the proxy listens; repeat, or a,b"]
+    assert faults("run") == ["--ip-address or SIDECAR_IP_ADDRESS is required: address of the proxy; several: a,b"]
 
 
 # Those of the sidecar that runs

@@ -87,7 +87,7 @@ def test_one_that_answers_no_probe_hangs(node: RecordedNode, mocker: MockerFixtu
         Finding(
             Level.FAULT,
             f"{ME} runs here, but hangs: it does not answer on --health-address",
-            "restart it; what hangs with it, its log says",
+            "restart it; its log says what hangs",
             facts={"pid": PID},
             topic="sidecar",
             leads=True,
