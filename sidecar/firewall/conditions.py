@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
 
-from sidecar.firewall.packet import UNTRACKED, Packet
+from sidecar.firewall.packet import INVALID, TTL, UNTRACKED, Packet
 from sidecar.firewall.verdicts import Matches, certainly, inverted, together
 from sidecar.state.model import IPAddress
 
@@ -24,14 +24,23 @@ _Check = Callable[[str, Packet], Matches]
 #: Matches that hold by themselves; only their options are conditions. The outcome of any other match is unknown.
 _IDLE_MATCHES: Final = frozenset(
     {"tcp", "comment", "multiport", "conntrack", "state", "mark", "addrtype", "owner", "rpfilter", "iprange", "pkttype"}
-    | {"physdev", "connmark"}
+    | {"physdev", "connmark", "recent", "ttl", "hl"}
 )
+
+#: Matches of headers that these packets do not have: there they match nothing, whatever their options say.
+_HEADERS: Final = frozenset({"rt", "frag", "hbh", "dst", "mh", "ah", "esp"})
+
+#: Matches of the connection that a packet belongs to: one that belongs to none fits no option of theirs, negated or not
+#: (net/netfilter/xt_connmark.c, xt_conntrack.c); but for --ctstate.
+_OF_CONNECTION: Final = frozenset({"connmark", "conntrack", "connbytes", "connlabel", "helper"})
 
 _TCP: Final = ("tcp", "6", "all", "0")
 
 
 def holds(condition: Condition, packet: Packet) -> Matches:
     """Return whether a condition holds; PERHAPS if that depends on anything that is not known here."""
+    if _is_of_connection(condition) and packet.state in (UNTRACKED, INVALID):
+        return Matches.NOTHING
     check = _CHECKS.get((condition.module, condition.option)) or _CHECKS.get(("", condition.option))
     if check is None:
         return Matches.PERHAPS
@@ -42,7 +51,13 @@ def holds(condition: Condition, packet: Packet) -> Matches:
     return inverted(answer) if condition.is_negated else answer
 
 
+def _is_of_connection(condition: Condition) -> bool:
+    return condition.module in _OF_CONNECTION and condition.option not in ("-m", "--ctstate")
+
+
 def _match(name: str, packet: Packet) -> Matches:
+    if name in _HEADERS:
+        return Matches.NOTHING
     if name == "rpfilter":  # its option --invert turns that around
         return certainly(packet.returns)
     return Matches.ALL if name in _IDLE_MATCHES else Matches.PERHAPS
@@ -96,11 +111,6 @@ def _has_mark(value: str, packet: Packet) -> Matches:
     wanted, _, mask = value.partition("/")
     bits = int(mask or "0xffffffff", 0)
     return certainly(None if packet.mark is None else packet.mark & bits == int(wanted, 0))
-
-
-def _has_connection_mark(_: str, packet: Packet) -> Matches:
-    """Whether the mark of its connection fits: an untracked packet has none (net/netfilter/xt_connmark.c)."""
-    return Matches.NOTHING if packet.state == UNTRACKED else Matches.PERHAPS
 
 
 def _has_flags(value: str, packet: Packet) -> Matches:
@@ -158,7 +168,7 @@ _CHECKS: Final[Mapping[tuple[str, str], _Check]] = {
     ("conntrack", "--ctstate"): _has_state,
     ("state", "--state"): _has_state,
     ("mark", "--mark"): _has_mark,
-    ("connmark", "--mark"): _has_connection_mark,
+    ("connmark", "--mark"): lambda _, __: Matches.PERHAPS,
     ("addrtype", "--src-type"): lambda value, packet: _has_type(value, packet.is_from_here),
     ("addrtype", "--dst-type"): lambda value, packet: _has_type(value, packet.is_to_here),
     ("owner", "--uid-owner"): _has_owner,
@@ -166,6 +176,17 @@ _CHECKS: Final[Mapping[tuple[str, str], _Check]] = {
     ("rpfilter", "--loose"): _always,
     ("rpfilter", "--validmark"): _always,
     ("rpfilter", "--accept-local"): _always,
+    ("ttl", "--ttl-eq"): lambda value, _: certainly(int(value) == TTL),
+    ("ttl", "--ttl-lt"): lambda value, _: certainly(int(value) > TTL),
+    ("ttl", "--ttl-gt"): lambda value, _: certainly(int(value) < TTL),
+    ("hl", "--hl-eq"): lambda value, _: certainly(int(value) == TTL),
+    ("hl", "--hl-lt"): lambda value, _: certainly(int(value) > TTL),
+    ("hl", "--hl-gt"): lambda value, _: certainly(int(value) < TTL),
+    ("recent", "--set"): _always,
+    ("recent", "--name"): _always,
+    ("recent", "--mask"): _always,
+    ("recent", "--rsource"): _always,
+    ("recent", "--rdest"): _always,
     ("pkttype", "--pkt-type"): lambda value, _: certainly(value == "unicast"),
     # The socket of a proxy that waits at its address need not be transparent, and is not.
     ("socket", "--transparent"): _never,

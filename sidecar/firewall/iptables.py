@@ -2,13 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from typing import Final, NamedTuple
 
 from sidecar.firewall.conditions import Condition, holds
-from sidecar.firewall.packet import UNTRACKED, Packet
+from sidecar.firewall.packet import TRACKED, UNTRACKED, Packet
 from sidecar.firewall.verdicts import Effect, Judgement, Matches, together
 from sidecar.state.model import Hindrance, Rule
 
@@ -174,7 +174,7 @@ def _judged(read: _Read, packet: Packet) -> Sequence[Judgement]:
     if matches is Matches.NOTHING:
         return _NOTHING
     effect = _EFFECTS.get(read.target)
-    if read.target in ("MARK", "CONNMARK", "NOTRACK"):
+    if read.target in _MARKING:
         change = _MARKING[read.target](read.options)
         return (Judgement(matches, Effect.CONTINUE, read.target, change),)
     if effect is None:
@@ -215,7 +215,11 @@ def _taken_apart(line: str) -> _Read:
             at_match = max(number for number, each in enumerate(conditions) if each.option == "-m")
             conditions[at_match] = conditions[at_match]._replace(is_negated=True)
             continue
-        conditions.append(Condition(module, option, values, is_negated))
+        if option.startswith("--limit-iface"):  # then only an address of that interface is local
+            conditions = [each._replace(option=option) if "-type" in each.option else each for each in conditions]
+        # Behind --ctstate, other options fit what has no connection, whatever they say (net/netfilter/xt_conntrack.c).
+        is_idle = option != "--ctstate" and any(each[:2] == ("conntrack", "--ctstate") for each in conditions)
+        conditions.append(Condition("" if is_idle and module == "conntrack" else module, option, values, is_negated))
         is_negated = False
     return _Read(conditions, "", goes=False, options=())
 
@@ -250,8 +254,14 @@ def _with_mark(packet: Packet, *, bits: tuple[int, int] | None, if_tracked: bool
     return packet.changed(mark=((packet.mark or 0) & ~bits[1]) ^ bits[0])
 
 
-def _untracked(_: Sequence[str]) -> "partial[Packet]":
-    return partial(Packet.changed, state=UNTRACKED)
+def _with_state(packet: Packet, *, state: str) -> Packet:
+    """Return a packet to which CT has been applied: the first time decides (net/netfilter/xt_CT.c)."""
+    return packet.changed(state=packet.state or state)
 
 
-_MARKING: Final = {"MARK": _marked, "CONNMARK": _connmarked, "NOTRACK": _untracked}
+_MARKING: Final[Mapping[str, Callable[[Sequence[str]], Callable[[Packet], Packet]]]] = {
+    "MARK": _marked,
+    "CONNMARK": _connmarked,
+    "NOTRACK": lambda _: partial(_with_state, state=UNTRACKED),
+    "CT": lambda _: partial(_with_state, state=TRACKED),
+}

@@ -6,7 +6,7 @@ from typing import Final
 
 from sidecar.firewall.nft_conditions import Sets, holds, key_of
 from sidecar.firewall.nft_values import MALFORMED, Json, mark
-from sidecar.firewall.packet import UNTRACKED, Packet
+from sidecar.firewall.packet import TRACKED, UNTRACKED, Packet
 from sidecar.firewall.verdicts import Effect, Judgement, Matches, together
 
 #: Statements that do nothing to a packet's way; a policy, which is followed by its verdict.
@@ -94,6 +94,8 @@ class Judge:
                 self._becomes(replace(self._packet, mark=mark(made, self._packet)))
             case "mangle", {"key": {"payload": {"field": field}}} if field in _IDENTITY:
                 return [Judgement(self._matches, Effect.TAKE, field)]
+            case "mangle", {"key": {"ct": {"key": "zone"}}}:  # so our NOTRACK rules come too late
+                self._becomes(replace(self._packet, state=self._packet.state or TRACKED))
             case "mangle", {"key": dict()}:
                 pass
             case "xt", {"type": "target"}:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final, TypeAlias
 
-from sidecar.firewall.packet import INVALID, NEW, UNTRACKED, Packet
+from sidecar.firewall.packet import INVALID, NEW, TTL, UNTRACKED, Packet
 from sidecar.state.model import IPV4, LOOPBACK
 
 #: What nft prints with --json (man libnftables-json), of any release: nothing is certain about its form.
@@ -175,6 +175,8 @@ def _payload(protocol: str, name: str, packet: Packet) -> Value:  # noqa: PLR091
             return Value(_PORT, packet.source_port)
         case "tcp" | "th", "dport":
             return Value(_PORT, packet.destination_port)
+        case ("ip", "ttl") | ("ip6", "hoplimit"):
+            return Value(Kind(8), TTL)
         case "tcp", "flags":
             known = None if packet.flags is None else _TCP_FLAGS.number(sorted(packet.flags))
             return Value(_TCP_FLAGS, known)

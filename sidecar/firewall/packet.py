@@ -18,6 +18,9 @@ NEW: Final = "NEW"
 ESTABLISHED: Final = "ESTABLISHED"
 INVALID: Final = "INVALID"
 UNTRACKED: Final = "UNTRACKED"
+TRACKED: Final = "TRACKED"  # before connection tracking has seen it: it will be, nothing can exempt it any more
+
+TTL: Final = 64  # of a packet that a host has just sent, as almost every system has it
 
 _REQUEST: Final = frozenset(("syn",))
 _REPLY: Final = frozenset(("syn", "ack"))

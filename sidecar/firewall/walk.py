@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
-from sidecar.firewall.packet import ESTABLISHED, INVALID, NEW, UNTRACKED, Hook, Journey, Packet
+from sidecar.firewall.packet import ESTABLISHED, INVALID, NEW, TRACKED, UNTRACKED, Hook, Journey, Packet
 from sidecar.firewall.verdicts import BaseChain, Effect, Judgement, Matches
 
 _Rule = TypeVar("_Rule")
@@ -75,7 +75,7 @@ def passage(chains: Sequence[BaseChain[Any]], journey: Journey, before: Passage 
         packet = replace(begun, mark=mark, state=state)
         for base in sorted((each for each in chains if each.hook is hook), key=lambda each: each.priority):
             if hook in _TRACKING and base.priority > CONNTRACK:
-                packet = replace(packet, state=packet.state or tracked)
+                packet = replace(packet, state=_seen(packet.state, tracked))
             if base.is_nat and packet.state != NEW:
                 continue
             found = way(base, packet)
@@ -84,8 +84,13 @@ def passage(chains: Sequence[BaseChain[Any]], journey: Journey, before: Passage 
                 return Passage(stopped, tuple(doubts), marks, packet.state)
             doubts += (each for each in found.met if each.effect in (Effect.DROP, Effect.TAKE, Effect.UNKNOWN))
         mark = marks[hook] = packet.mark
-        state = packet.state or (tracked if hook in _TRACKING else None)
+        state = _seen(packet.state, tracked) if hook in _TRACKING else packet.state
     return Passage(None, tuple(doubts), marks, state)
+
+
+def _seen(state: str | None, tracked: str) -> str:
+    """Return the state of a packet once connection tracking has seen it."""
+    return tracked if state in (None, TRACKED) else state
 
 
 def way(base: BaseChain[Any], packet: Packet) -> Way:

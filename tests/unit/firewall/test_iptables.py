@@ -193,6 +193,16 @@ ALL, NOTHING, PERHAPS = Matches.ALL, Matches.NOTHING, Matches.PERHAPS
         ("-m connmark --mark 0x80/0x80", PERHAPS),
         ("-m string --string x", PERHAPS),
         ("-m addrtype --dst-type LOCAL --limit-iface-in", PERHAPS),
+        ("-m addrtype ! --dst-type LOCAL --limit-iface-in", PERHAPS),
+        ("-m conntrack --ctstatus NONE", PERHAPS),
+        ("-m ttl --ttl-gt 10", ALL),
+        ("-m ttl --ttl-lt 5", NOTHING),
+        ("-m hl --hl-eq 255", NOTHING),
+        ("-m recent --set --name banned --mask 255.255.255.255 --rsource", ALL),
+        ("-m recent --update --seconds 60 --name banned --mask 255.255.255.255 --rsource", PERHAPS),
+        ("-m rt --rt-type 0", NOTHING),
+        ("-m rt ! --rt-type 0", NOTHING),
+        ("-m frag --fragmore", NOTHING),
     ],
 )
 def test_what_is_known_of_a_packet_decides(conditions: str, matches: Matches) -> None:
@@ -222,10 +232,32 @@ def test_a_rule_changes_the_mark(line: str, before: int | None, after: int | Non
 def test_an_untracked_packet_has_no_mark_of_a_connection() -> None:
     packet = replace(REQUEST, mark=1, state="UNTRACKED")
     rules = IptablesRules({})
-    assert rules.judge("-A PREROUTING -m connmark --mark 0x80/0x80 -j DROP", packet) == ()
     (judged,) = rules.judge("-A PREROUTING -j CONNMARK --restore-mark --nfmask 0x1 --ctmask 0x1", packet) or ()
     assert judged.change
     assert judged.change(packet).mark == 1
+
+
+@pytest.mark.parametrize("state", ["UNTRACKED", "INVALID"])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "-m connmark --mark 0x80/0x80",
+        "-m connmark ! --mark 0x80/0x80",
+        "-m conntrack --ctdir ORIGINAL",
+        "-m conntrack ! --ctstatus DNAT",
+        "-m connbytes ! --connbytes 0:10 --connbytes-mode packets --connbytes-dir both",
+    ],
+)
+def test_a_packet_without_a_connection_has_nothing_of_one(condition: str, state: str) -> None:
+    packet = replace(REQUEST, state=state)
+    assert IptablesRules({}).judge(f"-A INPUT {condition} -j DROP", packet) == ()
+
+
+def test_behind_a_state_it_is_not_known_what_a_packet_without_a_connection_fits() -> None:
+    packet = replace(REQUEST, state="UNTRACKED")
+    line = "-A INPUT -m conntrack --ctstate INVALID,UNTRACKED --ctdir ORIGINAL -j DROP"
+    (judged,) = IptablesRules({}).judge(line, packet) or ()
+    assert judged.matches is PERHAPS
 
 
 @pytest.mark.parametrize(

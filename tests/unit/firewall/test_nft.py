@@ -419,6 +419,8 @@ FORMS: tuple[tuple[Json, bool], ...] = (
     (match(NAME, {"set": [{"elem": {"val": "cali*", "counter": {"packets": 1, "bytes": 2}}}]}), True),
     (match(NAME, {"set": ["*"]}), True),
     (match({"meta": {"key": "iif"}}, "77"), False),
+    (match({"payload": {"protocol": "ip", "field": "ttl"}}, 3, "<"), False),
+    (match({"payload": {"protocol": "ip6", "field": "hoplimit"}}, 64), False),
     (match({"meta": {"key": "oif"}}, "0"), True),
     (match(SOURCE, {"prefix": {"addr": "0.0.0.0", "len": 0}}), True),
 )
@@ -473,6 +475,13 @@ def test_connection_tracking_is_not_undone_once_it_has_seen_a_packet() -> None:
     (base,) = base_chains(read(listing([{"notrack": None}])), 4, Elements())
     assert way(base, packet(state=NEW)).packet.state == NEW
     assert way(base, packet(state=None)).packet.state == UNTRACKED
+
+
+def test_a_zone_has_a_packet_tracked_that_is_exempted_later() -> None:
+    zone = {"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}
+    for rules in ([zone], [{"counter": None}]):
+        tables = [*read(listing(rules, hook="prerouting", prio=-310)), *untracking()]
+        assert follow(tables, of_pod()).state == (NEW if rules == [zone] else UNTRACKED)
 
 
 def test_only_one_choice_of_several_is_certain_not_which() -> None:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from sidecar.firewall.iptables import IptablesRules
-from sidecar.firewall.packet import UNTRACKED, Hook, Packet, from_peer, from_this_node
+from sidecar.firewall.packet import NEW, UNTRACKED, Hook, Packet, from_peer, from_this_node
 from sidecar.firewall.verdicts import BaseChain, Effect
 from sidecar.firewall.walk import Passage, Way, passage, way
 
@@ -195,6 +195,16 @@ def test_a_chain_before_connection_tracking_sees_no_state() -> None:
     assert both(raw)[0].stopped is None
     assert both(mangle)[0].stopped
     assert both(NOTRACK, mangle)[0].stopped is None
+
+
+@pytest.mark.parametrize("options", ["--zone 7", "--helper ftp"])
+def test_notrack_comes_too_late_behind_a_rule_that_has_it_tracked(options: str) -> None:
+    ours = "-A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK"
+    first = base(Hook.PREROUTING, -300, f"-A PREROUTING -i cali0 -j CT {options}", ours)
+    drop = base(Hook.INPUT, 0, "-A INPUT -m conntrack --ctstate NEW -j DROP")
+    assert both(NOTRACK, drop)[0].stopped is None
+    assert both(first, drop)[0].stopped
+    assert both(first)[0].state == NEW
 
 
 def test_a_reply_is_established_unless_the_request_was_not_tracked() -> None:
