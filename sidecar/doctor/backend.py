@@ -1,6 +1,6 @@
 """The check of which iptables is in use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from sidecar.doctor.findings import Finding, Level, counted
@@ -8,9 +8,10 @@ from sidecar.doctor.view import View
 from sidecar.errors import SidecarError, pasteable
 from sidecar.node import backends_shown, releases
 from sidecar.node.instances import Instance
+from sidecar.node.iptables import Iptables
 from sidecar.node.programs import path_of
 from sidecar.state.actions import RemoveRule
-from sidecar.state.model import IPV4, BackendInUse, Facts, Family, IPAddress, RuleSet
+from sidecar.state.model import IPV4, BackendInUse, Facts, Family, IPAddress, Rule, RuleSet
 from sidecar.text import quoted
 
 _LONGEST: Final = 300  # characters of an error that a finding shows
@@ -74,21 +75,36 @@ def _other_backend(view: View, family: Family) -> Iterator[Finding]:
             Level.UNKNOWN, f"could not list the other backend's IPv{family} rules: {quoted(str(error), _LONGEST)}"
         )
         return
-    if number := sum(copies.values()):
-        removals = [RemoveRule(rule, count) for rule, count in copies.items() if count]
-        deletions = tuple(pasteable(*each) for action in removals for each in other.waiting(_WAIT).commands(action))
-        found = f"the other backend ({other.command}) has our rules, too: {number}; they have an effect there as well"
-        name = other.command.partition("-")[2]
-        keepers = backends_shown.keepers(
-            view.keepers.running, family, name, [RuleSet(ip, view.port) for ip in _ips(view, family)]
-        )
-        remedy = _instead(keepers[0], name, view.backends[family].in_use) if keepers else ""
-        yield Finding(Level.WARNING, found, remedy, () if keepers else deletions, {"copies": number})
+    there = {rule: count for rule, count in copies.items() if count}
+    if there and others and all(rule.table == "filter" for rule in there):
+        # As the check of the policies has them put there, before what the other programs drop.
+        found = f"rules like ours let the traffic pass what {other.command} has of other programs: {_number(there)}"
+        yield Finding(Level.NOTE, found, facts={"copies": _number(there)})
+    elif there:
+        yield _in_both(view, family, other, there)
     if others:
         found = (
             f"{other.command} has {counted(others, 'rule')} of other programs: the kernel applies both backends' rules"
         )
         yield Finding(Level.NOTE, found, facts={"rules": others})
+
+
+def _number(copies: Mapping[Rule, int]) -> int:
+    return sum(copies.values())
+
+
+def _in_both(view: View, family: Family, other: Iptables, copies: Mapping[Rule, int]) -> Finding:
+    """Return the finding that our rules are in the backend that is not in use as well."""
+    number = _number(copies)
+    removals = [RemoveRule(rule, count) for rule, count in copies.items()]
+    deletions = tuple(pasteable(*each) for action in removals for each in other.waiting(_WAIT).commands(action))
+    found = f"the other backend ({other.command}) has our rules, too: {number}; they have an effect there as well"
+    name = other.command.partition("-")[2]
+    keepers = backends_shown.keepers(
+        view.keepers.running, family, name, [RuleSet(ip, view.port) for ip in _ips(view, family)]
+    )
+    remedy = _instead(keepers[0], name, view.backends[family].in_use) if keepers else ""
+    return Finding(Level.WARNING, found, remedy, () if keepers else deletions, {"copies": number})
 
 
 def _ips(view: View, family: Family) -> list[IPAddress]:

@@ -158,7 +158,7 @@ EFFECT = "they have an effect there as well"
           f"note: {KIND.format('nft', 'legacy')}",
           f"warning: the other backend (iptables-nft) has our rules, too: 5; {EFFECT}"]),
         (lambda node: node.set(backend="nft").add("filter", LO, LO, f"-A {OURS}", program="iptables-legacy"),
-         [BY_NFT + AS_TOLD, f"warning: the other backend (iptables-legacy) has our rules, too: 1; {EFFECT}",
+         [BY_NFT + AS_TOLD, "note: rules like ours let the traffic pass what iptables-legacy has of other programs: 1",
           "note: iptables-legacy has 2 rules of other programs: the kernel applies both backends' rules"]),
         (lambda node: node.set(backend="system"), ["ok: IPv4 rules by iptables 1.8.9: set by --iptables-backend"]),
         (lambda node: node.set(backend="nft").answers.update({"iptables --version": ok("iptables v1.6.1\n")}),
