@@ -62,13 +62,14 @@ def policies(view: View) -> Iterator[Finding]:
         stops = list(_stops(found_out, Effect.DROP))
         yield from filter(None, (_drop(view, address, found_out, stop) for stop in stops))
         yield from _of_other_users(address, found_out)
-        yield from _perhaps_dropped(address, found_out)
+        doubts = list(_perhaps_dropped(address, found_out))
+        yield from doubts
         for left_out in found_out.ruleset.unread:
             yield Finding(Level.UNKNOWN, f"cannot tell whether other rules stop traffic of {address.ip}: {left_out}")
         if found_out.left_out:
             left = counted(found_out.left_out, "pod")
             yield Finding(Level.UNKNOWN, f"not followed {NO_TIME}: traffic to {address.ip} from {left}")
-        if not stops and not found_out.ruleset.unread:
+        if not stops and not doubts and not found_out.ruleset.unread:
             clients = _list([client.name for client in found_out.clients])
             yield Finding(Level.OK, f"no rule drops traffic between {clients} and {address.ip}")
 
