@@ -19,7 +19,7 @@ from sidecar.node.programs import is_installed
 from sidecar.state.model import Chain, Family
 
 #: How many chains of other programs are read for one backend; a node can have tens of thousands.
-MOST_CHAINS: Final = 400
+MOST_CHAINS: Final = 4000
 
 #: The base chains that the traffic comes to, and their priorities, which are the same in both backends (enum
 #: nf_ip_hook_priorities in linux/netfilter_ipv4.h; `security` has no part in routing).

@@ -250,6 +250,13 @@ NODES_THAT_ARE_BROKEN: Final = (
            "-A INPUT -s 10.244.0.0/16 -j DROP.* in security", both=True),
     Broken("drop in security, from anywhere", "$ipt -t security -I INPUT -p tcp --dport 443 -j DROP", BOTH,
            "-A INPUT -p tcp .*-j DROP.* in security", both=True),
+    Broken("drop by the hop limit", "$ipt -I INPUT -i cali+ -m ttl --ttl-gt 63 -j DROP", ONLY_POD,
+           "--ttl-gt 63 -j DROP"),
+    Broken("tracked before our rules", "$ipt -t raw -I PREROUTING -i cali0 -j CT --zone 7; "
+           "$ipt -I INPUT -i cali+ -m conntrack --ctstate NEW -j DROP", ONLY_POD, "--ctstate NEW -j DROP", both=True),
+    Broken("drop in one of 3,000 chains", "(echo '*filter'; for i in $(seq 3000); do echo \":C$i -\"; "
+           "echo \"-I INPUT -i cali+ -j C$i\"; done; echo '-A C3000 -s 10.244.0.0/16 -j DROP'; echo COMMIT) | "
+           "$ipt-restore --noflush", ONLY_POD, "-A C3000 -s 10.244.0.0/16 -j DROP", both=True),
     Broken("drop of a set", "ipset create banned hash:net; ipset add banned 10.244.0.0/16; "
            "$ipt -I INPUT -m set --match-set banned src -j DROP", ONLY_POD, "--match-set banned src -j DROP",
            "$ipt -D INPUT -m set --match-set banned src -j DROP", needs="ipset"),
@@ -797,6 +804,12 @@ HEALTHY_NODES: Final = (
     Healthy("drop of QUIC", "$ipt -I INPUT -p udp --dport 443 -j DROP", both=False),
     Healthy("drop of what is new or invalid", "$ipt -I INPUT -m conntrack --ctstate INVALID,NEW -p tcp --dport 443 "
             "-j DROP"),
+    Healthy("drop by what only a connection has", "$ipt -I INPUT -p tcp --dport 443 -m connmark ! --mark 0x1 "
+            "-j DROP; $ipt -I INPUT -p tcp --dport 443 -m conntrack --ctdir ORIGINAL -j DROP"),
+    Healthy("usual hardening", "$ipt -I INPUT -m ttl --ttl-lt 5 -j DROP; $ipt -t mangle -I PREROUTING -p tcp ! --syn "
+            "-m conntrack --ctstate NEW -j DROP", both=False),
+    Healthy("usual hardening for IPv6", "$ipt6 -I INPUT -m rt --rt-type 0 -j DROP; $ipt6 -I INPUT -m frag --fragmore "
+            "-j DROP; $ipt6 -I INPUT -m hl --hl-lt 5 -j DROP", flags=IPV6, both=False),
     Healthy("drop of what users send elsewhere", "$ipt -I OUTPUT -d 169.254.169.254 -p tcp -m owner ! --uid-owner 0 "
             "-j DROP", both=False),
     Healthy("drop of what is forwarded", "$ipt -P FORWARD DROP; $ipt -I FORWARD -i cali+ -d 10.96.0.0/12 -j DROP"),

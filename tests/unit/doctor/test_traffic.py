@@ -10,7 +10,7 @@ from pytest_mock import MockerFixture
 
 from sidecar.doctor import ruleset
 from sidecar.doctor.findings import Finding, Level
-from sidecar.doctor.ruleset import Ruleset
+from sidecar.doctor.ruleset import MOST_CHAINS, Ruleset
 from sidecar.doctor.traffic import MOST_ADDRESSES
 from sidecar.doctor.view import View
 from sidecar.errors import LockHeld
@@ -290,9 +290,9 @@ def test_chains_that_are_not_listed_in_time(node: RecordedNode) -> None:
 
 
 def test_very_many_chains_are_not_all_listed(node: RecordedNode) -> None:
-    node.set(desired=NO_RULES).add("filter", *(f"-A OUTPUT -j C{number}" for number in range(450)))
+    node.set(desired=NO_RULES).add("filter", *(f"-A OUTPUT -j C{number}" for number in range(MOST_CHAINS + 1)))
     (unread,) = (each for each in node.texts("policies") if each.startswith("unknown"))
-    assert unread == f"{UNREAD}at least 450 chains of iptables-nft were not read for lack of time"
+    assert unread == f"{UNREAD}at least {MOST_CHAINS + 1} chains of iptables-nft were not read for lack of time"
 
 
 def test_addresses_for_which_there_is_no_time(node: RecordedNode) -> None:
