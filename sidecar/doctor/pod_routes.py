@@ -45,7 +45,11 @@ class _Problem(enum.Enum):
 
 def from_pods(view: View, addresses: Sequence[Address]) -> Iterator[Finding]:
     """Yield whether packets from the pods come to each address, and the replies to them."""
-    for family in sorted({each.ip.version for each in addresses}):
+    families = {each.ip.version for each in addresses}
+    for ip in view.origins:
+        if ip.version not in families:
+            yield Finding(Level.UNKNOWN, f"not looked at from --from={ip}: none of the addresses is IPv{ip.version}")
+    for family in sorted(families):
         try:
             yield from _named(view, family)
             every = peers(view, family)

@@ -1,11 +1,13 @@
 """The way from the pods and back, on recorded answers: what the table of broken nodes (tests/e2e) cannot make."""
 
 import json
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from pytest_mock import MockerFixture
 
+from sidecar.doctor.findings import Level
 from sidecar.doctor.pod_routes import MOST_PEERS, from_pods
 from sidecar.node.command import Result
 from support.recorded_node import NO_RULES, RecordedNode, ok
@@ -52,6 +54,14 @@ def test_the_way_of_marked_packets(node: RecordedNode) -> None:
             "by the policy rule `50: from all fwmark 0x5 lookup 77`"
         )
     ]
+
+
+def test_nobody_is_looked_at_from_an_address_of_another_family(node: RecordedNode) -> None:
+    view = node.view()
+    view.origins = [ip_address("fd00:10:244::5")]
+    (told, *_) = from_pods(view, NO_RULES.addresses)
+    assert told.level is Level.UNKNOWN
+    assert told.found == "not looked at from --from=fd00:10:244::5: none of the addresses is IPv6"
 
 
 def test_very_many_pods_take_one_process(node: RecordedNode) -> None:
