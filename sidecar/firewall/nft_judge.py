@@ -24,7 +24,7 @@ _EFFECTS: Final = {
     "goto": Effect.GOTO,
     "queue": Effect.UNKNOWN,  # it goes to a program
     "synproxy": Effect.UNKNOWN,
-    "fwd": Effect.UNKNOWN,  # it leaves by another device
+    "fwd": Effect.TAKE,  # it leaves by another device
     "dnat": Effect.TAKE,
     "redirect": Effect.TAKE,
     "tproxy": Effect.TAKE,

@@ -80,7 +80,7 @@ def _right(left: Json, value: Json) -> str:
             return value if value.startswith("@") else json.dumps(value)
         case int() if '"mark"' in text and not isinstance(value, bool):
             return f"0x{value:08x}"
-        case bool() if '"fib"' in text or '"exthdr"' in text:
+        case bool() if any(f'"{each}"' in text for each in ("fib", "exthdr", "tcp option", "ip option")):
             return "exists" if value else "missing"
         case {"set": list(elements)}:
             return f"{{ {', '.join(_element(left, each) for each in elements)} }}"

@@ -393,6 +393,9 @@ NODES_THAT_ARE_BROKEN: Final = (
            ip daddr 10.96.0.2 tcp dport 443 drop; }""", "netdev"), ONLY_POD, "netdev guard"),
     Broken("nft inet on the pod's link", guard("""chain link { type filter hook ingress device "cali0" priority 0;
            ip protocol tcp drop; }"""), ONLY_POD, "inet guard"),
+    Broken("nft that sends it on by another device", guard("""chain link {
+           type filter hook ingress device "cali0" priority 0; ip daddr 10.96.0.0/12 fwd to "eth0"; }""", "netdev"),
+           ONLY_POD, "netdev guard"),
     Broken("nft redirect", guard("""chain nat { type nat hook prerouting priority dstnat;
            iifname cali0 tcp dport 443 redirect to :8443; }"""), ONLY_POD, "inet guard", flags=WITHOUT_RULES),
     Broken("nft dnat by a map", guard("""chain nat { type nat hook prerouting priority dstnat;

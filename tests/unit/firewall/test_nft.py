@@ -515,6 +515,7 @@ def test_only_one_choice_of_several_is_certain_not_which() -> None:
         ([{"limit": {"rate": 10, "burst": 5, "per": "second", "inv": True}}], "limit rate over 10/second"),
         ([{"log": {"prefix": "x "}}], 'log prefix "x "'),
         ([{"xt": {"type": "match", "name": "conntrack"}}], 'xt match "conntrack"'),
+        ([match({"tcp option": {"name": "sack-perm"}}, right=True)], "tcp option sack-perm exists"),
     ],
 )
 def test_a_rule_is_shown_as_nft_lists_it(rule: list[Json], text: str) -> None:
