@@ -69,7 +69,7 @@ class Sidecar:
         """Wait for the end; return the exit code."""
         _, rest = self.process.communicate(timeout=HANG)
         self.log += rest
-        assert "Traceback" not in self.log
+        assert "Traceback" not in self.log, self.log
         return self.process.returncode
 
     def stop(self, number: int = signal.SIGTERM) -> int:
