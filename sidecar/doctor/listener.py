@@ -14,6 +14,7 @@ from sidecar.doctor.probe import Answer, Instead
 from sidecar.doctor.view import NO_TIME, View
 from sidecar.errors import SidecarError
 from sidecar.node import proc
+from sidecar.node.halted import halted
 from sidecar.node.proc_formats import Listener
 from sidecar.state.model import IPV4, IPV6, Address, AddressState, Facts, socket_name
 
@@ -133,12 +134,16 @@ def _no_certificate(view: View, address: Address, answer: Answer, instead: Inste
     """Return the finding that no API server answers behind an address, and where to look."""
     owners = sorted(view.listening[address], key=str)
     who = " or ".join(map(str, owners)) or "the proxy"
+    facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6), "answer": instead.value}
+    if owners and (halt := halted(owners[0].pid)):
+        found = f"{owners[0]} {halt.why}: {view.where(address)} accepts connections, but nobody answers them"
+        commands = (halt.command,) if halt.command else ()
+        return Finding(Level.FAULT, found, halt.remedy, commands, facts, leads=True)
     if instead in _WRONG_PORT:
         remedy = f"let {who} pass TLS through on port {view.port}, or set --port to the port where it does"
     else:
         remedy = f"see the log of {who}, and whether it can reach the API server"
         remedy += "".join(f"; its connections: ss -tnp | grep pid={owner.pid}," for owner in owners[:1])
-    facts: Facts = {**address.facts, "seconds": round(answer.seconds, 6), "answer": instead.value}
     found = f"{view.where(address)} {_CAME_INSTEAD[instead].format(answer)}"
     return Finding(Level.FAULT, found, remedy, facts=facts, leads=True)
 

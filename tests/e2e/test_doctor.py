@@ -492,6 +492,17 @@ def test_haproxy(node_with: Callable[..., Node], tmp_path: Path, listens: str, u
         assert report.summary == f"1 fault; first: tls: {found['found']}"
 
 
+def test_a_proxy_that_is_stopped(node_with: Callable[..., Node]) -> None:
+    node = node_with("", "nft", *WANTED)
+    (listens,) = node.processes
+    os.kill(listens.pid, signal.SIGSTOP)
+    report = doctor(node.namespace, *WANTED)
+    assert re.search(rf"; first: tls: pid {listens.pid} .* is stopped \(SIGSTOP\)", report.summary)
+    (found,) = report.having("fault", "tls")
+    node.sh(*found["commands"])
+    assert doctor(node.namespace, *WANTED).alarms() == []
+
+
 def test_who_holds_the_lock(node_with: Callable[..., Node]) -> None:
     node = node_with("", "legacy", *WANTED)
     with node.namespace.lock_held():
