@@ -1,5 +1,6 @@
 """The scripts, as somebody at a terminal meets them."""
 
+import contextlib
 import json
 import os
 import pty
@@ -11,16 +12,19 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from sidecar import __version__
 from support import cluster as clusters
 from support import soak
+from support.fleet import run as fleets
+from support.fleet.node import RULES
 from support.namespace import Namespace
 from support.program import Sidecar
 from support.sweep import sweep
-from support.waiting import HANG
+from support.waiting import HANG, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,6 +127,72 @@ def test_soak_tells_what_grows_for_good_from_what_comes_and_goes(what: str) -> N
     assert soak.growing(samples(0, 1, 2, 3, 4, 5, 6, 7)) == [what]
     assert soak.growing(samples(0, 3, 3, 3, 3, 3, 3, 3)) == []  # it settles in the first quarter
     assert soak.growing(samples(0, 0, 9, 0, 9, 9, 0, 9)) == []  # each quarter has a moment between two passes
+
+
+def test_fleet_has_all_nodes_right_after_chaos_and_an_update_of_all(tmp_path: Path) -> None:
+    picture = tmp_path / "fleet.svg"
+    flags = ("--nodes=8", "--seconds=10", "--seed=5", "--output=json", f"--picture={picture}")
+    done = subprocess.run([ROOT / "scripts" / "fleet", *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert (report["wrong"], report["foreign_changes"]) == ({}, {})
+    assert sum(report["nodes"].values()) == len(report["memory"]) == 8
+    assert report["starts"] >= 8  # in the update of all
+    repaired = {each["kind"] for each in report["each_repair"]}
+    assert repaired >= {"address, IPv4", "address, IPv6", "rule, nft"}
+    assert report["scrapes"]["repairs_total"] > 0
+    drawn = ET.parse(picture).getroot()
+    assert len(drawn.findall(".//*[@r='2']")) == len(report["each_repair"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_fleet_leaves_nothing_behind_however_it_ends(number: int) -> None:
+    command = [str(ROOT / "scripts" / "fleet"), "--nodes=2", "--seconds=600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+    def running() -> list[str]:
+        """Return the command lines of its session, man 5 proc."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == process.pid:
+                    found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+        return found
+
+    try:
+        until(lambda: sum("health-address" in each for each in running()) >= 2, running)
+        process.send_signal(number)
+        assert process.communicate(timeout=HANG) == (b"", b"")
+        assert process.returncode == (130 if number == signal.SIGTERM else -number)
+        until(lambda: not any(running()), running)
+    finally:
+        process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the script enters a user namespace first; this process does not")
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_fleet_finds_what_is_wrong_on_a_node(backend: str) -> None:
+    with fleets.fleet([backend]) as (node,):
+        fleets.start([node])
+        assert (node.wrong(), node.foreign_changes()) == ([], [])
+        assert node.newest
+        node.newest.popen.kill()
+        node.newest.popen.wait()
+        node.namespace.run("ip", "address", "delete", "10.96.0.2/32", "dev", "lo")
+        node.namespace.run(
+            "ip", "-6", "address", "change", "fd00:10:96::2/128", "dev", "lo", "preferred_lft", "forever"
+        )
+        for _ in range(2):
+            node.namespace.iptables(backend, 4, "-A", *RULES[3].line.split()[1:])
+        node.namespace.iptables(backend, 6, "-t", "raw", "-F", "OUTPUT")
+        node.namespace.iptables(backend, 6, "-D", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+        found = "\n".join(node.wrong())
+        assert "1 missing: 10.96.0.2/32" in found
+        assert "1 missing: fd00:10:96::2/128" in found
+        assert "2 too many: 4 -t filter -A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -j ACCEPT" in found
+        assert found.count("1 missing: 6 -t raw -A OUTPUT") == 2
+        assert "dead: a sidecar ended with -9" in found
+        assert node.foreign_changes() == ["gone: 6 -t filter -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"]
 
 
 @pytest.mark.thorough  # it downloads for a minute
