@@ -6,7 +6,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from support.namespace import Namespace
 from support.waiting import HANG, until
 
 LEGACY_EVERY: Final = 4  # nodes
-UNREAD_EVERY: Final = 7  # nodes have a log that nobody reads
+UNREAD_EVERY: Final = 7  # nodes; nobody reads its log
 FAULTS_PER_NODE: Final = 0.08  # a second
 FEWEST_FAULTS: Final = 3.0  # a second
 UPDATE_AT: Final = 0.2  # of the time
@@ -43,14 +43,17 @@ def legacy_works() -> bool:
 
 
 @contextmanager
-def fleet(backends: Sequence[str], unread_every: int = UNREAD_EVERY) -> Iterator[list[Node]]:
-    """Make a node for each backend, with what others have on it; what was started ends with the block."""
+def fleet(backends: Sequence[str], unread: Collection[int] = ()) -> Iterator[list[Node]]:
+    """Make a node for each backend, with what others have on it; what was started ends with the block.
+
+    `unread` are the numbers of those whose log nobody reads.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 256 + _DESCRIPTORS * len(backends))), hard))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         nodes = []
         for number, backend in enumerate(backends):
-            node = Node(number, backend, Path(folder), is_log_read=number % unread_every != unread_every - 1)
+            node = Node(number, backend, Path(folder), is_log_read=number not in unread)
             stack.callback(node.close)
             nodes.append(node)
             node.prepare()
@@ -103,17 +106,18 @@ def run(nodes: Sequence[Node], seconds: float, seed: int, tell: Tell) -> Report:
         )
 
 
-def start(nodes: Sequence[Node], tell: Tell = lambda _: None) -> None:
-    """Start a sidecar on each node; return once all are ready."""
-    for node in nodes:
-        node.start()
+def start(nodes: Sequence[Node], tell: Tell = lambda _: None, flags: Sequence[Sequence[str]] = ()) -> None:
+    """Start a sidecar on each node, with more flags if there are any; return once all are ready."""
+    for node, more in zip(nodes, flags or [()] * len(nodes), strict=True):
+        node.start(*more)
     waiting, last = list(nodes), time.monotonic()
     while waiting:
         left = [node for node in waiting if not node.is_ready()]
         if len(left) < len(waiting):
             last = time.monotonic()
-        elif time.monotonic() - last > HANG:
-            raise NotStarted(f"not in sync: {', '.join(node.name for node in left)}\n{left[0].log.read_text()}")
+        elif time.monotonic() - last > HANG or any(node.died() for node in left):
+            logs = "".join(node.log.read_text() for node in left)
+            raise NotStarted(f"not in sync: {', '.join(node.name for node in left)}\n{logs}")
         waiting = left
         tell(f"starting: {len(nodes) - len(waiting)} of {len(nodes)} nodes are in sync")
         time.sleep(_PAUSE)
