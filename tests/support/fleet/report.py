@@ -9,6 +9,7 @@ from support.fleet.kernel import Outage
 from support.table import Row, table
 
 SLOW: Final = 1.0  # seconds
+_MOST_LINES: Final = 5  # of what is wrong with a node
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ class Report:
             yield f"memory (PSS): {sum(self.memory):.0f} MiB of {len(self.memory)} sidecars, {median:.1f} MiB each"
         for what, found in (("wrong", self.wrong), ("state of others that changed", self.foreign_changes)):
             yield f"{what}: {len(found) or 'none'}"
-            yield from (f"  {name}: {line}" for name, lines in found.items() for line in lines)
+            for name, lines in found.items():
+                yield from (f"  {name}: {line}" for line in lines[:_MOST_LINES])
+                if len(lines) > _MOST_LINES:
+                    yield f"  {name}: and {len(lines) - _MOST_LINES} more"
 
 
 def _row(what: str, outages: Sequence[Outage]) -> Row:

@@ -43,7 +43,7 @@ def legacy_works() -> bool:
 
 
 @contextmanager
-def fleet(backends: Sequence[str], unread: Collection[int] = ()) -> Iterator[list[Node]]:
+def fleet(backends: Sequence[str], unread: Collection[int] = (), tell: Tell = lambda _: None) -> Iterator[list[Node]]:
     """Make a node for each backend, with what others have on it; what was started ends with the block.
 
     `unread` are the numbers of those whose log nobody reads.
@@ -53,6 +53,7 @@ def fleet(backends: Sequence[str], unread: Collection[int] = ()) -> Iterator[lis
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         nodes = []
         for number, backend in enumerate(backends):
+            tell(f"making nodes: {number} of {len(backends)}")
             node = Node(number, backend, Path(folder), is_log_read=number not in unread)
             stack.callback(node.close)
             nodes.append(node)
