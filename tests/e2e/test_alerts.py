@@ -47,7 +47,7 @@ FIRES: Final = {
 FLAGS: Final = {
     "locked": ("--iptables-wait=3s",),
     "unplugged": ("--interface=up0", "--create-interface=false"),
-    "hung": ("--command-timeout=3s", "--iptables-wait=1s"),
+    "hung": ("--command-timeout=5s", "--iptables-wait=1s"),
 }
 NODES: Final = (*FIRES, "repaired", "updated", *(f"usual-{number}" for number in range(4)))
 
@@ -138,9 +138,14 @@ def repaired(node: Node) -> Iterator[str]:
 
 
 def updated(node: Node) -> Iterator[str]:
-    """Yield scrapes while the sidecar is replaced, and after that."""
+    """Yield a scrape for each state of readiness while the sidecar is replaced, and after that."""
+    before = 1.0
     for _ in chaos.update(node):
-        yield asked(node)
+        text = asked(node)
+        now = values(text).get((PREFIX + "ready", ()), -1.0)  # -1: no answer
+        if now != before:
+            before = now
+            yield text
     until(lambda: is_ready(node))
     yield asked(node)
 

@@ -98,10 +98,10 @@ def run(nodes: Sequence[Node], seconds: float, seed: int, tell: Tell) -> Report:
             outages=outages,
             lost=kernel.lost,
             scrapes={"made": scrapes.made, "without an answer": scrapes.unanswered, **scrapes.totals},
-            cpu=cpu,
+            cpu=round(cpu, 2),
             starts=_processes(nodes) - processes,
-            start_cpu=start_cpu,
-            memory=[each.pss() for node in nodes for each in node.processes if each.is_alive()],
+            start_cpu=round(start_cpu, 2),
+            memory=[round(each.pss(), 1) for node in nodes for each in node.processes if each.is_alive()],
             wrong={name: lines for name, lines in judged.items() if lines},
             foreign_changes={name: lines for name, lines in changed.items() if lines},
         )
