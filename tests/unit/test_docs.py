@@ -33,6 +33,8 @@ _HEADING: Final = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _NODE: Final = "e2e/test_status.py::test_a_broken_node_is_told_and_the_plan_mends_it"
 _UNIT: Final = "e2e/image/test_unit.py::test_the_unit"
 _MANIFESTS: Final = "unit/test_deploy.py::test_it_is_what_kubernetes_knows"
+_FLEET = "no: 100 nodes take minutes; a test runs 8"
+_FLEET_OF_8 = "e2e/test_scripts.py::test_fleet_has_all_nodes_right_after_chaos_and_an_update_of_all"
 _ENGINE: Final = "no: tests have no Docker engine; scripts/test-image builds the same Dockerfile with buildah"
 _CLUSTER: Final = "no: tests have no cluster"
 _INSTALLS: Final = "no: it changes the machine; the image's tests start what these lines install"
@@ -45,6 +47,9 @@ RUN_BY: Final = {
     "scripts/test-image": _ITSELF,
     "scripts/test tests/e2e/test_proxy.py": _ITSELF,
     "scripts/demo": "e2e/test_scripts.py::test_the_demo_shows_what_it_promises",
+    "scripts/fleet": _FLEET,
+    "scripts/fleet --nodes=8 --seconds=10": _FLEET_OF_8,
+    "scripts/fleet --seed=1 --picture=docs/fleet.svg --output=json": _FLEET,
     "scripts/faults": "e2e/test_proxy.py::test_under_load_a_fault_costs_no_more_than_it_must",
     "docker build --tag registry.example.com/apiserver-proxy-sidecar:0.1.0 .": _ENGINE,
     "docker push registry.example.com/apiserver-proxy-sidecar:0.1.0": "no: tests have no registry",
