@@ -33,8 +33,11 @@ _SHOWN: Final = 3  # how many things are named
 _LONGEST: Final = 300  # characters of an answer that a finding shows
 
 
-def sidecar(view: View) -> Iterator[Finding]:
-    """Yield which sidecars run here, but do not repair what they are for, or are fought over it."""
+def sidecar(view: View, *, is_suspect: bool = False) -> Iterator[Finding]:
+    """Yield which sidecars run here, but do not repair what they are for, or are fought over it.
+
+    With `is_suspect`, watch for a while even if all is in place.
+    """
     holders = [each for each in view.keepers.running if _concerns(view, each)]
     # Of several on one --health-address, the newest answers.
     newest = {each.value("health-address"): each for each in sorted(holders, key=lambda each: each.process.pid)}
@@ -49,7 +52,7 @@ def sidecar(view: View) -> Iterator[Finding]:
     at_work = [each for each in holders if each.repairs and each.process.pid not in idle]
     view.keepers.use_other_backend = bool(at_work) and any(_is_other(view, family, at_work) for family in view.backends)
     if at_work:
-        yield from _unrepaired(view, at_work)
+        yield from _unrepaired(view, at_work, is_suspect=is_suspect)
 
 
 def _is_other(view: View, family: Family, at_work: Sequence[Instance]) -> bool:
@@ -87,12 +90,12 @@ def _powerless(each: Instance) -> Finding:
     return Finding(Level.FAULT, found, remedy, facts={"pid": each.process.pid}, leads=True)
 
 
-def _unrepaired(view: View, at_work: Sequence[Instance]) -> Iterator[Finding]:
+def _unrepaired(view: View, at_work: Sequence[Instance], *, is_suspect: bool) -> Iterator[Finding]:
     """Look again, and yield what stays missing, or is taken away again."""
     with contextlib.closing(Events(Watch.of(view.desired))) as events:
         first = _drift(view)
         is_moving = any(map(events.arrived, events.descriptors)) or (view.is_legacy() and _pause(view, _SHORT))
-        if not (first or is_moving or _repairs(at_work)):
+        if not (first or is_moving or is_suspect or _repairs(at_work)):
             return
         last, is_removed = _watched(view, at_work, first, events)
     actions = (*last, *first)

@@ -167,7 +167,6 @@ UNKNOWABLE = (
     "meta cpu 0",
     "meta hour 00:00-12:00",
     "ip length > 40",
-    "ip ttl 64",
     "tcp option maxseg size 1-100",
     "numgen random mod 2 0",
     "jhash ip saddr mod 2 0",
