@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sidecar import PROGRAM, __version__
+from sidecar.commands.output import as_json
 from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError, reason
 from sidecar.settings import in_child, invocation, usage
 from sidecar.settings.invocation import Invocation
+from sidecar.settings.options import FLAGS, ON_A_NODE
+from sidecar.text import quoted, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,18 +30,44 @@ MOST_FAULTS: Final = 10  # how many faults are printed before the rest is counte
 def main(argv: Sequence[str]) -> int:
     """Run the program with these arguments (without its own name) and return its exit code."""
     line = invocation.parse(argv)
-    if line.command == "help":
-        _print(usage.usage())
-        return 0
-    if line.command != "version":
-        return _run(line)
+    if line.command in ON_A_NODE:
+        return _run(line, [] if argv else ["for the commands and flags, see --help"])
     if line.faults:
-        return _refuse(line.faults)
-    _print(f"{PROGRAM} {__version__}")
+        return _refuse(line, line.faults)
+    if line.command == "help":
+        _print(usage.usage("" if line.topic == "help" else line.topic))
+    elif line.command == "completion":
+        from sidecar.settings import completion  # noqa: PLC0415 - loaded only if needed
+
+        _print(completion.script(line.topic))
+    else:
+        return _print_version(line)
     return 0
 
 
-def _run(line: Invocation) -> int:
+def _print_version(line: Invocation) -> int:
+    output = _output(line)
+    try:
+        FLAGS["output"].check(output)
+    except ValueError as error:
+        return _refuse(line, [f"{FLAGS['output'].spelled}={quoted(output)}: {error}"])
+    is_json = output == "json"
+    _print(
+        as_json({"schema": "version/v1", "exit": 0, "version": __version__}) if is_json else f"{PROGRAM} {__version__}"
+    )
+    return 0
+
+
+def _output(line: Invocation) -> str:
+    """Return the format that the answer should have, as typed or as the environment says."""
+    output = FLAGS["output"]
+    if line.command not in (*output.commands, "unknown"):
+        return "text"
+    return line.values.get("output", [os.environ.get(output.variable) or "text"])[-1]
+
+
+def _run(line: Invocation, hints: Sequence[str]) -> int:
+    """Run a command on the node; `hints` are printed if the settings are wrong."""
     loading = in_child.begin(lambda: _load(line))
     if line.command == "run":
         from sidecar.commands import run  # noqa: PLC0415 - this takes a tenth of a second
@@ -50,14 +79,13 @@ def _run(line: Invocation) -> int:
     try:
         loaded = loading()
     except ChildProcessError as error:
-        _complain(f"the settings could not be read: {error}")
-        return SidecarError.exit_code
+        return _fail(line, SidecarError.exit_code, [f"the settings could not be read: {error}"])
     if isinstance(loaded, list):
-        return _refuse(loaded)
+        return _refuse(line, [*loaded, *hints])
     from sidecar.log.setup import end_logging  # noqa: PLC0415 - as above
 
     try:
-        return run.run(loaded.options, loaded.warnings) if line.command == "run" else _answer(line.command, loaded)
+        return run.run(loaded.options, loaded.warnings) if line.command == "run" else _answer(line, loaded)
     finally:
         end_logging()
 
@@ -72,7 +100,7 @@ def _load(line: Invocation) -> "Loaded | list[str]":
         return list(error.faults)
 
 
-def _answer(command: str, loaded: "Loaded") -> int:
+def _answer(line: Invocation, loaded: "Loaded") -> int:
     """Print a command's answers, and return its exit code."""
     from sidecar.commands.output import Terminal  # noqa: PLC0415 - as above
 
@@ -81,7 +109,7 @@ def _answer(command: str, loaded: "Loaded") -> int:
     terminal = Terminal(is_tty, is_tty and "NO_COLOR" not in os.environ, sys.stdout.encoding or "ascii", _is_read)
     code = 0
     try:
-        for text, code in _commands()[command](loaded, terminal):  # noqa: B007 - the last one counts
+        for text, code in _commands()[line.command](loaded, terminal):  # noqa: B007 - the last one counts
             with _ended_by_signals(0 if loaded.options.watch else SidecarError.exit_code):
                 print(text, flush=True)
     except BrokenPipeError:  # nobody reads the output any more
@@ -89,8 +117,7 @@ def _answer(command: str, loaded: "Loaded") -> int:
     except Interrupted:
         return SidecarError.exit_code
     except OSError as error:
-        _complain(f"cannot continue: {reason(error)}")
-        return NodeError.exit_code
+        return _fail(line, NodeError.exit_code, [f"cannot continue: {reason(error)}"])
     return 0 if loaded.options.watch else code  # --watch ends by a signal, which is a success
 
 
@@ -118,10 +145,18 @@ def _is_read() -> bool:
     return not poll.poll(0)
 
 
-def _refuse(faults: Sequence[str]) -> int:
-    more = len(faults) - MOST_FAULTS
-    _complain(*faults[:MOST_FAULTS], *([f"and {more} more"] if more > 0 else []))
-    return ConfigError.exit_code
+def _refuse(line: Invocation, faults: Sequence[str]) -> int:
+    return _fail(line, ConfigError.exit_code, faults)
+
+
+def _fail(line: Invocation, code: int, failures: Sequence[str]) -> int:
+    """Print why there is no answer, in the format that the answer would have; return the exit code."""
+    if _output(line) == "json":
+        _print(as_json({"schema": "error/v1", "exit": code, "failures": [visible(each) for each in failures]}))
+        return code
+    more = len(failures) - MOST_FAULTS
+    _complain(*failures[:MOST_FAULTS], *([f"and {more} more"] if more > 0 else []))
+    return code
 
 
 def _complain(*lines: str) -> None:

@@ -17,20 +17,18 @@ from sidecar.node import proc
 from sidecar.node.instances import Instance, running
 from sidecar.settings import sources
 from sidecar.settings.invocation import Invocation
-from sidecar.settings.options import FLAGS, Loaded
+from sidecar.settings.options import FLAGS, INHERITING, Loaded
 from sidecar.settings.values import BOOLEANS
 
 #: The settings to inherit: those that define the desired state; not how the other instance runs, or where it logs.
 _INHERITED: Final = {flag.name for flag in FLAGS.values() if flag.group in ("Address", "iptables rules")}
 
-#: The commands that inherit. Not cleanup: a running sidecar would put back what it removes.
-_LOOKING: Final = ("status", "plan", "doctor")
-
 
 def load(line: Invocation) -> Loaded:
     """Return the settings for a command line; raise ConfigError with all faults."""
     names_one = _is_set_here(line, "ip-address") or _is_set_here(line, "env-file")  # a file may contain an address
-    if line.command not in (*_LOOKING, "cleanup") or names_one:
+    # Not cleanup: a running sidecar would put back what it removes.
+    if line.command not in (*INHERITING, "cleanup") or names_one:
         return Loaded(*sources.load(line))
     instance, why = _the_one()
     if instance is None:
@@ -81,7 +79,7 @@ def _the_one() -> tuple[Instance | None, str]:
 def _without_any(line: Invocation, why: str) -> Loaded:
     """Return the settings of the rules that stand here; raise ConfigError if there are none, with all other faults."""
     remains = Remains()
-    if line.command in _LOOKING and (found := remains.settings(typed(line.values))):
+    if line.command in INHERITING and (found := remains.settings(typed(line.values))):
         theirs = {name: [text] for name, text in found.items() if not _is_set_here(line, name)}
         origin = f"from the rules on this node; {why or 'no sidecar runs here'}"
         return Loaded(*sources.load(replace(line, values={**theirs, **line.values})), origin=origin)

@@ -6,7 +6,7 @@ programs of Kubernetes (component-base, WordSepNormalizeFunc). This module does 
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.text import nearest, quoted
@@ -21,8 +21,13 @@ class CommandLine:
     faults: list[str] = field(default_factory=list)
 
 
-def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[str]) -> CommandLine:
-    """Parse a command line; `flags` are all known names, `booleans` those among them that need no value."""
+def parse(
+    argv: Sequence[str], *, flags: Collection[str], booleans: Collection[str], short: Mapping[str, str]
+) -> CommandLine:
+    """Parse a command line; `flags` are all known names, `booleans` those among them that need no value.
+
+    `short` has the names of flags by the letter that stands for them.
+    """
     line = CommandLine()
     known = {_normal(name): name for name in flags}
     rest = deque(argv)
@@ -34,8 +39,16 @@ def parse(argv: Sequence[str], *, flags: Collection[str], booleans: Collection[s
         if not argument.startswith("-") or argument == "-":
             line.words.append(argument)
         else:
-            _flag(argument, rest, line, known, booleans)
+            _flag(_in_full(argument, known, short), rest, line, known, booleans)
     return line
+
+
+def _in_full(argument: str, known: Collection[str], short: Mapping[str, str]) -> str:
+    """Return -ojson as --output=json; leave -output=json, a typo, as it is."""
+    letter, value = argument[1], argument[2:]
+    if letter not in short or _normal(argument[1:].partition("=")[0]) in known:
+        return argument
+    return f"--{short[letter]}={value.removeprefix('=')}" if value else f"--{short[letter]}"
 
 
 def _flag(argument: str, rest: deque[str], line: CommandLine, known: dict[str, str], booleans: Collection[str]) -> None:

@@ -21,6 +21,16 @@ _SHORTEST: Final = 0.01  # seconds. Not 0, and long enough to leave time for oth
 _LONGEST_TIMEOUT: Final = 3600.0  # seconds. No command and no cleanup takes an hour; a longer time is a wrong unit
 
 
+#: The commands that observe or change a node.
+ON_A_NODE: Final = ("run", "status", "plan", "cleanup", "doctor")
+#: Those that can do without --ip-address: they take the settings of the sidecar that runs on the node, or of its rules.
+INHERITING: Final = ("status", "plan", "doctor")
+_ANSWERING: Final = ("status", "plan", "cleanup", "doctor", "version")
+_RUN: Final = ("run",)
+
+#: Letters that stand for flags, besides klog's -v.
+SHORT: Final = {"o": "output"}
+
 _NAME_OF_OTHERS: Final = (
     "the system or another program gives such names, see `ip link show`; --create-interface=true creates a dummy"
 )
@@ -44,6 +54,7 @@ class Flag:
     is_switch: bool
     """Whether the flag alone means true, although it has other values than true and false (pflag's NoOptDefVal)."""
 
+    commands: tuple[str, ...]  # the commands that have a use for it
     field: str = ""
 
     @property
@@ -53,8 +64,13 @@ class Flag:
 
     @property
     def spelled(self) -> str:
-        """The flag as you type it: -v, --port."""
+        """The flag as messages name it: -v, --port."""
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
+
+    @property
+    def letter(self) -> str:
+        """The letter that stands for the flag, or an empty string."""
+        return next((letter for letter, name in {"v": "v", **SHORT}.items() if name == self.name), "")
 
     @property
     def variable(self) -> str:
@@ -75,9 +91,10 @@ def flag(  # noqa: PLR0913 - the columns of the table
     is_list: bool = False,
     is_klog: bool = False,
     is_switch: bool = False,
+    of: tuple[str, ...] = ON_A_NODE,
 ) -> T:
     """Declare a setting. To the type checker, it is a value of the type that `check` returns."""
-    return cast("T", field(metadata={"flag": Flag(group, default, help, check, is_list, is_klog, is_switch)}))
+    return cast("T", field(metadata={"flag": Flag(group, default, help, check, is_list, is_klog, is_switch, of)}))
 
 
 _A, _R, _D, _L, _V, _F, _S = (
@@ -105,18 +122,18 @@ class Options:
     rule_position: str = flag(_R, "append", "append, or insert: before other rules", one_of("append", "insert"))
     iptables_wait: float = flag(_R, "5s", "how long to wait for the xtables lock", duration(_SHORTEST, _LONGEST_TIMEOUT))
 
-    daemon: bool = flag(_D, "true", "keep running; false: one pass, then exit", boolean)
-    sync_interval: float = flag(_D, "1m0s", "time between two checks of the node", duration(_SHORTEST))
+    daemon: bool = flag(_D, "true", "keep running; false: one pass, then exit", boolean, of=_RUN)
+    sync_interval: float = flag(_D, "1m0s", "time between two checks of the node", duration(_SHORTEST), of=_RUN)
     command_timeout: float = flag(_D, "10s", "maximum time for one command", duration(_SHORTEST, _LONGEST_TIMEOUT))
-    cleanup: bool = flag(_D, "false", "on exit, remove what was set up", boolean)
-    cleanup_timeout: float = flag(_D, "20s", "maximum time for the cleanup", duration(_SHORTEST, _LONGEST_TIMEOUT))
-    health_address: Endpoint = flag(_D, "", "host:port or :port; probes and metrics", values.endpoint)
+    cleanup: bool = flag(_D, "false", "on exit, remove what was set up", boolean, of=_RUN)
+    cleanup_timeout: float = flag(_D, "20s", "maximum time for the cleanup", duration(_SHORTEST, _LONGEST_TIMEOUT), of=("run", "cleanup"))
+    health_address: Endpoint = flag(_D, "", "host:port or :port; probes and metrics", values.endpoint, of=_RUN)
     env_file: str = flag(_D, "", "read variables from this file", path)
 
-    output: str = flag(_L, "text", "format of the answer: text or json", one_of("text", "json"))
-    watch: bool = flag(_L, "false", "status: print again at each change", boolean)
-    from_: tuple[IPAddress, ...] = flag(_L, "", "doctor: look from these pods, a,b", values.pods, is_list=True)
-    dry_run: bool = flag(_L, "false", "cleanup: only print the commands", boolean)
+    output: str = flag(_L, "text", "format of the answer: text or json", one_of("text", "json"), of=_ANSWERING)
+    watch: bool = flag(_L, "false", "status: print again at each change", boolean, of=("status",))
+    from_: tuple[IPAddress, ...] = flag(_L, "", "doctor: look from these pods, a,b", values.pods, is_list=True, of=("doctor",))
+    dry_run: bool = flag(_L, "false", "cleanup: only print the commands", boolean, of=("cleanup",))
 
     v: int = flag(_V, "0", "2 each pass, 4 each command, 6 output", klog.parse_level)
     vmodule: Vmodule = flag(_V, "", "verbosity by file: reconcile=2,command=6", klog.parse_vmodule)

@@ -82,14 +82,12 @@ def load(line: Invocation) -> tuple[Options, list[str]]:
     try:
         settings = _Settings(**{**rest, **flags})
     except ValidationError as error:
-        wrong = [
-            fault
-            for fault in error.errors(include_url=False)
-            if fault["type"] != "missing" or line.command != "unknown"
-        ]
+        wrong = error.errors(include_url=False)
         raise ConfigError([*faults, *(_fault(fault, origins) for fault in wrong), *warnings]) from None
     options = Options(**dict(settings))
-    faults += [*_contradictions(options, origins), *_misplaced(options, origins, line.command)]
+    faults += _contradictions(options, origins)
+    if options.dry_run and line.command == "run" and "dry-run" not in line.values:  # as a flag, it was refused before
+        faults.append(f"{origins('dry-run')} works only with `cleanup`; `plan` shows what `run` would do")
     if faults:
         raise ConfigError([*faults, *warnings])
     return options, [*warnings, *_advice(options, origins)]
@@ -161,16 +159,6 @@ def _contradictions(options: Options, origins: Origins) -> Iterator[str]:
             f"{origins('iptables-wait')}={wait} and {origins('command-timeout')}={timeout}: the timeout must be longer "
             "than the wait in whole seconds, or a command is killed while it waits for the lock"
         )
-
-
-def _misplaced(options: Options, origins: Origins, command: str) -> Iterator[str]:
-    """Yield a line for each flag of another command that would be a surprise to ignore."""
-    if options.dry_run and command == "run":
-        yield f"{origins('dry-run')} works only with `cleanup`; `plan` shows what `run` would do"
-    if options.watch and command != "status":
-        yield f"{origins('watch')} works only with `status`"
-    if options.from_ and command != "doctor":
-        yield f"{origins('from')} works only with `doctor`"
 
 
 def _advice(options: Options, origins: Origins) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """What an operator can get wrong: each ends with 2 and a line or a few that help; nothing on the node is touched."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from sidecar import cli
@@ -16,7 +18,13 @@ BAD: list[tuple[list[str], str]] = [
     ([], "--ip-address or SIDECAR_IP_ADDRESS is required"),
     (["run"], "--ip-address or SIDECAR_IP_ADDRESS is required"),
     (["verison"], "did you mean version?"),
-    (["verison", "--port=0"], "--port=0: not a port"),
+    (["verison", "--port=0"], "did you mean version?"),
+    (["check"], "did you mean doctor?"),
+    (["help", "stauts"], "did you mean status?"),
+    (["status", "--daemon"], "--daemon works only with `run`"),
+    (["version", "-v2"], "-v works only with `run`, `status`, `plan`, `cleanup` and `doctor`"),
+    (["version", "--output=xml"], "--output=xml: unknown: write one of text, json"),
+    (["completion"], "one of bash, zsh, fish"),
     (["--ip-adress", "10.96.0.2"], "did you mean --ip-address?"),
     ([GOOD, "--env-file=/etc/passwd"], "is not NAME=value"),
     (["start", GOOD], "unknown command start"),
@@ -102,6 +110,8 @@ BAD: list[tuple[list[str], str]] = [
     ([GOOD, "--env-file=" + "x" * 10_000], "File name too long"),
 ]
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "error.v1.json"
+
 LIBRARIES = (
     "pydantic",
     "loguru",
@@ -131,6 +141,47 @@ def test_a_bad_command_line(argv: list[str], advice: str, capfd: pytest.CaptureF
     out, err = capfd.readouterr()
     assert out == ""
     check(err, advice)
+
+
+def test_without_any_argument_it_says_where_to_read_on(start: Start) -> None:
+    sidecar = start()
+    assert sidecar.end() == 2
+    assert sidecar.log.endswith("see --help\n")
+    sidecar = start("run")
+    assert sidecar.end() == 2
+    assert "--help" not in sidecar.log
+
+
+@pytest.mark.parametrize(
+    ("argv", "failures"),
+    [
+        (["status", GOOD, "--port=0", "-o", "json"], ["--port=0: not a port: write a number from 1 to 65535"]),
+        (["plan", "-ojson", "--watch", GOOD], ["--watch works only with `status`"]),
+        (["version", "-o=json", "--nonsense"], ["unknown flag --nonsense"]),
+        (["completion", "bash", "-x", "a\033"], ["unknown flag -x"]),
+    ],
+)
+def test_faults_are_json_where_json_was_asked_for(
+    argv: list[str], failures: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(argv) == 2
+    out, err = capfd.readouterr()
+    if argv[0] == "completion":  # it has no use for --output
+        assert (out, err) == ("", f"apiserver-proxy-sidecar: {failures[0]}\n")
+        return
+    assert err == ""
+    value = json.loads(out)
+    jsonschema.validate(value, json.loads(SCHEMA.read_text()))
+    assert value == {"schema": "error/v1", "exit": 2, "failures": failures}
+    monkeypatch.setenv("SIDECAR_OUTPUT", "json")
+    assert cli.main([word for word in argv if "json" not in word and word != "-o"]) == 2
+    assert json.loads(capfd.readouterr().out) == value
+
+
+def test_a_word_that_is_no_command_may_ask_for_json_too(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["stauts", "--output=json"]) == 2
+    (failure,) = json.loads(capfd.readouterr().out)["failures"]
+    assert failure.endswith("did you mean status?")
 
 
 def test_one_of_each_flag_as_a_process_that_touches_nothing(start: Start, namespace: Namespace) -> None:
@@ -163,10 +214,10 @@ def test_a_variable_is_named_where_the_value_came_from_one(start: Start) -> None
 
 
 def test_a_great_many_faults_are_counted(start: Start) -> None:
-    sidecar = start(*(f"word{n}" for n in range(1000)))
+    sidecar = start("run", *(f"word{n}" for n in range(1000)))
     assert sidecar.end() == 2
     assert len(sidecar.log.splitlines()) == 11
-    assert sidecar.log.endswith("apiserver-proxy-sidecar: and 990 more\n")
+    assert sidecar.log.endswith("apiserver-proxy-sidecar: and 991 more\n")
 
 
 def test_the_words_of_a_wrong_file_stay_in_it(start: Start, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The installed program as its user meets it: flags in; state of the node, text and exit code out."""
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import __version__
-from sidecar.settings import usage
+from sidecar.settings import completion, usage
 from support.namespace import CIDR, Namespace
 from support.program import PROGRAM, Fake, Sidecar, Start
 from support.sweep import sweep
@@ -666,10 +667,13 @@ def test_a_held_lock_is_tried_again_soon_and_said_once(namespace: Namespace, sta
 # The rest
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("help",), ("run", "--help"), ("--nonsense", "-h")])
-def test_help(arguments: tuple[str, ...]) -> None:
-    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout == usage.usage() + "\n"
+@pytest.mark.parametrize(
+    ("arguments", "topic"),
+    [("--help", ""), ("-h", ""), ("help", ""), ("run --help", "run"), ("--nonsense -h", ""), ("help status", "status")],
+)
+def test_help(arguments: str, topic: str) -> None:
+    done = subprocess.run([PROGRAM, *arguments.split()], capture_output=True, text=True, check=True)
+    assert done.stdout == usage.usage(topic) + "\n"
     assert done.stderr == ""
 
 
@@ -679,11 +683,25 @@ def test_version(argument: str) -> None:
     assert done.stdout == f"apiserver-proxy-sidecar {__version__}\n"
 
 
-@pytest.mark.parametrize("argument", ["help", "version"])
-def test_help_and_version_load_nothing_that_they_do_not_need(argument: str) -> None:
+def test_the_version_as_json() -> None:
+    done = subprocess.run([PROGRAM, "version", "--output=json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"schema": "version/v1", "exit": 0, "version": __version__}
+
+
+def test_completion_prints_a_script() -> None:
+    done = subprocess.run([PROGRAM, "completion", "bash"], capture_output=True, text=True, check=True)
+    assert done.stdout == completion.script("bash") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("help", 0), ("status --help", 0), ("version -ojson", 0), ("completion fish", 0), ("stauts", 2), ("check", 2)],
+)
+def test_what_needs_no_settings_loads_nothing_that_it_does_not_need(arguments: str, code: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", PROGRAM, argument], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", PROGRAM, *arguments.split()], capture_output=True, text=True, check=False
     )
+    assert done.returncode == code
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "sidecar.settings.options" in loaded
     assert not loaded & {"pydantic", "sh", "loguru", "asyncio"}

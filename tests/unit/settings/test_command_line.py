@@ -4,6 +4,7 @@ from sidecar.settings import command_line
 
 FLAGS = ["ip-address", "cleanup", "daemon", "v", "h", "log_dir"]
 BOOLEANS = ["cleanup", "daemon"]
+SHORT = {"i": "ip-address"}
 
 
 @pytest.mark.parametrize(
@@ -24,10 +25,11 @@ BOOLEANS = ["cleanup", "daemon"]
         (["--log_dir=x"], {"log_dir": ["x"]}),
         (["--log-dir", "x"], {"log_dir": ["x"]}),
         (["--ip_address=1"], {"ip-address": ["1"]}),
+        (["-i1", "-i", "2", "-i=3", "--ip-address=4"], {"ip-address": ["1", "2", "3", "4"]}),
     ],
 )
 def test_the_grammar_of_pflag(argv: list[str], values: dict[str, list[str]]) -> None:
-    line = command_line.parse(argv, flags=FLAGS, booleans=BOOLEANS)
+    line = command_line.parse(argv, flags=FLAGS, booleans=BOOLEANS, short=SHORT)
     assert (line.values, line.words, line.faults) == (values, [], [])
 
 
@@ -43,7 +45,7 @@ def test_the_grammar_of_pflag(argv: list[str], values: dict[str, list[str]]) -> 
     ],
 )
 def test_words_are_what_no_flag_takes(argv: list[str], words: list[str]) -> None:
-    assert command_line.parse(argv, flags=FLAGS, booleans=BOOLEANS).words == words
+    assert command_line.parse(argv, flags=FLAGS, booleans=BOOLEANS, short=SHORT).words == words
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,11 @@ def test_words_are_what_no_flag_takes(argv: list[str], words: list[str]) -> None
         (["--a\nb" + "c" * 100_000], "unknown flag --a\\nb" + "c" * 53 + "…"),
         (["--ip-address"], "--ip-address: needs a value"),
         (["-v"], "-v: needs a value"),
+        (["-i"], "--ip-address: needs a value"),
+        (["--i=1"], "unknown flag --i"),
+        (["---i=1"], "unknown flag ---i"),
+        (["-ip-address=1"], "unknown flag -ip-address; did you mean --ip-address?"),
     ],
 )
 def test_faults_name_the_flag(argv: list[str], fault: str) -> None:
-    assert command_line.parse(argv, flags=FLAGS, booleans=BOOLEANS).faults == [fault]
+    assert command_line.parse(argv, flags=FLAGS, booleans=BOOLEANS, short=SHORT).faults == [fault]

@@ -9,7 +9,7 @@ import pytest
 from sidecar.errors import ConfigError
 from sidecar.settings import invocation, sources
 from sidecar.settings.klog import Place, Vmodule
-from sidecar.settings.options import FLAGS, PREFIX, Options, desired_state
+from sidecar.settings.options import FLAGS, ON_A_NODE, PREFIX, Options, desired_state, variable
 from sidecar.settings.values import Endpoint
 from support.namespace import IPV4, IPV6
 
@@ -97,13 +97,14 @@ def test_the_defaults_are_spelled_as_they_are_shown() -> None:
     }
 
 
-@pytest.mark.parametrize(("command", "of_another"), [("status", "from_"), ("doctor", "watch")])
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])
+@pytest.mark.parametrize("command", ON_A_NODE)
 def test_every_setting_comes_from_every_source(
-    source: str, command: str, of_another: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    argv = [command]  # which may have them all, but one
-    texts = {name.rstrip("_"): text for name, text in TEXTS.items() if name != of_another}
+    argv = [command]
+    used = {flag.field for flag in FLAGS.values() if command in flag.commands}
+    texts = {name.rstrip("_"): text for name, text in TEXTS.items() if name in used}
     if source == "flags":
         argv += [f"--{name.replace('_', '-')}={text}" for name, text in texts.items()]
     elif source == "environment":
@@ -113,8 +114,17 @@ def test_every_setting_comes_from_every_source(
         file = tmp_path / "env"
         file.write_text("".join(f"SIDECAR_{name.upper()}={text}\n" for name, text in texts.items()))
         argv += [f"--env-file={file}"]
-    expected = {name: default if name == of_another else value for name, (default, _, value) in SETTINGS.items()}
+    expected = {name: value if name in used else default for name, (default, _, value) in SETTINGS.items()}
     assert without_file(load(*argv)) == expected
+
+
+@pytest.mark.parametrize("command", ON_A_NODE)
+def test_variables_that_a_command_has_no_use_for_are_passed_over(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in TEXTS.items():
+        if name != "dry_run":
+            monkeypatch.setenv(variable(name), text)
+    assert load(command).daemon is False
+    assert load(command).watch is True
 
 
 def test_flags_win_over_environment_over_file_over_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -242,7 +252,8 @@ FAULTY = {
 
 @pytest.mark.parametrize(("flag", "advice"), FAULTY.items())
 def test_a_fault_names_the_flag_the_value_and_what_would_be_right(flag: str, advice: str) -> None:
-    (line,) = faults(REQUIRED, flag) if not flag.startswith("--ip-address") else faults(flag)
+    command = "doctor" if flag.startswith("--from") else "run"
+    (line,) = faults(command, REQUIRED, flag) if not flag.startswith("--ip-address") else faults(flag)
     assert line.startswith(flag)
     assert advice in line
     assert "\n" not in line
@@ -364,10 +375,11 @@ def test_the_example_env_file_has_every_variable_with_its_default() -> None:
         assert f"\n{flag.variable}={flag.default or ''}" in example
 
 
-def test_the_settings_in_words_are_a_command_line_that_gives_the_same() -> None:
-    texts = {name.rstrip("_"): text for name, text in TEXTS.items() if name != "watch"}
-    given = load("doctor", *(f"--{name.replace('_', '-')}={text}" for name, text in texts.items()))
-    again = load("doctor", *(f"--{name}={text}" for name, text in given.texts().items()))
+@pytest.mark.parametrize("command", ON_A_NODE)
+def test_the_settings_in_words_are_a_command_line_that_gives_the_same(command: str) -> None:
+    used = [flag for flag in FLAGS.values() if command in flag.commands and flag.field in TEXTS]
+    given = load(command, *(f"{flag.spelled}={TEXTS[flag.field]}" for flag in used))
+    again = load(command, *(f"{flag.spelled}={given.texts()[flag.name]}" for flag in used))
     assert again == given
 
 
@@ -397,12 +409,22 @@ def test_a_flag_that_does_nothing_or_more_than_one_might_think_is_a_warning(argv
     [
         (["--dry-run"], "--dry-run works only with `cleanup`; `plan` shows what `run` would do"),
         (["run", "--watch"], "--watch works only with `status`"),
-        (["doctor", "--watch"], "--watch works only with `status`"),
+        (["doctor", "--watch=false"], "--watch works only with `status`"),
         (["run", "--from=10.244.0.5"], "--from works only with `doctor`"),
+        (["run", "-o", "json"], "--output works only with `status`, `plan`, `cleanup`, `doctor` and `version`"),
+        (["status", "--daemon"], "--daemon works only with `run`"),
+        (["plan", "--cleanup"], "--cleanup works only with `run`"),
+        (["doctor", "--health-address=:9180"], "--health-address works only with `run`"),
+        (["status", "--cleanup-timeout=1s"], "--cleanup-timeout works only with `run` and `cleanup`"),
     ],
 )
-def test_what_belongs_to_another_command_is_not_passed_over(argv: list[str], fault: str) -> None:
+def test_what_belongs_to_another_command_is_refused(argv: list[str], fault: str) -> None:
     assert faults(REQUIRED, *argv) == [fault]
+
+
+def test_a_variable_cannot_make_run_look_like_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECAR_DRY_RUN", "true")
+    assert faults(REQUIRED) == ["SIDECAR_DRY_RUN works only with `cleanup`; `plan` shows what `run` would do"]
 
 
 def test_the_settings_guide_has_every_flag_with_its_variable_and_its_default() -> None:
