@@ -24,7 +24,7 @@ from sidecar.state.plan import teardown, unremovable
 
 #: Versions of the JSON: they change when a field is removed or its meaning changes.
 SCHEMA: Final = "cleanup/v1"
-DRY_RUN_SCHEMA: Final = "cleanup-plan/v1"
+DRY_RUN_SCHEMA: Final = "cleanup-plan/v2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ _COLOURS: Final = {Level.OK: GREEN, Level.WARNING: YELLOW, Level.FAULT: RED, Lev
 
 def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
     """Yield the findings. Raises OSError if no command can be run at all."""
-    found = doctor(loaded.options, loaded.warnings, loaded.origin)
+    found = doctor(loaded.options, loaded.warnings, loaded.origin.detail)
     if loaded.options.output == "json":
         text = findings_json(found)
     else:

@@ -17,7 +17,7 @@ from sidecar.node import proc
 from sidecar.node.instances import Instance, running
 from sidecar.settings import sources
 from sidecar.settings.invocation import Invocation
-from sidecar.settings.options import FLAGS, INHERITING, Loaded
+from sidecar.settings.options import FLAGS, INHERITING, Loaded, Origin
 from sidecar.settings.values import BOOLEANS
 
 #: The settings to inherit: those that define the desired state; not how the other instance runs, or where it logs.
@@ -43,11 +43,12 @@ def load(line: Invocation) -> Loaded:
         variable = FLAGS[name].variable
         os.environ[variable] = os.environ.get(variable) or instance.variables.get(variable) or file.get(variable, "")
     has_rules = BOOLEANS.get(instance.value("setup-iptables"), True)
-    origin = f"of {instance}, running here"
+    detail = f"of {instance}, running here"
     if has_rules and not (instance.is_python or "port" in theirs or _is_set_here(line, "port")):
         theirs["port"] = [_port_of_its_rules(instance)]
-        origin += "; the port is that of its rules"
+        detail += "; the port is that of its rules"
     line = replace(line, values={**theirs, **line.values})
+    origin = Origin("sidecar" if instance.is_python else "other", instance.process.pid, detail)
     return Loaded(*sources.load(line), origin=origin)
 
 
@@ -81,7 +82,7 @@ def _without_any(line: Invocation, why: str) -> Loaded:
     remains = Remains()
     if line.command in INHERITING and (found := remains.settings(typed(line.values))):
         theirs = {name: [text] for name, text in found.items() if not _is_set_here(line, name)}
-        origin = f"from the rules on this node; {why or 'no sidecar runs here'}"
+        origin = Origin("rules", detail=f"from the rules on this node; {why or 'no sidecar runs here'}")
         return Loaded(*sources.load(replace(line, values={**theirs, **line.values})), origin=origin)
     hint = "no running sidecar was found whose settings could be used"
     if because := why or remains.problem:

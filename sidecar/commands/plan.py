@@ -1,7 +1,7 @@
 """The command `plan`: observes the node, changes nothing, and prints the commands that `run` would run now."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Final, TypeAlias
 
 from sidecar.commands.output import Answer, Terminal, as_json
@@ -11,13 +11,13 @@ from sidecar.log.setup import collect_warnings
 from sidecar.node.access import access
 from sidecar.node.command import Commands
 from sidecar.node.reconcile import Reconciler
-from sidecar.settings.options import Loaded
+from sidecar.settings.options import Loaded, Origin
 from sidecar.state.actions import Action, Failure, exit_code
 from sidecar.state.foresee import whole_plan
 from sidecar.state.plan import obstacles, unknowns
 from sidecar.text import visible
 
-SCHEMA: Final = "plan/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
+SCHEMA: Final = "plan/v2"  # the version of the JSON: it changes when a field is removed or its meaning changes
 
 #: An action and its commands, ready to paste.
 Step: TypeAlias = tuple[Action, tuple[str, ...]]
@@ -32,7 +32,7 @@ class Plan:
     exit_code: int
     schema: str
     nothing: str  # the line to print if there is nothing to do
-    origin: str = ""  # whose settings these are, if not the user's own
+    origin: Origin = field(default_factory=Origin)
     warnings: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()  # objects that stay because another instance needs them
 
@@ -81,7 +81,7 @@ def plan_text(plan: Plan) -> str:
     lines = [command for _, commands in plan.steps for command in commands]
     if not lines and not plan.failures and not plan.kept:
         lines = [f"# {plan.nothing}"]
-    before = [f"settings {plan.origin}"] if plan.origin else []
+    before = [f"settings {plan.origin.detail}"] if plan.origin.detail else []
     before += [f"warning: {warning}" for warning in plan.warnings]
     after = [f"kept, because an instance running on this node needs it: {each}" for each in plan.kept]
     after += [f"error: {failure}" for failure in plan.failures]
@@ -98,7 +98,7 @@ def plan_json(plan: Plan) -> str:
         {
             "schema": plan.schema,
             "exit": plan.exit_code,
-            "settings_of": plan.origin,
+            "settings_of": asdict(plan.origin),
             "steps": [
                 {"action": action.todo, "commands": list(commands), **action.facts} for action, commands in plan.steps
             ],

@@ -4,7 +4,8 @@ import contextlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Final
 
 from sidecar.commands.output import GREEN, MAGENTA, RED, YELLOW, Answer, Terminal, as_json, coloured, notes, wrapped
@@ -16,18 +17,23 @@ from sidecar.node.access import access
 from sidecar.node.brief import LONGEST_LOOK, BriefCommands
 from sidecar.node.events import Events
 from sidecar.node.netlink import Watch
-from sidecar.settings.options import Loaded
+from sidecar.settings.options import Loaded, Origin
 from sidecar.state.actions import Failure, exit_code
 from sidecar.state.inventory import Item, State, is_in_sync, survey
 from sidecar.state.model import BackendInUse
 from sidecar.state.plan import notices, obstacles
 
-SCHEMA: Final = "status/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
+SCHEMA: Final = "status/v2"  # the version of the JSON: it changes when a field is removed or its meaning changes
 WATCH_INTERVAL: Final = 2.0  # seconds between two looks with --watch, if nothing happens
 STATE_COLUMNS: Final = 11  # width of the state column, before the name
 _CLEAR: Final = "\x1b[H\x1b[J"  # moves the cursor to the upper left, and clears everything below (man 4 console_codes)
 
 _COLOURS: Final = {State.PRESENT: GREEN, State.NO_EFFECT: YELLOW, State.UNKNOWN: MAGENTA}
+
+
+def _now() -> datetime:
+    """Return the time in the local time zone, in whole seconds."""
+    return datetime.now().astimezone().replace(microsecond=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +45,11 @@ class Status:
     exit_code: int
     backends: tuple[BackendInUse, ...]
     settings: tuple[str, ...]  # the flags that differ from the default
-    origin: str  # whose settings these are, if not the user's own
+    origin: Origin
     warnings: tuple[str, ...]
     failures: tuple[str, ...]
     cause: str = ""  # why something could not be looked at, if that is known
+    time: datetime = field(default_factory=_now, compare=False)  # when it was looked at
 
 
 def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
@@ -52,7 +59,8 @@ def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
         if loaded.options.output == "json":
             yield status_json(status), status.exit_code
             continue
-        before = "" if not is_watching else _CLEAR if terminal.is_tty else "\n" if number else ""
+        before = _CLEAR if is_watching and terminal.is_tty else "\n" if number else ""
+        before += f"{status.time:%Y-%m-%d %H:%M:%S}\n" if is_watching else ""
         yield before + status_text(status, is_coloured=terminal.is_coloured), status.exit_code
 
 
@@ -140,7 +148,7 @@ def _words(state: State) -> str:
 
 def status_text(status: Status, *, is_coloured: bool) -> str:
     """Return the summary, then the settings and backends, then a table of what was found."""
-    origin = f" ({status.origin})" if status.origin else ""
+    origin = f" ({status.origin.detail})" if status.origin.detail else ""
     lines = [*wrapped(summary(status)), ""]
     lines += wrapped(f"settings   {shlex.join(status.settings)}{origin}", STATE_COLUMNS)
     for each in status.backends:
@@ -170,11 +178,12 @@ def status_json(status: Status) -> str:
     return as_json(
         {
             "schema": SCHEMA,
+            "time": status.time.isoformat(),
             "exit": status.exit_code,
             "in_sync": status.in_sync,
             "summary": summary(status),
             "settings": list(status.settings),
-            "settings_of": status.origin,
+            "settings_of": asdict(status.origin),
             "backends": [
                 {"family": each.family, "command": each.command, "version": each.version, "reason": each.reason}
                 for each in status.backends

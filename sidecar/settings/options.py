@@ -6,7 +6,7 @@ Code derives from it the flags, the `SIDECAR_*` variables, --help, and pydantic'
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
 from sidecar.settings import durations, klog, values
 from sidecar.settings.klog import Place, Severity, Vmodule
@@ -173,12 +173,21 @@ FLAGS: Final[Mapping[str, Flag]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose settings these are: the user's own, those of a sidecar or another implementation, or of the rules."""
+
+    kind: Literal["own", "sidecar", "other", "rules"] = "own"
+    pid: int | None = None
+    detail: str = ""  # the same in words; empty for the user's own
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """The options, warnings about them, and whose they are if not the user's own."""
+    """The options, warnings about them, and whose they are."""
 
     options: Options
     warnings: list[str]
-    origin: str = ""
+    origin: Origin = Origin()
 
 
 def desired_state(options: Options) -> Desired:

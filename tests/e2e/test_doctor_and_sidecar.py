@@ -92,7 +92,10 @@ def test_the_rules_of_a_sidecar_that_has_ended_tell_what_it_was_for(namespace: N
     status = json.loads(ask(namespace, "status", "--output=json"))
     settings = [*flags[:2], "--setup-iptables=true", f"--iptables-backend={backend}", "--output=json"]
     assert status["settings"] == settings
-    assert (status["in_sync"], status["settings_of"]) == (True, "from the rules on this node; no sidecar runs here")
+    assert status["in_sync"]
+    assert status["settings_of"] == {
+        "kind": "rules", "pid": None, "detail": "from the rules on this node; no sidecar runs here",
+    }  # fmt: skip
     assert ask(namespace, "plan").startswith("# settings from the rules on this node; no sidecar runs here\n")
     _, found = doctor(namespace)
     assert topic(found, "settings")[0]["found"].endswith(" (from the rules on this node; no sidecar runs here)")
@@ -115,7 +118,7 @@ def test_the_go_sidecar_has_the_port_and_the_backend_of_its_rules(namespace: Nam
     with go_sidecar(namespace, *FLAGS) as pid:
         status = json.loads(ask(namespace, "status", "--output=json"))
     assert "--port=9443" in status["settings"]
-    assert status["settings_of"].startswith(f"of pid {pid} ")
+    assert (status["settings_of"]["kind"], status["settings_of"]["pid"]) == ("other", pid)
     assert [each["command"] for each in status["backends"]] == [f"iptables-{backend}"]
     assert status["in_sync"]
 

@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,7 @@ def test_watch_tells_each_change_and_ends_in_order(namespace: Namespace, start: 
     namespace.run("ip", "address", "delete", CIDR, "dev", "lo")
     line = json.loads(watch.stdout.readline())
     assert line["summary"] == "1 missing, of 7; first missing: 10.96.0.2/32 on lo"
+    assert datetime.fromisoformat(line["time"]).tzinfo
     watch.send_signal(signal.SIGTERM)
     assert watch.communicate(timeout=HANG) == ("", "")
     assert watch.returncode == 0
@@ -306,6 +308,19 @@ def test_watch_ends_in_order_in_the_middle_of_a_look(namespace: Namespace, fake:
     until((tmp_path / "hanging").exists)
     watch.send_signal(signal.SIGTERM)
     assert watch.communicate(timeout=HANG) == ("", "")
+    assert watch.returncode == 0
+
+
+def test_watch_shows_the_time_of_each_look(namespace: Namespace) -> None:
+    watch = program.fork(namespace, "status", "--watch", *FLAGS)
+    assert watch.stdout
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", watch.stdout.readline())
+    assert "missing, of 7" in watch.stdout.readline()
+    namespace.run("ip", "address", "add", CIDR, "dev", "lo")
+    while not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", line := watch.stdout.readline()):
+        assert line, "it ended"
+    watch.send_signal(signal.SIGTERM)
+    watch.communicate(timeout=HANG)
     assert watch.returncode == 0
 
 

@@ -17,7 +17,7 @@ from sidecar.node.instances import Instance
 from sidecar.node.proc import Process
 from sidecar.node.standing import Standing
 from sidecar.settings import invocation
-from sidecar.settings.options import FLAGS, PREFIX, Loaded
+from sidecar.settings.options import FLAGS, PREFIX, Loaded, Origin
 from sidecar.state.model import Link, LinkAddress, RuleSet
 from sidecar.state.plan import MARK
 
@@ -108,7 +108,7 @@ def left(mocker: MockerFixture) -> Left:
 def test_who_names_an_address_is_on_his_own(running: Running, command: str) -> None:
     running(instance("--ip-address=10.96.0.9", "--port=9443", variables={"SIDECAR_INTERFACE": "dummy0"}))
     loaded = ask(command, "--ip-address=10.96.0.2")
-    assert (loaded.options.changed(), loaded.origin) == (["--ip-address=10.96.0.2"], "")
+    assert (loaded.options.changed(), loaded.origin) == (["--ip-address=10.96.0.2"], Origin())
 
 
 def test_the_address_may_be_named_by_a_variable_or_in_a_file(
@@ -143,7 +143,7 @@ def test_who_looks_goes_by_the_sidecar_that_runs(running: Running, command: str)
     )
     loaded = ask(command)
     assert loaded.options.changed() == ["--ip-address=10.96.0.2,fd00::2", "--port=9443", "--setup-iptables=true"]
-    assert loaded.origin == f"of pid {PID} (this program), running here"
+    assert loaded.origin == Origin("sidecar", PID, f"of pid {PID} (this program), running here")
 
 
 def test_all_that_says_what_the_node_should_be_like_is_taken(running: Running) -> None:
@@ -266,7 +266,7 @@ def test_without_any_that_runs_the_rules_that_stand_here_tell(running: Running, 
     assert loaded.options.changed() == [
         "--ip-address=10.96.0.2,fd00::2", "--port=8443", "--setup-iptables=true", "--iptables-backend=legacy",
     ]  # fmt: skip
-    assert loaded.origin == "from the rules on this node; no sidecar runs here"
+    assert loaded.origin == Origin("rules", None, "from the rules on this node; no sidecar runs here")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_in_a_container_it_says_what_it_cannot_see(running: Running, left: Left,
     running()
     left(rules("10.96.0.2"))
     mocker.patch("sidecar.node.proc.sees_all_processes", return_value=False)
-    assert ask("status").origin.endswith("; only the processes of this container can be seen")
+    assert ask("status").origin.detail.endswith("; only the processes of this container can be seen")
 
 
 # The Go sidecar, whose defaults are not known
@@ -388,7 +388,8 @@ def test_the_go_sidecar_has_the_port_of_its_rules(running: Running, left: Left) 
     left(rules("10.96.0.2", 9443), rules("10.96.0.9"))
     loaded = ask("status")
     assert loaded.options.port == 9443
-    assert loaded.origin.endswith("running here; the port is that of its rules")
+    assert (loaded.origin.kind, loaded.origin.pid) == ("other", PID)
+    assert loaded.origin.detail.endswith("running here; the port is that of its rules")
     left(rules("10.96.0.2", 9443), rules("10.96.0.2"))
     assert faults("status")[0].startswith("--port is required: ")
 

@@ -13,6 +13,7 @@ from sidecar.commands import cleanup
 from sidecar.commands import plan as rendered
 from sidecar.commands.cleanup import DRY_RUN_SCHEMA, Cleaned
 from sidecar.commands.plan import SCHEMA, Plan
+from sidecar.settings.options import Origin
 from sidecar.state.actions import (
     Action,
     AddAddress,
@@ -56,7 +57,7 @@ def said_by_a_shell(text: str) -> list[str]:
 
 def test_a_plan_is_its_commands_and_else_comments() -> None:
     forged = "x\necho forged"
-    plan = replace(TODO, origin=forged, warnings=(forged,), kept=(forged,), failures=(forged,))
+    plan = replace(TODO, origin=Origin(detail=forged), warnings=(forged,), kept=(forged,), failures=(forged,))
     assert rendered.plan_text(plan).splitlines() == [
         "# settings x\\necho forged",
         "# warning: x\\necho forged",
@@ -78,11 +79,13 @@ def test_a_plan_without_anything_to_do_says_so_unless_something_is_left_open() -
 
 def test_a_plan_as_json() -> None:
     assert valid(
-        rendered.plan_json(replace(TODO, origin="of pid 7", warnings=("w",), kept=("k",), failures=("f",)))
+        rendered.plan_json(
+            replace(TODO, origin=Origin("sidecar", 7, "of pid 7"), warnings=("w",), kept=("k",), failures=("f",))
+        )
     ) == {
-        "schema": "plan/v1",
+        "schema": "plan/v2",
         "exit": 1,
-        "settings_of": "of pid 7",
+        "settings_of": {"kind": "sidecar", "pid": 7, "detail": "of pid 7"},
         "steps": [
             {"action": "create interface dummy0 (dummy)", "commands": list(STEPS[0][1]), "interface": "dummy0"},
             {"action": "add 10.96.0.2/32 to lo", "commands": ["echo address"]} | GOAL.addresses[0].facts,

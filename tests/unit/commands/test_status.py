@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from sidecar.commands import status as rendered
 from sidecar.commands.status import Status, summary
+from sidecar.settings.options import Origin
 from sidecar.state.desired import desired
 from sidecar.state.inventory import Item, State
 from sidecar.state.model import BackendInUse
@@ -29,7 +31,8 @@ IN_SYNC = Status(
     exit_code=0,
     backends=(BackendInUse(4, "iptables-nft", "1.8.9", is_legacy=False, reason="kubelet's chains are there"),),
     settings=("--ip-address=10.96.0.2", "--setup-iptables=true"),
-    origin="",
+    origin=Origin(),
+    time=datetime(2026, 11, 26, 19, 5, 7, tzinfo=timezone(timedelta(hours=2))),
     warnings=(),
     failures=(),
 )
@@ -131,7 +134,9 @@ def test_the_whole_text() -> None:
 
 
 def test_whose_settings_they_are() -> None:
-    text = rendered.status_text(replace(IN_SYNC, origin="of pid 7 (this program), running here"), is_coloured=False)
+    text = rendered.status_text(
+        replace(IN_SYNC, origin=Origin("sidecar", 7, "of pid 7 (this program), running here")), is_coloured=False
+    )
     assert "--setup-iptables=true (of pid 7 (this program), running here)" in " ".join(text.split())
     assert "()" not in rendered.status_text(IN_SYNC, is_coloured=False)
 
@@ -188,14 +193,15 @@ def test_nothing_from_outside_forges_a_line_or_moves_the_cursor() -> None:
 
 def test_status_as_json() -> None:
     copies = replace(RULES[0], state=State.COPIES, detail="3 copies", facts=RULE.facts | {"copies": 3})
-    status = replace(having(State.COPIES), items=(INTERFACE, ADDRESS, copies), origin="of pid 7")
+    status = replace(having(State.COPIES), items=(INTERFACE, ADDRESS, copies), origin=Origin("other", 7, "of pid 7"))
     assert valid(rendered.status_json(replace(status, warnings=("w",), failures=("f", "é\n\udcff")))) == {
-        "schema": "status/v1",
+        "schema": "status/v2",
+        "time": "2026-11-26T19:05:07+02:00",
         "exit": 1,
         "in_sync": False,
         "summary": f"1 with copies, of 3; first 3 copies: {RULE}",
         "settings": ["--ip-address=10.96.0.2", "--setup-iptables=true"],
-        "settings_of": "of pid 7",
+        "settings_of": {"kind": "other", "pid": 7, "detail": "of pid 7"},
         "backends": [
             {"family": 4, "command": "iptables-nft", "version": "1.8.9", "reason": "kubelet's chains are there"}
         ],
