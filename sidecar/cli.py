@@ -16,7 +16,7 @@ from sidecar.errors import ConfigError, Interrupted, NodeError, SidecarError, re
 from sidecar.settings import in_child, invocation, usage
 from sidecar.settings.invocation import Invocation
 from sidecar.settings.options import FLAGS, ON_A_NODE
-from sidecar.text import quoted, visible
+from sidecar.text import quoted, visible, width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if line.faults:
         return _refuse(line, line.faults)
     if line.command == "help":
-        _print(usage.usage("" if line.topic == "help" else line.topic))
+        _print(usage.usage("" if line.topic == "help" else line.topic, width(sys.stdout)))
     elif line.command == "completion":
         from sidecar.settings import completion  # noqa: PLC0415 - loaded only if needed
 
@@ -105,8 +105,7 @@ def _answer(line: Invocation, loaded: "Loaded") -> int:
     from sidecar.commands.output import Terminal  # noqa: PLC0415 - as above
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # it is a TextIOWrapper here
-    is_tty = sys.stdout.isatty()
-    terminal = Terminal(is_tty, is_tty and "NO_COLOR" not in os.environ, sys.stdout.encoding or "ascii", _is_read)
+    terminal = Terminal.of(sys.stdout, os.environ, _is_read)
     code = 0
     try:
         for text, code in _commands()[line.command](loaded, terminal):  # noqa: B007 - the last one counts

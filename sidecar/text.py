@@ -1,7 +1,21 @@
 """Formats text for people: makes values from outside fit for one line, and suggests a name for a typo."""
 
 import difflib
+import os
 from collections.abc import Collection
+from typing import Final, TextIO
+
+WIDTH: Final = 100  # columns per line, at most, and where nobody says how wide the terminal is
+_NARROWEST: Final = 60  # columns. In fewer, a rule or a command falls to pieces
+
+
+def width(stream: TextIO) -> int:
+    """Return the number of columns to fill of a stream: those of its terminal, within limits."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):  # it is not a terminal, or not even a file, as in tests
+        columns = 0
+    return max(_NARROWEST, min(columns or WIDTH, WIDTH))  # a terminal without a known size has 0
 
 
 def visible(text: str) -> str:

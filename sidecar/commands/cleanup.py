@@ -21,6 +21,7 @@ from sidecar.state import compare, desired
 from sidecar.state.actions import Action, Failure, RemoveAddress, RemoveRule, Report, exit_code
 from sidecar.state.model import Claim, Desired, Interface, Observed
 from sidecar.state.plan import teardown, unremovable
+from sidecar.text import WIDTH
 
 #: Versions of the JSON: they change when a field is removed or its meaning changes.
 SCHEMA: Final = "cleanup/v1"
@@ -69,13 +70,14 @@ def _needed_by_processes(node: Access, port: int) -> frozenset[Claim]:
     return instances.needed().intersection(desired.claims(node.desired, port))
 
 
-def answers(loaded: Loaded, _: Terminal) -> Iterator[Answer]:
+def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
     """Clean up, or with --dry-run show what that would do. Raises OSError if no command can be run at all."""
     if loaded.options.dry_run:
         yield render(_dry_run(loaded), loaded.options.output)
         return
     cleaned = _clean_up(loaded)
-    yield (cleaned_json if loaded.options.output == "json" else cleaned_text)(cleaned), cleaned.exit_code
+    is_json = loaded.options.output == "json"
+    yield cleaned_json(cleaned) if is_json else cleaned_text(cleaned, terminal.width), cleaned.exit_code
 
 
 def _clean_up(loaded: Loaded) -> Cleaned:
@@ -175,11 +177,13 @@ def _removed(action: Action) -> str:
             return str(action.facts.get("interface", action.done))
 
 
-def cleaned_text(cleaned: Cleaned) -> str:
+def cleaned_text(cleaned: Cleaned, columns: int = WIDTH) -> str:
     """Return the summary line, then a line for each object."""
     lines = ["clean: nothing is left on this node"]
     if cleaned.kept and not (cleaned.left or cleaned.failures):
-        lines = wrapped("not clean: an instance running on this node needs it; stop that instance first")
+        lines = wrapped(
+            "not clean: an instance running on this node needs it; stop that instance first", columns=columns
+        )
     elif cleaned.exit_code:
         lines = ["not clean: some objects could not be removed"]
     for state, objects in (
@@ -189,8 +193,8 @@ def cleaned_text(cleaned: Cleaned) -> str:
         ("not there", cleaned.absent),
     ):
         for each in objects:
-            lines += wrapped(f"{state:<{STATE_COLUMNS}}{each}", STATE_COLUMNS)
-    return "\n".join((*lines, *notes(cleaned.warnings, cleaned.failures)))
+            lines += wrapped(f"{state:<{STATE_COLUMNS}}{each}", STATE_COLUMNS, columns=columns)
+    return "\n".join((*lines, *notes(cleaned.warnings, cleaned.failures, columns)))
 
 
 def cleaned_json(cleaned: Cleaned) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from loguru import logger
 
-from sidecar.commands.output import GREEN, MAGENTA, RED, WIDTH, YELLOW, Answer, Terminal, as_json, coloured, wrapped
+from sidecar.commands.output import GREEN, MAGENTA, RED, YELLOW, Answer, Terminal, as_json, coloured, wrapped
 from sidecar.doctor.checks import diagnose
 from sidecar.doctor.findings import Finding, Level, exit_code, unknown
 from sidecar.doctor.view import View
@@ -18,7 +18,7 @@ from sidecar.log.setup import start_logging
 from sidecar.node.access import access
 from sidecar.node.brief import LONGEST_LOOK, BriefCommands
 from sidecar.settings.options import Loaded, Options
-from sidecar.text import visible
+from sidecar.text import WIDTH, visible
 
 SCHEMA: Final = "doctor/v1"  # the version of the JSON: it changes when a field is removed or its meaning changes
 _ON_HANG: Final = "if it hangs there, too, see `dmesg`, and whether the disk that it is on answers"
@@ -39,7 +39,9 @@ def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
     if loaded.options.output == "json":
         text = findings_json(found)
     else:
-        text = findings_text(found, is_coloured=terminal.is_coloured, encoding=terminal.encoding)
+        text = findings_text(
+            found, is_coloured=terminal.is_coloured, encoding=terminal.encoding, columns=terminal.width
+        )
     yield text, exit_code(found)
 
 
@@ -68,17 +70,17 @@ def _hang(error: ProgramHangs) -> Finding:
     return replace(unknown(error), remedy=_ON_HANG, commands=(error.command,), leads=True, topic="commands")
 
 
-def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str) -> str:
+def findings_text(findings: Sequence[Finding], *, is_coloured: bool, encoding: str, columns: int = WIDTH) -> str:
     """Return a summary, then each finding with the commands to run, ready to paste."""
     marks = _MARKS if _can_print("".join(_MARKS.values()), encoding) else _PLAIN_MARKS
-    lines = wrapped(summary(findings), 0, breaks_words=False)
+    lines = wrapped(summary(findings), 0, columns=columns, breaks_words=False)
     for each in findings:
         begin = f"{marks[each.level]} {each.topic:<{_INDENT - 3}} "
-        first, *rest = wrapped(begin + each.found, _INDENT, breaks_words=False)
+        first, *rest = wrapped(begin + each.found, _INDENT, columns=columns, breaks_words=False)
         if is_coloured and (colour := _COLOURS.get(each.level)):
             first = coloured(first, colour, 1)
         lines += [first, *rest]
-        lines += _what_to_do(each)
+        lines += _what_to_do(each, columns)
     text = "\n".join(lines)
     return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
@@ -129,16 +131,16 @@ def _counted(numbers: Counter[Level]) -> Iterator[str]:
             yield f"{number} {level.value}{'' if number == 1 or level is Level.UNKNOWN else 's'}"
 
 
-def _what_to_do(finding: Finding) -> Iterator[str]:
+def _what_to_do(finding: Finding, columns: int) -> Iterator[str]:
     """Yield the commands as one block that is ready to paste, and then the remedy in words."""
     begin = "    do: "
     for command in map(visible, finding.commands):
-        for line in _continued(command, WIDTH - len(begin)):
+        for line in _continued(command, columns - len(begin)):
             yield f"{begin}{line}"
             begin = " " * len(begin)
     if finding.remedy:
         also = "  note: " if finding.commands else begin
-        yield from wrapped(f"{also}{finding.remedy}", len(begin), breaks_words=False)
+        yield from wrapped(f"{also}{finding.remedy}", len(begin), columns=columns, breaks_words=False)
 
 
 def _continued(command: str, width: int) -> Iterator[str]:

@@ -22,6 +22,7 @@ from sidecar.state.actions import Failure, exit_code
 from sidecar.state.inventory import Item, State, is_in_sync, survey
 from sidecar.state.model import BackendInUse
 from sidecar.state.plan import notices, obstacles
+from sidecar.text import WIDTH
 
 SCHEMA: Final = "status/v2"  # the version of the JSON: it changes when a field is removed or its meaning changes
 WATCH_INTERVAL: Final = 2.0  # seconds between two looks with --watch, if nothing happens
@@ -61,7 +62,7 @@ def answers(loaded: Loaded, terminal: Terminal) -> Iterator[Answer]:
             continue
         before = _CLEAR if is_watching and terminal.is_tty else "\n" if number else ""
         before += f"{status.time:%Y-%m-%d %H:%M:%S}\n" if is_watching else ""
-        yield before + status_text(status, is_coloured=terminal.is_coloured), status.exit_code
+        yield before + status_text(status, is_coloured=terminal.is_coloured, columns=terminal.width), status.exit_code
 
 
 def _follow(loaded: Loaded, is_read: Callable[[], bool] | None) -> Iterator[Status]:
@@ -146,25 +147,26 @@ def _words(state: State) -> str:
     }.get(state, state.value)
 
 
-def status_text(status: Status, *, is_coloured: bool) -> str:
+def status_text(status: Status, *, is_coloured: bool, columns: int = WIDTH) -> str:
     """Return the summary, then the settings and backends, then a table of what was found."""
     origin = f" ({status.origin.detail})" if status.origin.detail else ""
-    lines = [*wrapped(summary(status)), ""]
-    lines += wrapped(f"settings   {shlex.join(status.settings)}{origin}", STATE_COLUMNS)
+    lines = [*wrapped(summary(status), columns=columns), ""]
+    lines += wrapped(f"settings   {shlex.join(status.settings)}{origin}", STATE_COLUMNS, columns=columns)
     for each in status.backends:
-        lines += wrapped(f"IPv{each.family} rules {each.command} {each.version}: {each.reason}", STATE_COLUMNS)
+        text = f"IPv{each.family} rules {each.command} {each.version}: {each.reason}"
+        lines += wrapped(text, STATE_COLUMNS, columns=columns)
     lines.append("")
     for item in status.items:
-        lines += _row(item, is_coloured=is_coloured)
-    if told := notes(status.warnings, status.failures):
+        lines += _row(item, is_coloured=is_coloured, columns=columns)
+    if told := notes(status.warnings, status.failures, columns):
         lines += ["", *told]
     return "\n".join(lines)
 
 
-def _row(item: Item, *, is_coloured: bool) -> Iterator[str]:
+def _row(item: Item, *, is_coloured: bool, columns: int) -> Iterator[str]:
     detail = f" ({item.detail})" if item.detail and item.state is not State.COPIES else ""
     name = f"interface {item.name}" if item.kind == "interface" else item.name
-    first, *rest = wrapped(f"{_state(item) + ' ':<{STATE_COLUMNS}}{name}{detail}", STATE_COLUMNS)
+    first, *rest = wrapped(f"{_state(item) + ' ':<{STATE_COLUMNS}}{name}{detail}", STATE_COLUMNS, columns=columns)
     yield coloured(first, _COLOURS.get(item.state, RED), STATE_COLUMNS) if is_coloured else first
     yield from rest
 

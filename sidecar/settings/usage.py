@@ -8,8 +8,7 @@ from typing import Final
 
 from sidecar import PROGRAM
 from sidecar.settings.options import FLAGS, INHERITING, Flag
-
-WIDTH: Final = 100  # columns, where they are not those of a terminal
+from sidecar.text import WIDTH
 
 _NAME: Final = 19  # width of the column of names
 _COMMAND: Final = 11  # width of the column of commands

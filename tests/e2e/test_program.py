@@ -2,10 +2,12 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -675,6 +677,16 @@ def test_help(arguments: str, topic: str) -> None:
     done = subprocess.run([PROGRAM, *arguments.split()], capture_output=True, text=True, check=True)
     assert done.stdout == usage.usage(topic) + "\n"
     assert done.stderr == ""
+
+
+def test_the_help_fits_the_terminal() -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 60))
+    subprocess.run([PROGRAM, "help", "completion"], stdout=theirs, check=True)
+    shown = os.read(ours, 65536).decode().replace("\r\n", "\n")
+    os.close(theirs)
+    os.close(ours)
+    assert shown == usage.usage("completion", 60) + "\n"
 
 
 @pytest.mark.parametrize("argument", ["version", "--version"])

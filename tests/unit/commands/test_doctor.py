@@ -20,8 +20,8 @@ HUNG = replace(finding(Level.UNKNOWN, "commands", "ip does not answer"), leads=T
 DRIFT = replace(finding(Level.NOTE, "sync", "the sidecar would change something"), is_drift=True)
 
 
-def text(*findings: Finding, encoding: str = "utf-8", coloured: bool = False) -> str:
-    return findings_text(findings, is_coloured=coloured, encoding=encoding)
+def text(*findings: Finding, encoding: str = "utf-8", coloured: bool = False, columns: int = 100) -> str:
+    return findings_text(findings, is_coloured=coloured, encoding=encoding, columns=columns)
 
 
 def test_the_most_important_first_and_a_line_for_each() -> None:
@@ -76,18 +76,20 @@ def test_colour_takes_nothing_away() -> None:
     assert shown == text(*FINDINGS)
 
 
-def test_long_lines_are_wrapped_with_an_indent() -> None:
-    shown = text(finding(Level.FAULT, "rules", "word " * 60, "advice " * 60)).splitlines()
-    assert max(map(len, shown)) <= 100
+@pytest.mark.parametrize("columns", [60, 100])
+def test_long_lines_are_wrapped_with_an_indent(columns: int) -> None:
+    shown = text(finding(Level.FAULT, "rules", "word " * 60, "advice " * 60), columns=columns).splitlines()
+    assert max(map(len, shown)) <= columns
     assert {line[: line.index("word")] for line in shown if "word" in line} >= {"✗ rules       ", " " * 14}
     assert shown[-1].startswith(" " * 8 + "advice")
 
 
-def test_a_block_of_commands_does_what_each_of_them_does() -> None:
+@pytest.mark.parametrize("columns", [60, 100])
+def test_a_block_of_commands_does_what_each_of_them_does(columns: int) -> None:
     long = "echo " + " ".join(f"word-{number}" for number in range(40))
     quoted = "echo " + "word " * 15 + "'two  words' \"three   more words\" a'b  c'd | cat"
-    shown = text(finding(Level.FAULT, "rules", "x", commands=(long, quoted, "echo end"))).splitlines()
-    assert max(map(len, shown)) <= 100
+    shown = text(finding(Level.FAULT, "rules", "x", commands=(long, quoted, "echo end")), columns=columns).splitlines()
+    assert max(map(len, shown)) <= columns
     block = "\n".join(shown[shown.index(next(line for line in shown if "do: " in line)) :]).replace("do: ", "", 1)
     said = subprocess.run(["sh", "-c", block], capture_output=True, text=True, check=True).stdout.splitlines()
     assert said == [long.removeprefix("echo "), "word " * 15 + "two  words three   more words ab  cd", "end"]

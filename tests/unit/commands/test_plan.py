@@ -143,6 +143,11 @@ def test_what_a_cleanup_did(done: Cleaned, first: str, others: str) -> None:
     assert cleanup.cleaned_text(done).split("\n") == [first, *others.split("|")]
 
 
+def test_what_a_cleanup_did_fits_the_terminal() -> None:
+    done = replace(CLEAN, removed=("word " * 40,), warnings=("word " * 40,))
+    assert max(map(len, cleanup.cleaned_text(done, 60).splitlines())) <= 60
+
+
 def test_a_cleanup_as_json() -> None:
     lists = {"removed": ["r"], "absent": ["a"], "kept": ["k"], "left": ["l"], "failures": ["f"], "warnings": ["w"]}
     done = Cleaned(("r",), ("a",), ("k",), ("l",), ("f",), ("w",), 3)

@@ -141,7 +141,8 @@ def test_whose_settings_they_are() -> None:
     assert "()" not in rendered.status_text(IN_SYNC, is_coloured=False)
 
 
-def test_no_line_is_longer_than_a_hundred_columns_and_nothing_is_lost() -> None:
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_no_line_is_longer_than_the_terminal_is_wide_and_nothing_is_lost(columns: int) -> None:
     words = [f"word-{number}" for number in range(40)]
     long = " ".join(words)
     status = replace(
@@ -153,8 +154,8 @@ def test_no_line_is_longer_than_a_hundred_columns_and_nothing_is_lost() -> None:
         warnings=(long,),
         failures=(long,),
     )
-    lines = rendered.status_text(status, is_coloured=False).splitlines()
-    assert max(map(len, lines)) <= 100
+    lines = rendered.status_text(status, is_coloured=False, columns=columns).splitlines()
+    assert max(map(len, lines)) <= columns
     assert "\n".join(lines).split().count("word-20") == 6  # told also as the reason in the first line
     after = {lines[at][: lines[at].index("word")] for at in range(1, len(lines)) if lines[at].startswith(" ")}
     assert after == {"  ", " " * 11}
