@@ -62,13 +62,15 @@ def _words(command: str) -> Iterator[str]:
 
 def _fish() -> Iterator[str]:
     begin = f"complete -c {PROGRAM}"
-    after = f"{begin} -n '__fish_seen_subcommand_from"
     yield f"{begin} -f"
+    yield f"{begin} -l help -s h -d {shlex.quote('show the help')}"
     for command in COMMANDS:
         yield f"{begin} -n __fish_use_subcommand -a {command} -d {shlex.quote(summary(command))}"
-    yield f"{after} help' -a '{' '.join(COMMANDS)}'"
-    yield f"{after} completion' -a '{' '.join(SHELLS)}'"
+    yield f"{begin} -n '__fish_seen_subcommand_from help' -a '{' '.join(COMMANDS)}'"
+    yield f"{begin} -n '__fish_seen_subcommand_from completion' -a '{' '.join(SHELLS)}'"
     for flag in FLAGS.values():
+        first = "__fish_use_subcommand; or " if COMMANDS[0] in flag.commands else ""
         letter = f" -s {flag.letter}" if flag.letter else ""
         value = "" if flag.is_boolean else " -r"
-        yield f"{after} {' '.join(flag.commands)}' -l {flag.name}{letter}{value} -d {shlex.quote(flag.help)}"
+        where = f"{first}__fish_seen_subcommand_from {' '.join(flag.commands)}"
+        yield f"{begin} -n '{where}' -l {flag.name}{letter}{value} -d {shlex.quote(flag.help)}"

@@ -56,7 +56,7 @@ _COMMANDS: Final = {
     "version": _Command("Print the version.", "", ("version", "version --output=json")),
     "completion": _Command(
         "Print a script that completes commands and flags in a shell.",
-        "Bash and zsh read it from a file or with eval, fish with source.",
+        "Each shell can `source` it, too; zsh after compinit.",
         (
             f"completion bash > /etc/bash_completion.d/{PROGRAM}",
             f"completion fish > ~/.config/fish/completions/{PROGRAM}.fish",
