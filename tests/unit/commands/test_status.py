@@ -189,6 +189,10 @@ def test_nothing_from_outside_forges_a_line_or_moves_the_cursor() -> None:
     assert len(rows(status)) == 2
 
 
+def test_a_later_look_that_finds_the_same_is_not_a_change() -> None:
+    assert replace(IN_SYNC, time=IN_SYNC.time + timedelta(seconds=2)) == IN_SYNC
+
+
 # The JSON of status
 
 

@@ -414,6 +414,8 @@ def test_a_flag_that_does_nothing_or_more_than_one_might_think_is_a_warning(argv
         (["run", "-o", "json"], "--output works only with `status`, `plan`, `cleanup`, `doctor` and `version`"),
         (["status", "--daemon"], "--daemon works only with `run`"),
         (["plan", "--cleanup"], "--cleanup works only with `run`"),
+        (["doctor", "--sync-interval=1s"], "--sync-interval works only with `run`"),
+        (["cleanup", "--watch"], "--watch works only with `status`"),
         (["doctor", "--health-address=:9180"], "--health-address works only with `run`"),
         (["status", "--cleanup-timeout=1s"], "--cleanup-timeout works only with `run` and `cleanup`"),
     ],
