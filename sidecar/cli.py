@@ -50,11 +50,10 @@ def _print_version(line: Invocation) -> int:
     try:
         FLAGS["output"].check(output)
     except ValueError as error:
-        return _refuse(line, [f"{FLAGS['output'].spelled}={quoted(output)}: {error}"])
-    is_json = output == "json"
-    _print(
-        as_json({"schema": "version/v1", "exit": 0, "version": __version__}) if is_json else f"{PROGRAM} {__version__}"
-    )
+        origin = FLAGS["output"].spelled if "output" in line.values else FLAGS["output"].variable
+        return _refuse(line, [f"{origin}={quoted(output)}: {error}"])
+    answer = {"schema": "version/v1", "exit": 0, "version": __version__}
+    _print(as_json(answer) if output == "json" else f"{PROGRAM} {__version__}")
     return 0
 
 
