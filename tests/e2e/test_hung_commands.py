@@ -19,7 +19,8 @@ from support.namespace import CIDR, ENVIRONMENT, Namespace
 from support.program import Fake, Start
 from support.waiting import FOREVER, HANG, until
 
-FLAGS = ("--ip-address=10.96.0.2", "--setup-iptables", "--sync-interval=1s", "--iptables-wait=500ms")
+WANTED = ("--ip-address=10.96.0.2", "--setup-iptables", "--iptables-wait=500ms")
+FLAGS = (*WANTED, "--sync-interval=1s")
 
 #: Puts a program on a file system that hangs when this is done with it; returns the environment in which it is found,
 #: and the process that ends the hang by its own end.
@@ -98,7 +99,8 @@ def test_a_second_signal_ends_a_start_that_hangs(start: Start, hang: Hang) -> No
 @pytest.mark.parametrize("command", ["status", "plan", "doctor", "cleanup"])
 def test_every_command_ends_although_a_start_hangs(start: Start, hang: Hang, command: str) -> None:
     env, _ = hang("ip")
-    sidecar = start(command, *FLAGS, "--command-timeout=1100ms", "--cleanup-timeout=3s", **env)
+    limit = ["--cleanup-timeout=3s"] if command == "cleanup" else []
+    sidecar = start(command, *WANTED, "--command-timeout=1100ms", *limit, **env)
     output, errors = sidecar.process.communicate(timeout=HANG)
     assert sidecar.process.returncode == 1
     assert "does not end, as it waits in the kernel" in " ".join(output.split())
@@ -120,11 +122,11 @@ PROGRAMS = [
 def test_what_hangs_is_told_first_and_not_started_again(
     namespace: Namespace, start: Start, fake: Fake, command: str, programs: list[str]
 ) -> None:
-    put_in_place(namespace, *FLAGS[:2])
+    put_in_place(namespace, *WANTED[:2])
     env: dict[str, str] = {}
     for name in programs:
         env = fake(name, f"echo {name} >> $here/started; exec sleep {FOREVER}")
-    sidecar = start(command, *FLAGS[:2], "--output=json", **env)
+    sidecar = start(command, *WANTED[:2], "--output=json", **env)
     answer = json.loads(sidecar.process.communicate(timeout=HANG)[0])
     assert answer["exit"] == sidecar.process.returncode == 1
     names = "|".join(programs)
@@ -138,7 +140,7 @@ def test_what_hangs_is_told_first_and_not_started_again(
 
 
 def test_a_shorter_time_for_commands_counts(start: Start, fake: Fake) -> None:
-    sidecar = start("doctor", FLAGS[0], "--command-timeout=200ms", **fake("ip", f"exec sleep {FOREVER}"))
+    sidecar = start("doctor", WANTED[0], "--command-timeout=200ms", **fake("ip", f"exec sleep {FOREVER}"))
     assert "ip does not answer within 0.2 s: `ip -V`" in sidecar.process.communicate(timeout=HANG)[0]
 
 
@@ -146,9 +148,9 @@ def test_a_shorter_time_for_commands_counts(start: Start, fake: Fake) -> None:
 def test_who_holds_the_lock_is_told_and_not_that_iptables_hangs(
     namespace: Namespace, start: Start, command: str
 ) -> None:
-    put_in_place(namespace, *FLAGS[:2], backend="legacy")
+    put_in_place(namespace, *WANTED[:2], backend="legacy")
     with namespace.lock_held():
-        sidecar = start(command, *FLAGS[:2], "--iptables-backend=legacy")
+        sidecar = start(command, *WANTED[:2], "--iptables-backend=legacy")
         output = " ".join(sidecar.process.communicate(timeout=HANG)[0].split())
     assert re.match(r".*/run/xtables.lock is held by pid \d+ \(\w+\); iptables commands are waiting for it", output)
     assert "does not answer" not in output
@@ -196,7 +198,7 @@ def test_what_is_left_of_a_hung_start_keeps_no_cleanup_back(
     sidecar = execute(*FLAGS, f"--command-timeout={FOREVER}s", **env)
     wait_for_hang(server)
     sidecar.kill()
-    cleanup = start("cleanup", *FLAGS)
+    cleanup = start("cleanup", *WANTED)
     output = cleanup.process.communicate(timeout=HANG)[0]
     assert cleanup.process.returncode == 0, output
     assert namespace.addresses() == []
