@@ -29,7 +29,7 @@ ENV PATH=/opt/apiserver-proxy-sidecar/bin:/usr/sbin:/usr/bin
 LABEL org.opencontainers.image.title="apiserver-proxy-sidecar" \
     org.opencontainers.image.description="Holds an IP address and its iptables rules on a Kubernetes node" \
     org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="0.1.0"
+    org.opencontainers.image.version="0.2.0"
 # UID 0, as Kubernetes grants capabilities to no other user. It needs NET_ADMIN, and for the legacy backend NET_RAW.
 USER 0:0
 ENTRYPOINT ["apiserver-proxy-sidecar"]

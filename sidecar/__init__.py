@@ -10,4 +10,4 @@ from typing import Final
 
 PROGRAM: Final = "apiserver-proxy-sidecar"
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -79,7 +79,7 @@ def test_by_default_everything_goes_to_standard_error_under_klogs_header(passes:
 
 def test_skip_headers(passes: Start) -> None:
     sidecar = passes("--skip_headers")
-    assert sidecar.log.startswith("apiserver-proxy-sidecar 0.1.0: ")
+    assert sidecar.log.startswith(f"apiserver-proxy-sidecar {__version__}: ")
     assert "\ncould not add 10.96.0.2/32: interface eth9 does not exist" in sidecar.log
 
 

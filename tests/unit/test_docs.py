@@ -51,8 +51,8 @@ RUN_BY: Final = {
     "scripts/fleet --nodes=8 --seconds=10": _FLEET_OF_8,
     "scripts/fleet --seed=1 --picture=docs/fleet.svg --output=json": _FLEET,
     "scripts/faults": "e2e/test_proxy.py::test_under_load_a_fault_costs_no_more_than_it_must",
-    "docker build --tag registry.example.com/apiserver-proxy-sidecar:0.1.0 .": _ENGINE,
-    "docker push registry.example.com/apiserver-proxy-sidecar:0.1.0": "no: tests have no registry",
+    "docker build --tag registry.example.com/apiserver-proxy-sidecar:0.2.0 .": _ENGINE,
+    "docker push registry.example.com/apiserver-proxy-sidecar:0.2.0": "no: tests have no registry",
     "sed -i 's/=10.96.0.2$/=10.96.0.7/' deploy/kubernetes/settings/sidecar.env": (
         "unit/test_docs.py::test_the_manifests_take_an_address_as_the_readme_says"
     ),

@@ -25,6 +25,8 @@ UNREAD_EVERY: Final = 7  # nodes; nobody reads its log
 FAULTS_PER_NODE: Final = 0.08  # a second
 FEWEST_FAULTS: Final = 3.0  # a second
 UPDATE_AT: Final = 0.2  # of the time
+SETTLED: Final = 10.0  # seconds that the starts of 100 sidecars and the looks after them take two cores, at most
+FULL: Final = 100  # nodes
 _PAUSE: Final = 0.2  # seconds between two looks
 _DESCRIPTORS: Final = 16  # for each node
 
@@ -71,6 +73,8 @@ def run(nodes: Sequence[Node], seconds: float, seed: int, tell: Tell) -> Report:
         load = os.getloadavg()[0]
         start(nodes, tell)
         start_cpu = _cpu(nodes) / len(nodes)
+        tell("waiting until the starts and the looks after them are over")
+        time.sleep(SETTLED * min(1, len(nodes) / FULL))
         kernel.in_sync()
         with Scrapes(nodes) as scrapes:
             chaos = Chaos(nodes, kernel, seed, max(FEWEST_FAULTS, FAULTS_PER_NODE * len(nodes)))
