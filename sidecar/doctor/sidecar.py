@@ -108,8 +108,9 @@ def _unrepaired(view: View, at_work: Sequence[Instance], *, is_suspect: bool) ->
         yield Finding(Level.FAULT, found, _how_to_find(view, last or first), facts=facts, leads=True)
     elif last:
         found = f"{who} runs here, but does not repair what is missing: {_names(last)}"
-        why = _readiness(at_work)
-        yield Finding(Level.FAULT, f"{found}; {why}" if why else found, "see its log", facts=facts, leads=True)
+        # It waits longer each time that something is taken away again.
+        why = _readiness(at_work) or "perhaps something keeps taking it away"
+        yield Finding(Level.FAULT, f"{found}; {why}", "see its log", facts=facts, leads=True)
     elif first:
         yield Finding(Level.NOTE, f"{who} has just added what was missing: {_names(first)}", facts=facts)
 

@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.node.claims import Claims
 from sidecar.state.model import Address
+from support.in_sync import put_in_place
 from support.namespace import CIDR, IPV4, Namespace
 from support.program import Fake, Start
 from support.sweep import sweep
@@ -110,6 +111,7 @@ def test_of_two_that_stop_at_once_the_last_one_removes(
     held = "touch $here/cleaning; while [ ! -e $here/go-on ]; do sleep 0.02; done"
     env = fake("ip", f'if [ -e $here/hold ]; then case "$*" in *show*) {held};; esac; fi; exec $real "$@"')
     flags = (*FLAGS, f"--iptables-backend={backend}", "--cleanup-timeout=1h", "--command-timeout=1h")
+    put_in_place(namespace, *FLAGS, backend=backend)  # neither changes anything, so neither looks again soon
     first = execute(*flags, **env)
     first.wait_for("in sync")
     second = execute(*flags)

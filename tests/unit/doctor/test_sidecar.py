@@ -40,7 +40,7 @@ def test_one_that_works_is_not_mentioned(node: RecordedNode) -> None:
 def test_what_stays_missing_is_what_it_does_not_repair(node: RecordedNode, mocker: MockerFixture) -> None:
     delete_address(node)
     found = f"fault: {ME} runs here, but does not repair what is missing: {CIDR}"
-    assert node.texts("sidecar") == [found]
+    assert node.texts("sidecar") == [f"{found}; perhaps something keeps taking it away"]
     (missing,) = node.findings("address")
     assert (missing.commands, missing.remedy) == ((), f"{ME} does this by itself, see `sidecar` above")
     pages = {"/healthz": Answer(200, "ok"), "/readyz": Answer(503, "not in sync:\n why")}
