@@ -2,13 +2,14 @@
 
 import contextlib
 import gc
+import importlib
 import io
 import os
 import select
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from sidecar import PROGRAM, __version__
 from sidecar.commands.output import as_json
@@ -71,7 +72,7 @@ def _run(line: Invocation, hints: Sequence[str]) -> int:
     if line.command == "run":
         from sidecar.commands import run  # noqa: PLC0415 - this takes a tenth of a second
     else:
-        _commands()  # loaded while the child loads
+        _answers(line.command)  # loaded while the child loads
     # Everything loaded so far stays: the garbage collector, off until here, need never scan it again.
     gc.freeze()
     gc.enable()
@@ -107,7 +108,7 @@ def _answer(line: Invocation, loaded: "Loaded") -> int:
     terminal = Terminal.of(sys.stdout, os.environ, _is_read)
     code = 0
     try:
-        for text, code in _commands()[line.command](loaded, terminal):  # noqa: B007 - the last one counts
+        for text, code in _answers(line.command)(loaded, terminal):  # noqa: B007 - the last one counts
             with _ended_by_signals(0 if loaded.options.watch else SidecarError.exit_code):
                 print(text, flush=True)
     except BrokenPipeError:  # nobody reads the output any more
@@ -129,11 +130,10 @@ def _ended_by_signals(code: int) -> "Iterator[None]":
         signal.signal(number, handler)
 
 
-def _commands() -> "dict[str, Callable[[Loaded, Terminal], Iterator[Answer]]]":
-    """Load the commands; return the function for each command word that yields its answers."""
-    from sidecar.commands import cleanup, doctor, plan, status  # noqa: PLC0415 - this takes a tenth of a second
-
-    return {"status": status.answers, "plan": plan.answers, "cleanup": cleanup.answers, "doctor": doctor.answers}
+def _answers(command: str) -> "Callable[[Loaded, Terminal], Iterator[Answer]]":
+    """Load a command, and no other; return the function that yields its answers."""
+    module = importlib.import_module(f"sidecar.commands.{command}")  # this takes a tenth of a second
+    return cast("Callable[[Loaded, Terminal], Iterator[Answer]]", module.answers)
 
 
 def _is_read() -> bool:

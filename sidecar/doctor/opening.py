@@ -11,9 +11,6 @@ from sidecar.state.model import IPV4, Address, Rule
 
 _WAIT: Final = 5.0  # seconds for which a command that is shown waits for the xtables lock
 
-#: Base chains in which the traffic is a reply, from the address.
-_OUTWARD: Final = ("OUTPUT", "POSTROUTING")
-
 
 def opening(view: View, address: Address, rules: Ruleset, met: Met, *, is_reply: bool) -> tuple[str, ...]:
     """Return the commands that let the traffic of an address pass the base chain in which a rule stops it.

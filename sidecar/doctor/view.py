@@ -137,14 +137,6 @@ class View:
         """Whether legacy is asked for, or known to be in use."""
         return any(backend.is_legacy for backend in self.backends.values())
 
-    def is_untracked(self, address: Address) -> bool:
-        """Whether the rules that exempt an address from connection tracking are there, and have their effect."""
-        observed = self.observed()
-        rules = [rule for rule in self.desired.rules if rule.table == "raw" and address.cidr in rule.match]
-        idle = {rule for rule, hindrance in observed.hindrances.items() if hindrance.certain}
-        idle |= {rule for rule in rules if observed.is_dormant(rule)}
-        return bool(rules) and all(observed.copies.get(rule) and rule not in idle for rule in rules)
-
     def commands(self, *actions: Action) -> tuple[str, ...]:
         """Return the commands for these actions, ready to paste; none if they cannot be determined."""
         try:

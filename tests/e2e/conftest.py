@@ -1,8 +1,10 @@
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from support import program
+from support import program, proxy
 from support.namespace import Namespace
 from support.program import Sidecar, Start
 
@@ -36,3 +38,10 @@ def execute(namespace: Namespace, started: list[Sidecar]) -> Start:
         return started[-1]
 
     return execute
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl here to make a certificate with")
+    return proxy.make_certificate(tmp_path_factory.mktemp("tls") / "pem")

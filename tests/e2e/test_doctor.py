@@ -143,13 +143,6 @@ def doctor(
     return Report(done.returncode, shown["summary"], shown["findings"])
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl here to make a certificate with")
-    return proxy.make_certificate(tmp_path_factory.mktemp("tls") / "pem")
-
-
 @pytest.fixture
 def node_with(namespace: Namespace, certificate: Path) -> Iterator[Callable[..., Node]]:
     """Return what makes a node in sync; the first argument is run before it."""

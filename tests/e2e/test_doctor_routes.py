@@ -6,7 +6,6 @@ Two pods: one behind a link of its own, as Calico's are, with a host route; one 
 import contextlib
 import json
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,13 +108,6 @@ def _connect(ip: str, patience: float, source: str = "") -> None:
             print("reached")
     except OSError as error:
         print(error)
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl here to make a certificate with")
-    return proxy.make_certificate(tmp_path_factory.mktemp("tls") / "pem")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from support.fleet.kernel import Kernel
@@ -80,7 +81,8 @@ def storm(node: Node, dice: random.Random, __: Kernel) -> Iterator[float]:
 def hold_lock(node: Node, dice: random.Random, _: Kernel) -> Iterator[float]:
     """Hold the xtables lock for a while; only legacy heeds it."""
     node.hinder(LOCKED)
-    lock = os.open(f"/proc/{node.namespace.pid}/root/run/xtables.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = Path("/proc", str(node.namespace.pid), "root", "run", "xtables.lock")  # as processes of the node see it
+    lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
             try:
